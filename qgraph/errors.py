@@ -1,0 +1,51 @@
+"""The errors qgraph raises on purpose.
+
+Every one of them is a mistake of the input or of its surroundings: the command line prints it on one line and exits.
+Anything that is not a ``QGraphError`` is our own bug and keeps its traceback.  A message says what was found, what was
+wanted, where (node, file), and what to do.
+"""
+
+from __future__ import annotations
+
+
+class QGraphError(Exception):
+    """Root of the tree."""
+
+
+class GraphError(QGraphError):
+    """A graph is not valid, or an edit would make it so."""
+
+
+class FormatError(QGraphError):
+    """A file is malformed: truncated, corrupted, or not what its name says."""
+
+
+class UnsupportedError(QGraphError):
+    """The input is well formed, but qgraph or the chosen target cannot carry it."""
+
+
+class OptionError(QGraphError):
+    """An option has a value that cannot be used, such as an exclusion that matches nothing."""
+
+
+class DataError(QGraphError):
+    """Calibration or evaluation data cannot be read or do not fit the model."""
+
+
+class CalibrationError(QGraphError):
+    """Ranges cannot be determined, or a calibration table does not belong to the model."""
+
+
+class PassError(QGraphError):
+    """A pass broke its contract: it left an invalid graph or misreported its changes."""
+
+
+class MissingDependencyError(QGraphError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, what_for: str, extra: str) -> None:
+        super().__init__(f'{what_for} needs {package}, which is not installed: pip install "qgraph[{extra}]"')
+
+
+class CheckFailed(QGraphError):
+    """A check that the user asked for did not hold (exit code 3)."""

@@ -1,0 +1,1 @@
+"""File formats: one module per format; only they know bytes."""

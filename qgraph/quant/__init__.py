@@ -1,0 +1,1 @@
+"""Quantization arithmetic, observers and the calibration table."""

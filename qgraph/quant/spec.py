@@ -1,0 +1,183 @@
+"""What a quantization is (`QSpec`), with its numbers (`QParams`), and the one arithmetic of the project.
+
+    r = scale * (q - zero_point)
+    q = clip(round(r / scale) + zero_point, qmin, qmax)
+
+Every emitter and runtime is tested against the functions of this file.  `scale` is always the real step, in float32.
+How ``round(r / scale)`` is computed belongs to the target, see `ROUNDING`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Callable
+
+import numpy as np
+
+from qgraph.errors import OptionError
+
+GRANULARITIES = ("tensor", "group", "channel")
+_F32_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """A decision: how one tensor is quantized, before the numbers are known.
+
+    bits: 2..16 for activations and weights, 32 for a bias.
+    signed: None means "auto": unsigned if nothing negative was observed.
+    narrow: the lowest code is left out, so that the range is symmetric (-127..127).
+    granularity: one scale per tensor, per convolution group, or per channel along `axis`.
+    groups: number of convolution groups, read when granularity is "group".
+    source: name of the tensor whose observed range is used ("" is the quantized tensor itself); this is how tensors
+        that one integer op reads together share a scale.
+    """
+
+    bits: int = 8
+    signed: bool | None = None
+    narrow: bool = False
+    granularity: str = "tensor"
+    axis: int = 0
+    groups: int = 1
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.bits <= 16 or self.bits == 32):
+            raise OptionError(f"bits: found {self.bits}, want 2 to 16 (32 for a bias)")
+        if self.granularity not in GRANULARITIES:
+            raise OptionError(f"granularity: found {self.granularity!r}, want one of {', '.join(GRANULARITIES)}")
+
+    @property
+    def qmin(self) -> int:
+        if not self.signed:
+            return 0
+        return -(1 << (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def dtype(self) -> str:
+        """Short name, as printed: s8, u4, auto8."""
+        return {None: "auto", True: "s", False: "u"}[self.signed] + str(self.bits)
+
+
+@dataclass(frozen=True, eq=False)
+class QParams(QSpec):
+    """A `QSpec` with its numbers.
+
+    scale: float32, shape () for granularity "tensor", else (n,) with n groups or channels; finite and > 0.
+    zero_point: int64 array of the same shape.
+    """
+
+    scale: np.ndarray = np.float32(1.0)  # type: ignore[assignment]
+    zero_point: np.ndarray = np.int64(0)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scale = np.array(self.scale, np.float32)
+        zero = np.broadcast_to(np.array(self.zero_point, np.int64), scale.shape).copy()
+        scale.setflags(write=False)
+        zero.setflags(write=False)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero)
+        if self.signed is None:
+            raise OptionError("QParams: signed must be known")
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise OptionError(f"scale: found {scale.min()}..{scale.max()}, want finite and > 0")
+        if scale.ndim != (0 if self.granularity == "tensor" else 1):
+            raise OptionError(f"scale: found shape {scale.shape} for granularity {self.granularity}")
+
+    @property
+    def spec(self) -> QSpec:
+        return QSpec(**{f.name: getattr(self, f.name) for f in fields(QSpec)})
+
+    @property
+    def key(self) -> tuple:
+        """A value to compare two `QParams` by."""
+        return (self.spec, self.scale.tobytes(), self.zero_point.tobytes())
+
+
+# ---- rounding -------------------------------------------------------------------------------------------------------
+# name -> function (x float32, scale float32 broadcastable, signed) -> float32 array of whole numbers, not yet clipped
+
+def _half_even(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
+    """ONNX QuantizeLinear: round to nearest, ties to even, of a float32 quotient."""
+    return np.rint(x / scale)
+
+
+def _half_away(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
+    """C round(), as ncnn and Tengine: ties away from zero, of a product with the reciprocal."""
+    y = x * (np.float32(1) / scale)
+    return np.trunc(y + np.copysign(np.float32(0.5), y))
+
+
+def mxnet_range(scale: np.ndarray | float, signed: bool) -> np.ndarray:
+    """The calibration range that makes MXNet's oneDNN ops work with the step `scale`: 127.5 steps (s8), 255.5 (u8)."""
+    return np.float32(127.5 if signed else 255.5) * np.asarray(scale, np.float32)
+
+
+def _mxnet(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
+    """`_contrib_quantize_v2` on CPU (oneDNN reorder): float32 product with R / range, ties to even."""
+    return np.rint(x * (np.float32(127.5 if signed else 255.5) / mxnet_range(scale, signed)))
+
+
+ROUNDING: dict[str, Callable[[np.ndarray, np.ndarray, bool], np.ndarray]] = {
+    "half-even": _half_even,
+    "half-away": _half_away,
+    "mxnet": _mxnet,
+}
+
+
+# ---- arithmetic -----------------------------------------------------------------------------------------------------
+
+def per_axis(values: np.ndarray, spec: QSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """Scales or zero points, () or (n,), shaped so that they broadcast against a tensor of `shape`.
+
+    A group's value is repeated for the shape[axis] // n channels that belong to it.
+    """
+    if spec.granularity == "tensor":
+        return values
+    channels = shape[spec.axis]
+    if channels % len(values):
+        raise OptionError(f"{len(values)} scales do not divide the {channels} channels of axis {spec.axis}")
+    full = np.repeat(values, channels // len(values))
+    return full.reshape([-1 if d == spec.axis else 1 for d in range(len(shape))])
+
+
+def quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np.ndarray:
+    """Real values -> integer codes (int32, same shape). NaN becomes the code of zero."""
+    x = np.asarray(x, np.float32)
+    scale, zero = per_axis(qp.scale, qp, x.shape), per_axis(qp.zero_point, qp, x.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = ROUNDING[rounding](x, scale, bool(qp.signed))
+    rounded = np.clip(np.nan_to_num(rounded, nan=0.0, posinf=2.0**31, neginf=-(2.0**31)), -(2.0**31), 2.0**31)
+    return np.clip(rounded.astype(np.int64) + zero, qp.qmin, qp.qmax).astype(np.int32)
+
+
+def dequantize(q: np.ndarray, qp: QParams) -> np.ndarray:
+    """Integer codes -> real values (float32, same shape)."""
+    scale, zero = per_axis(qp.scale, qp, q.shape), per_axis(qp.zero_point, qp, q.shape)
+    return ((q - zero).astype(np.float32) * scale).astype(np.float32)
+
+
+def fake_quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np.ndarray:
+    """Real values -> the nearest real values that have a code (float32, same shape)."""
+    return dequantize(quantize(x, qp, rounding), qp)
+
+
+def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -> QParams:
+    """`spec` with the symmetric step that covers [low, high]: max(|low|, |high|) / qmax, zero_point 0.
+
+    low, high: real values, shape () or (n,). Signedness "auto" becomes unsigned if no `low` is negative. A range of
+    zero width gets step 1 (all codes are zero then, and a finite scale is what the engines want).
+    """
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    signed = bool((low < 0).any()) if spec.signed is None else spec.signed
+    full = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
+    full["signed"] = signed
+    qmax = QSpec(**full).qmax
+    bound = np.maximum(np.abs(low), np.abs(high)) if signed else np.maximum(high, 0)
+    scale = bound / qmax
+    return QParams(**full, scale=np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32))

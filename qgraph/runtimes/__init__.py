@@ -1,0 +1,1 @@
+"""What executes a graph: the NumPy reference and the engines, behind one interface."""
