@@ -6,7 +6,6 @@ To teach qgraph an op, add a row; an op without a row is carried through untouch
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,10 +195,10 @@ def parse_tuple(text: str) -> tuple[Any, ...]:
 def _number(text: str) -> Any:
     if text == "None":
         return None
-    value = ast.literal_eval(text.rstrip("L")) if len(text) < 40 else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if len(text) > 40:
         raise ValueError(text)
-    return value
+    digits = text.rstrip("L")
+    return int(digits) if digits.lstrip("+-").isdecimal() else float(text)
 
 
 def slot(node: Node, name: str) -> int:

@@ -1,0 +1,83 @@
+"""Output files, all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, Callable, Union
+
+from qgraph.errors import QGraphError
+
+Content = Union[bytes, str, Callable[[BinaryIO], None]]
+
+
+def write_files(files: Mapping[str, Content]) -> None:
+    """Write a set of files such that each is the old one or the new one at any moment, never a part.
+
+    files: path -> bytes, text (written as UTF-8), or a function that writes to the binary stream it is given.
+    Every file is first written beside its place and synced to the disk; when all are there they are renamed in the
+    order given. On an error nothing is renamed, and the unfinished files are removed. A path that is a symbolic link
+    keeps being one. Raises QGraphError for a folder that is missing or may not be written, and for a full disk.
+    """
+    staged: list[tuple[str, str, str]] = []  # temporary, final, as the user called it
+    path = ""
+    try:
+        for path, content in files.items():
+            final = os.path.realpath(path)
+            temporary = os.path.join(os.path.dirname(final), f".qgraph-{secrets.token_hex(8)}.tmp")
+            _check_place(final, path)
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+            staged.append((temporary, final, path))
+            with os.fdopen(descriptor, "wb") as stream:
+                if callable(content):
+                    content(stream)
+                else:
+                    stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if os.path.exists(final):
+                os.chmod(temporary, stat.S_IMODE(os.stat(final).st_mode))
+        while staged:
+            temporary, final, path = staged[0]
+            os.replace(temporary, final)
+            staged.pop(0)
+        for folder in {os.path.dirname(os.path.realpath(p)) for p in files}:
+            _sync_folder(folder)
+    except OSError as error:
+        raise QGraphError(f"{path}: cannot be written: {_reason(error, path)}") from error
+    finally:
+        for temporary, _, _ in staged:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _check_place(final: str, path: str) -> None:
+    """Refuse what the rename at the end would stumble over, or would destroy (a device)."""
+    if os.path.exists(final) and not os.path.isfile(final):
+        raise QGraphError(f"{path}: cannot be written: it is there already and not a regular file")
+
+
+def _reason(error: OSError, path: str) -> str:
+    folder = Path(path).parent
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and run again (the previous files are untouched)"
+    if error.errno == errno.ENOENT:
+        return f"the folder {folder} does not exist; create it first"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write in the folder {folder}"
+    return error.strerror or str(error)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the renames durable; where folders cannot be opened (Windows) there is nothing to do."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

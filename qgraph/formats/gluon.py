@@ -1,0 +1,76 @@
+"""A Gluon block as a graph: it is traced with symbols in memory, no file is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qgraph.errors import MissingDependencyError, OptionError, UnsupportedError
+from qgraph.formats.mxnet import load
+from qgraph.ir import Graph
+
+Shape = Sequence[int]
+
+
+def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape]) -> Graph:
+    """The graph of a `gluon.HybridBlock` (or SymbolBlock), with its parameters as they are now.
+
+    shapes: one shape per input, such as ``(1, 3, 224, 224)``, or one dict of name -> shape. Inputs given without names
+        are called as Gluon's export does: "data", or "data0", "data1", ... Without shapes there is one input.
+    The block keeps its hybridization and its cache. Parameters whose initialization is deferred are initialized by a
+    forward pass on zeros of these shapes, as the first use of the block would.
+    Raises UnsupportedError for a block that cannot be traced, OptionError for what the caller can mend.
+    """
+    try:
+        import mxnet as mx
+    except ImportError as error:
+        raise MissingDependencyError("mxnet", "from_gluon", "mxnet") from error
+    if not isinstance(block, mx.gluon.HybridBlock):
+        raise UnsupportedError(f"from_gluon: found a {type(block).__name__}, want a gluon.HybridBlock (only these "
+                               "can be traced)")
+    inputs = _input_shapes(shapes)
+    parameters = block.collect_params()
+    if any(p._deferred_init for p in parameters.values()):
+        if any(shape is None for shape in inputs.values()):
+            raise OptionError("from_gluon: the block's parameters have no shapes yet; give the shapes of its inputs")
+        with mx.autograd.pause():
+            block(*[mx.nd.zeros(shape) for shape in inputs.values()])
+    bare = [name for name, p in parameters.items() if p._data is None]
+    if bare:
+        raise OptionError(f"from_gluon: {bare[0]} and {len(bare) - 1} other parameters have no values; call "
+                          "initialize() or load_parameters() first")
+    variables = [mx.sym.var(name, shape=shape) if shape else mx.sym.var(name) for name, shape in inputs.items()]
+    try:
+        outputs = _flatten(block(*variables))
+    except (AttributeError, TypeError, ValueError, AssertionError, NotImplementedError, mx.MXNetError) as error:
+        first_line = str(error).strip().splitlines() or [""]
+        raise UnsupportedError(f"from_gluon: {type(block).__name__} cannot be traced with {len(inputs)} symbols as "
+                               f"inputs: {type(error).__name__}: {first_line[0]}") from error
+    symbol = outputs[0] if len(outputs) == 1 else mx.sym.Group(outputs)
+    used = set(symbol.list_inputs())
+    arrays = {name: p.data(p.list_ctx()[0]) for name, p in parameters.items() if name in used}
+    return load(symbol, arrays)
+
+
+def _input_shapes(shapes: tuple[Shape | Mapping[str, Shape], ...]) -> dict[str, tuple[int, ...] | None]:
+    if not shapes:
+        return {"data": None}
+    if isinstance(shapes[0], Mapping):
+        if len(shapes) > 1:
+            raise OptionError("from_gluon: give either one dict of shapes or one shape per input")
+        named: Mapping[str, Any] = shapes[0]
+    elif len(shapes) == 1:
+        named = {"data": shapes[0]}
+    else:
+        named = {f"data{i}": shape for i, shape in enumerate(shapes)}
+    for name, shape in named.items():
+        if not re.fullmatch(r"\S+", name) or not all(isinstance(d, int) and d > 0 for d in shape):
+            raise OptionError(f"from_gluon: {name!r}: found shape {shape!r}, want positive whole numbers")
+    return {name: tuple(shape) for name, shape in named.items()}
+
+
+def _flatten(outputs: Any) -> list[Any]:
+    if isinstance(outputs, (list, tuple)):
+        return [leaf for item in outputs for leaf in _flatten(item)]
+    return [outputs]

@@ -1,0 +1,385 @@
+"""MXNet checkpoints: symbol JSON and params in (`load`) and out (`save`, `to_mxnet`), with or without MXNet installed.
+
+The bytes are read and written by `mxnet_json` and `ndarray`; this file knows what the nodes mean.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from qgraph import ops
+from qgraph.errors import FormatError, GraphError, MissingDependencyError, UnsupportedError
+from qgraph.files import Content, write_files
+from qgraph.formats.mxnet_json import JsonGraph, JsonNode, compose, num_outputs, pack_subgraphs, parse, unpack_subgraphs
+from qgraph.formats.ndarray import dump_params, read_params
+from qgraph.ir import Graph, Node, Port
+
+log = logging.getLogger("qgraph")
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+SUBGRAPHS = "__subgraphs__"  # attribute of a fused oneDNN node: its subgraphs as one line of JSON
+_FUSED = "_sg_mkldnn_"
+_CONTROL_FLOW = frozenset({"_foreach", "_while_loop", "_cond"})
+_SPARSE = {"1": "row_sparse", "2": "csr"}
+_HIDDEN = ("ctx_group", "lr_mult", "wd_mult", "force_mirroring", "mirror_stage")  # as MXNet's legacy_json_util.cc
+_PARAM_SLOTS = frozenset({"weight", "bias", "gamma", "beta", "moving_mean", "moving_var"})
+_MAY_CARRY_ACT = frozenset({"Convolution", "Deconvolution", "FullyConnected", "elemwise_add", "broadcast_add"})
+_ACT_KEYS = ("act_type", "a_min", "a_max")
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+def load(symbol: Any, params: Any = None) -> Graph:
+    """The graph of an MXNet symbol of any generation since 0.8, with its parameters.
+
+    symbol: path of a ``-symbol.json``, its text, the parsed dict, or an `mx.sym.Symbol`.
+    params: path of a ``.params`` file, or arrays by name (NumPy or `mx.nd.NDArray`, with or without ``arg:``/``aux:``);
+        None gives a graph whose variables are all inputs. Floating arrays become float32, integers stay.
+    Auxiliary inputs (0.8 leaves them out) and labels are filled in, duplicate op names get a number, variables of one
+    name become one; what no head needs is dropped. Attributes of training (``lr_mult``, ``__init__``) are left out; an
+    input keeps ``__shape__`` as a hint, which may hold the batch size of the training.
+    Raises FormatError for damaged files and missing arrays, UnsupportedError for control flow, sparse and the like.
+    """
+    text, where = _symbol_text(symbol)
+    g = _build(parse(text, where), where)
+    g.prune()
+    if params is not None:
+        arrays, source = _arrays(params)
+        _attach(g, arrays, source)
+    g.verify()
+    return g
+
+
+def _symbol_text(symbol: Any) -> tuple[str, str]:
+    """(JSON text, what to call it in messages)"""
+    if hasattr(symbol, "tojson"):
+        return symbol.tojson(), "symbol"
+    if isinstance(symbol, Mapping):
+        try:
+            return json.dumps(symbol), "symbol"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise FormatError(f"symbol: not a symbol's dict: {error}") from None
+    if isinstance(symbol, str) and symbol.lstrip()[:1] == "{":
+        return symbol, "symbol"
+    if not isinstance(symbol, (str, os.PathLike)):
+        raise FormatError(f"symbol: found a {type(symbol).__name__}, want a path, JSON text, a dict or an mx Symbol")
+    path = Path(symbol)
+    try:
+        if not path.is_file():
+            raise FormatError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+        return path.read_bytes().decode("utf-8-sig"), str(path)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: byte {error.start}: not UTF-8, want the JSON of an MXNet symbol") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise FormatError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _build(doc: JsonGraph, where: str) -> Graph:
+    """Nodes and edges, without arrays."""
+    g = Graph()
+    read = [1] * len(doc.nodes)  # outputs that somebody reads, at least one
+    for entries in (doc.heads, *(n.inputs for n in doc.nodes)):
+        for number, output in entries:
+            read[number] = max(read[number], output + 1)
+    variables: dict[str, Node] = {}
+    taken = {n.name for n in doc.nodes}
+    variable_names = {n.name for n in doc.nodes if n.op == "null"}
+    used = set(variable_names)
+    suffix: dict[str, int] = {}
+    nodes: list[Node] = []
+
+    def variable(name: str, attrs: dict[str, str]) -> Node:
+        """Variables of one name are one variable."""
+        if name not in variables:
+            variables[name] = g.add("null", name=name)
+            variables[name].attrs.update(attrs)
+        return variables[name]
+
+    def op_name(item: JsonNode) -> str:
+        """The name in the file; further nodes of that name get a number that makes them unlike any other."""
+        name = base = item.name or item.op.lower()
+        if base in used or (not item.name and base in taken):
+            while name in taken:
+                suffix[base] = suffix.get(base, 0) + 1
+                name = f"{base}_{suffix[base]}"
+        used.add(name)
+        taken.add(name)
+        return name
+
+    for number, item in enumerate(doc.nodes):
+        here = f"{where}: node {number} ({item.name[:60]}:{item.op[:60]})"
+        _refuse(item, here)
+        if item.op == "null":
+            if item.inputs or not item.name or read[number] > 1:
+                raise FormatError(f"{here}: a variable must have a name, one output and no inputs")
+            nodes.append(variable(item.name, _variable_attrs(item.attrs)))
+            continue
+        attrs = _op_attrs(item, doc.version, here)
+        probe = Node(ops.ALIASES.get(item.op, item.op), item.name, attrs)
+        inputs = [Port(nodes[i], output) for i, output in item.inputs]
+        for slot in _missing_slots(probe, len(inputs), doc.version, here):
+            name = f"{item.name}_{slot}" if item.name else slot
+            if name in used and name not in variable_names:
+                raise FormatError(f"{here}: its input {slot} is left out and the name {name} is taken by an op")
+            variable_names.add(name)
+            used.add(name)
+            taken.add(name)
+            inputs.append(Port(variable(name, {})))
+        n_out = num_outputs(JsonNode("SliceChannel", "", attrs, [], [])) if probe.op == "SliceChannel" else 1
+        if n_out > 1 << 16:
+            raise FormatError(f"{here}: found num_outputs={n_out}, want at most {1 << 16}")
+        node = g.add(item.op, inputs, op_name(item), n_out=max(n_out, read[number]))
+        node.attrs.update(attrs)
+        nodes.append(node)
+    g.heads = [Port(nodes[i], output) for i, output in doc.heads]
+    return g
+
+
+def _refuse(item: JsonNode, here: str) -> None:
+    """Raise UnsupportedError for what the graph cannot represent."""
+    if item.op in _CONTROL_FLOW:
+        raise UnsupportedError(f"{here}: control flow ({item.op}) cannot be represented; unroll it before exporting")
+    if item.subgraphs and not item.op.startswith(_FUSED):
+        raise UnsupportedError(f"{here}: a subgraph of this op cannot be represented; export the model without "
+                               "a subgraph backend")
+    sparse = _SPARSE.get(item.attrs.get("__storage_type__", ""))
+    if sparse or item.op == "cast_storage":
+        raise UnsupportedError(f"{here}: sparse storage ({sparse or item.op}) cannot be represented; "
+                               "store the model densely")
+    if item.op == "fake_quantize":
+        raise UnsupportedError(f"{here}: fake_quantize is qgraph's own and no op of MXNet")
+    if item.op in _MAY_CARRY_ACT and "act_type" in item.attrs:
+        raise FormatError(f"{here}: found the attribute act_type, which the op does not have")
+
+
+def _is_hidden(key: str) -> bool:
+    """Attributes for the training and the executor: ``lr_mult``, ``weight_lr_mult``, ``__init__``."""
+    return (key.startswith("__") and key.endswith("__")) or key.endswith(tuple("_" + h for h in _HIDDEN)) \
+        or key in _HIDDEN
+
+
+def _variable_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
+    """What matters of a variable's attributes: its shape and a dtype that is not floating.
+
+    Old files copy the attributes of ops to their variables and write shapes as Python 2 does: ``(8L, 3L)``.
+    """
+    kept = {}
+    try:
+        shape = ops.parse_tuple(attrs.get("__shape__", ""))
+        if shape and len(shape) <= 32 and all(isinstance(d, int) for d in shape):
+            kept["__shape__"] = str(shape)
+    except ValueError:
+        pass  # a hint only
+    if attrs.get("__dtype__") in ("3", "4", "5", "6"):
+        kept["__dtype__"] = attrs["__dtype__"]
+    return kept
+
+
+def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
+    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k)}
+    if version < 905 and item.op in ("argmax", "argmin") and attrs.get("axis") == "-1":
+        del attrs["axis"]  # meant "all axes" then
+    if item.subgraphs:
+        try:
+            attrs[SUBGRAPHS] = pack_subgraphs(item.subgraphs)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{here}: subgraphs: {error}") from None
+    return attrs
+
+
+def _missing_slots(node: Node, found: int, version: int, here: str) -> list[str]:
+    """Names of the inputs that a file leaves out. Up to 0.8 any may be, since 0.9 auxiliary ones and labels at most."""
+    row = ops.info(node.op)
+    wanted = [s for s in row.inputs if s != "*"]
+    try:
+        if "bias" in wanted and "no_bias" in row.defaults and ops.attr(node, "no_bias"):
+            wanted.remove("bias")
+        if node.op == "LeakyReLU" and ops.attr(node, "act_type") != "prelu":
+            wanted.remove("gamma")
+    except GraphError as error:
+        raise FormatError(f"{here}: {error}") from None
+    missing = wanted[found:]
+    if found > len(wanted) and _PARAM_SLOTS & set(row.inputs) or \
+            (version >= 900 and not set(missing) <= {*row.aux, "label"}):
+        raise FormatError(f"{here}: found {found} inputs, want {len(wanted)} ({', '.join(wanted)})")
+    return missing
+
+
+def _arrays(params: Any) -> tuple[dict[str, np.ndarray], str]:
+    """(arrays by bare name, what to call them in messages)"""
+    if not isinstance(params, Mapping):
+        if not isinstance(params, (str, bytes, os.PathLike)):
+            raise FormatError(f"params: found a {type(params).__name__}, want a path or a dict of arrays")
+        source = "params" if isinstance(params, bytes) else str(params)
+        params = read_params(params)
+    else:
+        source = "params"
+    arrays: dict[str, np.ndarray] = {}
+    for key, value in params.items():
+        if not isinstance(key, str):
+            raise FormatError(f"{source}: found the key {key!r}, want a name")
+        name = key[4:] if key[:4] in ("arg:", "aux:") else key
+        array = np.asarray(value.asnumpy() if hasattr(value, "asnumpy") else value)
+        if array.dtype.kind not in "fiub":
+            raise FormatError(f"{source}: {key}: found data of type {array.dtype}, want numbers")
+        if name in arrays:
+            raise FormatError(f"{source}: found {name!r} twice, as an argument and as an auxiliary state")
+        with np.errstate(over="ignore"):
+            arrays[name] = array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+    return arrays, source
+
+
+def _attach(g: Graph, arrays: dict[str, np.ndarray], source: str) -> None:
+    """Give the variables their arrays. Raises FormatError for parameters without one."""
+    unused = set(arrays)
+    order = g.toposort()
+    for node in order:
+        if node.op == "null" and node.name in arrays:
+            g.params[node.name] = arrays[node.name]
+            node.attrs.clear()  # the array says it all
+            unused.discard(node.name)
+    missing: dict[str, str] = {}
+    for node in order:
+        for slot, port in zip(_slot_names(node), g.inputs(node)):
+            if slot in _PARAM_SLOTS and port.node.op == "null" and port.node.name not in arrays:
+                missing.setdefault(port.node.name, f"{port.node.name} ({slot} of {node.name})")
+    if missing:
+        hint = ""
+        if not g.params and arrays:
+            hint = f"; the file's names are of another kind ({', '.join(sorted(arrays)[:2])}): " \
+                   "files of Gluon's save_parameters need export(), or belong to another symbol"
+        listed = ", ".join(list(missing.values())[:5]) + (", ..." if len(missing) > 5 else "")
+        raise FormatError(f"{source}: no array for {len(missing)} of the symbol's parameters: {listed}{hint}")
+    if unused:
+        names = sorted(unused)
+        log.info("%s: %d arrays are not used by the symbol: %s%s", source, len(names), ", ".join(names[:5]),
+                 ", ..." if len(names) > 5 else "")
+
+
+def _slot_names(node: Node) -> tuple[str, ...]:
+    return ops.info(ops.ALIASES.get(node.op, node.op)).inputs
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+def lower_float(g: Graph) -> Graph:
+    """A copy of `g` in MXNet's own ops: an activation that a node carries becomes a node behind it.
+
+    The new node takes the name of the activation it once was (the last of `origin`), or ``<name>_act``.
+    Raises UnsupportedError for a graph with fake_quantize nodes.
+    """
+    for node in g.dag:
+        if node.op == "fake_quantize":
+            raise UnsupportedError(f"{node}: simulated quantization is no op of MXNet; freeze the graph for a target "
+                                   "first (mxnet, mxnet-sim)")
+    twin = g.copy()
+    names = {n.name for n in twin.dag}
+    for node in [n for n in twin.toposort() if n.op in _MAY_CARRY_ACT and "act_type" in n.attrs]:
+        act = {key: node.attrs.pop(key) for key in _ACT_KEYS if key in node.attrs}
+        name = node.origin[-1] if node.origin and node.origin[-1] not in names else f"{node.name}_act"
+        if act["act_type"] == "clip":
+            new = twin.insert_after(node, "clip", name, a_min=act.get("a_min", "0.0"), a_max=act.get("a_max", "0.0"))
+        else:
+            new = twin.insert_after(node, "Activation", name, act_type=act["act_type"])
+        names.add(new.name)
+    return twin
+
+
+def to_json(g: Graph) -> str:
+    """The symbol JSON of MXNet 1.9.1, in topological order: what `mx.sym.load_json(...).tojson()` would write."""
+    g = lower_float(g)
+    order = g.toposort()
+    number = {node: i for i, node in enumerate(order)}
+    nodes = []
+    for node in order:
+        attrs = dict(node.attrs)
+        array = g.param(node)
+        if array is not None:  # bind and SymbolBlock infer neither behind broadcasting and casting ops
+            attrs = {"__shape__": str(np.atleast_1d(array).shape)}
+            if array.dtype != np.float32:
+                attrs["__dtype__"] = _dtype_flag(node, array)
+        packed = attrs.pop(SUBGRAPHS, None)
+        nodes.append(JsonNode(node.op, node.name, attrs, [(number[p.node], p.index) for p in g.inputs(node)],
+                              unpack_subgraphs(packed, str(node)) if packed is not None else []))
+    return compose(JsonGraph(nodes, [(number[h.node], h.index) for h in g.heads]))
+
+
+def _dtype_flag(node: Node, array: np.ndarray) -> str:
+    flags = {"float64": "1", "float16": "2", "uint8": "3", "int32": "4", "int8": "5", "int64": "6", "bool": "7"}
+    if array.dtype.name not in flags:
+        raise UnsupportedError(f"{node}: found data of type {array.dtype}, which MXNet cannot hold")
+    return flags[array.dtype.name]
+
+
+def split_params(g: Graph) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(arg_params, aux_params): the arrays that the heads need, auxiliary states apart, in topological order."""
+    order = g.toposort()
+    auxiliary: set[Node] = set()
+    for node in order:
+        slots = _aux_slots(node)
+        if slots:
+            auxiliary.update(port.node for slot, port in enumerate(g.inputs(node)) if slot in slots)
+    arg: dict[str, np.ndarray] = {}
+    aux: dict[str, np.ndarray] = {}
+    for node in order:
+        if g.is_param(node):
+            (aux if node in auxiliary else arg)[node.name] = g.params[node.name]
+    return arg, aux
+
+
+def _aux_slots(node: Node) -> set[int]:
+    """Input slots that MXNet lists as auxiliary states; a fused node's are those of its subgraph's variables."""
+    if SUBGRAPHS in node.attrs:
+        found: set[int] = set()
+        for graph in unpack_subgraphs(node.attrs[SUBGRAPHS], str(node))[:1]:
+            variables = [number for number, item in enumerate(graph.nodes) if item.op == "null"]
+            inner = {item.inputs[slot][0] for item in graph.nodes for slot in _row_aux_slots(item.op)
+                     if slot < len(item.inputs)}
+            found.update(slot for slot, number in enumerate(variables) if number in inner)
+        return found
+    return _row_aux_slots(node.op)
+
+
+def _row_aux_slots(op: str) -> set[int]:
+    row = ops.info(ops.ALIASES.get(op, op))
+    return {row.inputs.index(name) for name in row.aux}
+
+
+def checkpoint_files(g: Graph, prefix: PathLike, epoch: int = 0) -> dict[str, Content]:
+    """Path -> content of the two files of a checkpoint, for `qgraph.files.write_files`."""
+    g.verify()
+    arg, aux = split_params(g)
+    arrays = {**{f"arg:{k}": v for k, v in arg.items()}, **{f"aux:{k}": v for k, v in aux.items()}}
+    base = os.fspath(prefix)
+    return {f"{base}-symbol.json": to_json(g),
+            f"{base}-{epoch:04d}.params": lambda stream: dump_params(stream, arrays)}
+
+
+def save(g: Graph, prefix: PathLike, epoch: int = 0) -> tuple[str, str]:
+    """Write ``<prefix>-symbol.json`` and ``<prefix>-<epoch, 4 digits>.params``; returns their paths.
+
+    `mx.model.load_checkpoint`, `mx.mod.Module.load` and `gluon.SymbolBlock.imports` read them.
+    """
+    files = checkpoint_files(g, prefix, epoch)
+    write_files(files)
+    symbol_path, params_path = files
+    return symbol_path, params_path
+
+
+def to_mxnet(g: Graph) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(symbol, arg_params, aux_params) as `mx.model.load_checkpoint` returns them. Needs MXNet."""
+    try:
+        import mxnet as mx
+    except ImportError as error:
+        raise MissingDependencyError("mxnet", "to_mxnet", "mxnet") from error
+    g.verify()
+    arg, aux = ({k: mx.nd.array(v, dtype=v.dtype) for k, v in part.items()} for part in split_params(g))
+    return mx.sym.load_json(to_json(g)), arg, aux
