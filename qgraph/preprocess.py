@@ -1,0 +1,188 @@
+"""From an image, as it is stored, to the numbers a network reads; and the little languages of those options.
+
+One rule says what is an image: a decoded file, or a uint8 array H x W x (1, 3 or 4).  Images go through ``Preprocess``;
+every other array is taken as ready, N x C x H x W.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from qgraph.errors import DataError, MissingDependencyError, OptionError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
+_IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")  # no EPS (runs ghostscript) and other exotic decoders
+_MAX_PIXELS = 1 << 26  # of one image; more is an image bomb
+
+
+def _floats(name: str, value: Any) -> tuple[float, ...]:
+    """A number, a sequence of numbers, or text like "0.4,0.5,0.6" -> finite floats."""
+    try:
+        parts = value.split(",") if isinstance(value, str) else np.ravel(value).tolist()
+        values = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise OptionError(f"--{name} is {value!r}, want numbers like 0.485,0.456,0.406") from None
+    if not all(math.isfinite(v) and abs(v) < 3e38 for v in values):
+        raise OptionError(f"--{name} is {value!r}: not finite")
+    return values
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Decoded image -> C x H x W float32: ``(pixel * scale - mean) / std`` on pixels 0..255.
+
+    resize: short side, bilinear (Pillow's, which averages when it shrinks; aspect ratio kept).  crop: centre square.
+    bgr: feed blue first.  mean, std: one value, or one per channel in the order in which the channels are fed.
+    channels: 3, or 1 for networks that read grey images (``open_data`` sets it from the model's input shape).
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    bgr: bool = False
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    scale: float = 1.0
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = _floats(name, getattr(self, name))
+            if len(values) not in (1, self.channels):
+                raise OptionError(f"--{name} has {len(values)} values, want 1 or {self.channels} (one per channel)")
+            object.__setattr__(self, name, values)
+        if not np.array(self.std, np.float32).all():
+            raise OptionError(f"--std is {self.std}: it divides, so it cannot be 0")
+        scale = _floats("scale", self.scale)
+        if len(scale) != 1 or not scale[0]:
+            raise OptionError(f"--scale is {self.scale!r}, want one number, not 0")
+        object.__setattr__(self, "scale", scale[0])
+        for name in ("resize", "crop"):
+            size = getattr(self, name)
+            if size is not None and not (isinstance(size, int) and 1 <= size <= 8192):
+                raise OptionError(f"--{name} is {size!r}, want a number of pixels, 1 to 8192")
+
+    @classmethod
+    def from_options(cls, preset: str | None = None, **explicit: Any) -> Preprocess:
+        """A preset, with every explicit option that is not None in place of the preset's."""
+        if preset is not None and preset not in PRESETS:
+            near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.5)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise OptionError(f"unknown preset {preset!r}: {guess}There are {', '.join(PRESETS)}")
+        given = {name: value for name, value in explicit.items() if value is not None}
+        if unknown := given.keys() - {field.name for field in fields(cls)}:
+            raise OptionError(f"unknown preprocessing option: {', '.join(sorted(unknown))}")
+        return replace(PRESETS[preset or "none"], **given)
+
+    @property
+    def is_identity(self) -> bool:
+        return self == Preprocess(channels=self.channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def digest(self) -> str:
+        """Names this preprocessing in reports; the same on every machine."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __call__(self, image: Any, where: str = "image") -> np.ndarray:
+        """PIL image -> C x H x W float32."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        width, height = image.size
+        if self.resize and self.resize != min(width, height):
+            short = min(width, height)
+            width, height = width * self.resize // short, height * self.resize // short
+            if width * height > _MAX_PIXELS:
+                raise DataError(f"{where}: {image.size} resized to a short side of {self.resize} is {width}x{height}")
+            image = image.resize((width, height), 2)  # 2 is BILINEAR in every Pillow
+        if self.crop:
+            if self.crop > min(width, height):
+                hint = f"give --resize {self.crop} or more, or a smaller --crop"
+                raise DataError(f"{where}: cannot crop {self.crop}x{self.crop} out of {width}x{height} pixels: {hint}")
+            left, top = (width - self.crop) // 2, (height - self.crop) // 2
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        pixels = np.asarray(image, np.uint8).reshape(image.size[1], image.size[0], self.channels).transpose(2, 0, 1)
+        if self.bgr:
+            pixels = pixels[::-1]
+        mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        x = np.ascontiguousarray(pixels, np.float32)
+        x *= np.float32(self.scale)
+        x -= mean
+        x /= std
+        return x
+
+
+PRESETS: dict[str, Preprocess] = {
+    "none": Preprocess(),
+    "imagenet": Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=1 / 255),  # GluonCV
+    "cifar10": Preprocess(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), scale=1 / 255),  # GluonCV
+    "tf": Preprocess(mean=(127.5,), std=(127.5,)),
+    "inception": Preprocess(mean=(127.5,), std=(127.5,)),
+    "caffe": Preprocess(bgr=True, mean=(104.0, 117.0, 123.0)),
+}
+
+
+def parse_slice(text: str | slice | None, option: str = "--select") -> slice | None:
+    """``START:STOP:STEP`` -> slice; parts may be empty or negative, as in Python."""
+    if text is None or isinstance(text, slice):
+        return text
+    parts = text.split(":")
+    try:
+        numbers = [int(part) if part.strip() else None for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 3) or numbers[2:] == [0] or any(abs(n or 0) > sys.maxsize for n in numbers):
+        raise OptionError(f"{option} is {text!r}, want START:STOP:STEP like ::10 (every tenth) or 100: (all but 100)")
+    return slice(*numbers)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingDependencyError("Pillow", "reading images", "images") from None
+    return Image
+
+
+def decode(source: Any, where: str, preprocess: Preprocess) -> np.ndarray:
+    """Encoded image (file object or path) -> C x H x W float32."""
+    pillow = _pillow()
+    try:
+        with pillow.open(source, formats=_IMAGE_FORMATS) as image:
+            width, height = image.size  # known from the header: nothing is decoded yet
+            if width * height > _MAX_PIXELS:
+                raise DataError(f"{where}: claims {width}x{height} pixels, more than {_MAX_PIXELS} are refused")
+            if image.mode == "F":
+                raise DataError(f"{where}: holds floating-point pixels, want 8 bits a channel")
+            if image.mode.startswith("I"):  # 16 bits: the upper 8, as OpenCV (so MXNet) does; convert() would clip
+                image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return preprocess(image, where)
+    except DataError:
+        raise
+    except Exception as error:  # on hostile bytes Pillow's decoders raise nearly every class there is
+        raise DataError(f"{where}: cannot be decoded as an image: {error}") from error
+
+
+def is_image(x: np.ndarray) -> bool:
+    return x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] in (1, 3, 4) and x.shape[0] not in (1, 3, 4)
+
+
+def ready(x: np.ndarray, where: str, preprocess: Preprocess) -> np.ndarray:
+    """One array without batch axis -> float32, preprocessed if it is an image."""
+    if is_image(x):
+        pixels = x[:, :, 0] if x.shape[2] == 1 else x
+        return preprocess(_pillow().fromarray(np.ascontiguousarray(pixels)), where)
+    if not preprocess.is_identity:
+        raise OptionError(
+            f"{where}: {x.dtype} {x.shape} is taken as ready: preprocessing applies to image files and to uint8 "
+            "H x W x C arrays; drop the preprocessing options, or give such images"
+        )
+    with np.errstate(over="ignore"):  # what overflows float32 becomes Inf and is reported as such
+        return x.astype(np.float32, copy=False)
