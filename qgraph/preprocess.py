@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from qgraph.errors import DataError, MissingDependencyError, OptionError
+from qgraph.errors import DataError, OptionError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")  # no EPS (runs ghostscript) and other exotic decoders
@@ -92,7 +93,7 @@ class Preprocess:
         """Names this preprocessing in reports; the same on every machine."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def __call__(self, image: Any, where: str = "image") -> np.ndarray:
+    def __call__(self, image: Image.Image, where: str = "image") -> np.ndarray:
         """PIL image -> C x H x W float32."""
         image = image.convert("L" if self.channels == 1 else "RGB")
         width, height = image.size
@@ -143,26 +144,17 @@ def parse_slice(text: str | slice | None, option: str = "--select") -> slice | N
     return slice(*numbers)
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingDependencyError("Pillow", "reading images", "images") from None
-    return Image
-
-
 def decode(source: Any, where: str, preprocess: Preprocess) -> np.ndarray:
     """Encoded image (file object or path) -> C x H x W float32."""
-    pillow = _pillow()
     try:
-        with pillow.open(source, formats=_IMAGE_FORMATS) as image:
+        with Image.open(source, formats=_IMAGE_FORMATS) as image:
             width, height = image.size  # known from the header: nothing is decoded yet
             if width * height > _MAX_PIXELS:
                 raise DataError(f"{where}: claims {width}x{height} pixels, more than {_MAX_PIXELS} are refused")
             if image.mode == "F":
                 raise DataError(f"{where}: holds floating-point pixels, want 8 bits a channel")
             if image.mode.startswith("I"):  # 16 bits: the upper 8, as OpenCV (so MXNet) does; convert() would clip
-                image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                return preprocess(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), where)
             return preprocess(image, where)
     except DataError:
         raise
@@ -178,7 +170,7 @@ def ready(x: np.ndarray, where: str, preprocess: Preprocess) -> np.ndarray:
     """One array without batch axis -> float32, preprocessed if it is an image."""
     if is_image(x):
         pixels = x[:, :, 0] if x.shape[2] == 1 else x
-        return preprocess(_pillow().fromarray(np.ascontiguousarray(pixels)), where)
+        return preprocess(Image.fromarray(np.ascontiguousarray(pixels)), where)
     if not preprocess.is_identity:
         raise OptionError(
             f"{where}: {x.dtype} {x.shape} is taken as ready: preprocessing applies to image files and to uint8 "

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from qgraph.data import PRESETS, Preprocess, open_data, parse_slice
 from qgraph.errors import DataError, OptionError, QGraphError
 from qgraph.preprocess import decode
 from qgraph.recordio import RecordFile, split_image_record
 
-Image = pytest.importorskip("PIL.Image")
 CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parent.parent / ".." / "shared" / "cases"))
 MAGIC = struct.pack("<I", 0xCED7230A)
 
