@@ -1,0 +1,66 @@
+# make demo     freeze the bundled digits network to int8 and print what that did
+# make test     style, types, tests
+# make bench    the scripts that print the figures of README.md
+# make digits   train the demo's network again (about a minute)
+# Each makes .venv first, when there is none or when setup.cfg changed.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench digits venv clean
+
+BIN := .venv/bin
+STAMP := .venv/installed
+BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
+HAS_MXNET := $(BIN)/python -W ignore -c 'import mxnet' 2>/dev/null
+export QGRAPH_CASES ?= ../shared/cases
+# engines and tests share the cores between processes, not between threads
+export OMP_NUM_THREADS ?= 1
+
+help:
+	@sed -n 's/^# //p;/^$$/q' Makefile
+
+venv: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml .ci/venv
+	@.ci/venv
+	@touch $@
+
+# ---- demo -----------------------------------------------------------------------------------------------------------
+
+demo: $(STAMP)
+	@$(HAS_MXNET) || { echo 'the demo runs MXNet, which this .venv does not have:' \
+	    'it needs Python 3.9 to 3.11 on x86-64, then: rm -r .venv && make demo' >&2; exit 1; }
+	@mkdir -p demo
+	@cp examples/digits/digits-symbol.json demo/model-symbol.json
+	@cp examples/digits/digits-0000.params demo/model-0000.params
+	@cp examples/digits/digits-calib.npz demo/model-calib.npz
+	cd demo && ../$(BIN)/qgraph freeze model-symbol.json --exclude conv0 --calib kl
+	@$(BIN)/python examples/demo.py demo/model demo/model-quantized
+
+digits: $(STAMP)
+	$(BIN)/python examples/train_digits.py
+
+# ---- test -----------------------------------------------------------------------------------------------------------
+
+test: lint types
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+# mypy does not see that setup.cfg maps passes/ and cli/ under qgraph: it is shown a view where they lie there
+types: $(STAMP)
+	@rm -rf .typecheck && mkdir -p .typecheck/qgraph
+	@ln -s $(CURDIR)/qgraph/* $(CURDIR)/passes $(CURDIR)/cli .typecheck/qgraph/
+	cd .typecheck && ../$(BIN)/mypy --config-file ../setup.cfg --cache-dir ../.mypy_cache -p qgraph
+
+# ---- bench ----------------------------------------------------------------------------------------------------------
+
+bench: $(STAMP)
+	@for script in $(BENCHMARKS); do \
+	    echo; echo "==== python $$script"; $(BIN)/python $$script; \
+	done
+
+clean:
+	rm -rf demo .typecheck .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
