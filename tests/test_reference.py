@@ -92,9 +92,11 @@ TABLE = [
     conv(dilate=(2, 2), pad=(2, 1)), conv(kernel=(3, 2), pad=(0, 1), stride=(1, 3)), conv(num_group=2),
     conv(filters=6, num_group=6, pad=(1, 1)), conv(filters=12, num_group=6, pad=(1, 1), stride=(2, 2)),
     conv(filters=6, num_group=6, dilate=(2, 1)), conv(kernel=(7, 7), pad=(3, 3), stride=(2, 2), data=(1, 3, 20, 20)),
-    conv(kernel=(3,), data=(2, 6, 11), pad=(1,), stride=(2,)), conv(kernel=(2, 3, 2), data=(1, 4, 5, 6, 4), pad=(1, 0, 1)),
+    conv(kernel=(3,), data=(2, 6, 11), pad=(1,), stride=(2,)),
+    conv(kernel=(2, 3, 2), data=(1, 4, 5, 6, 4), pad=(1, 0, 1)),
     deconv(), deconv(stride=(2, 2), pad=(1, 1)), deconv(stride=(2, 2), pad=(1, 1), adj=(1, 1), bias=True),
-    deconv(kernel=(4, 4), stride=(2, 2), pad=(1, 1), num_group=2), deconv(filters=6, num_group=6, kernel=(2, 2), stride=(2, 2)),
+    deconv(kernel=(4, 4), stride=(2, 2), pad=(1, 1), num_group=2),
+    deconv(filters=6, num_group=6, kernel=(2, 2), stride=(2, 2)),
     deconv(kernel=(2, 2), pad=(1, 1)), deconv(dilate=(2, 2), stride=(2, 1)),
     deconv(kernel=(1, 1), stride=(2, 2), adj=(1, 1)), deconv(kernel=(3,), data=(2, 6, 5), stride=(2,)),
     dense((3, 5), 4, 5), dense((3, 2, 4), 4, 8), dense((3, 2, 4), 4, 4, flatten=False), dense((3, 5), 4, 5, bias=False),
@@ -106,7 +108,8 @@ TABLE = [
          data=(1, 3, 8, 8)),
     pool(kernel=(3, 3), stride=(2, 2), pool_type="avg", pooling_convention="full", data=(1, 3, 8, 8)),
     pool(kernel=(3, 3), pool_type="max"), pool(kernel=(3,), stride=(2,), pool_type="max", data=(2, 3, 8)),
-    *(pool(global_pool=True, kernel=(1, 1), pool_type=t) for t in ("max", "avg", "sum")), pool(global_pool=True, pool_type="avg"),
+    *(pool(global_pool=True, kernel=(1, 1), pool_type=t) for t in ("max", "avg", "sum")),
+    pool(global_pool=True, pool_type="avg"),
     *(one("Activation", act_type=t) for t in ("relu", "sigmoid", "tanh", "softrelu", "softsign")),
     *(one(op) for op in ("relu", "sigmoid", "tanh", "exp", "abs", "hard_sigmoid", "Flatten")), one("sqrt", low=0.1),
     one("clip", a_min=0.0, a_max=1.5), one("hard_sigmoid", alpha=0.3, beta=0.4),
@@ -130,31 +133,38 @@ TABLE = [
     one("LRN", nsize=3), one("LRN", nsize=5, alpha=0.1, beta=0.5, knorm=1.0),
     one("softmax"), one("softmax", axis=1, temperature=2.0), one("log_softmax", axis=1),
     one("SoftmaxActivation"), one("SoftmaxActivation", mode="channel"),
-    Case("SoftmaxOutput", {}, [(3, 5), (3,)]), Case("SoftmaxOutput", {}, [(2, 3, 4), (2, 3)]), Case("SoftmaxOutput", {"multi_output": True}, [IMAGE, (2, 7, 9)]),
+    Case("SoftmaxOutput", {}, [(3, 5), (3,)]), Case("SoftmaxOutput", {}, [(2, 3, 4), (2, 3)]),
+    Case("SoftmaxOutput", {"multi_output": True}, [IMAGE, (2, 7, 9)]),
     Case("SoftmaxOutput", {"preserve_shape": True}, [(2, 3, 4), (2, 3)]),
     Case("LinearRegressionOutput", {}, [(3, 5), (3, 5)]), Case("LogisticRegressionOutput", {}, [(3, 5), (3, 5)]),
-    *(one("Reshape", shape=s) for s in ("(0, -1)", "(2, 6, 63)", "(-1,)", "(0, -2)", "(-3, -3)", "(-3, 0, -1)", "(0, -4, 2, 3, -2)",
-                                        "(0, -4, -1, 2, 0, 0)", "(-2, 1, 1)", "(0, 0, -3)", "(0, 7, 6, -2)")),
+    *(one("Reshape", shape=s) for s in (
+        "(0, -1)", "(2, 6, 63)", "(-1,)", "(0, -2)", "(-3, -3)", "(-3, 0, -1)", "(0, -4, 2, 3, -2)",
+        "(0, -4, -1, 2, 0, 0)", "(-2, 1, 1)", "(0, 0, -3)", "(0, 7, 6, -2)")),
     one("Reshape", shape="(-1, 0)", reverse=True), one("Reshape", shape="(0, -1, 9)", reverse=True),
     one("transpose"), one("transpose", axes=(0, 2, 3, 1)), one("SwapAxis", dim1=1, dim2=3),
-    one("expand_dims", axis=1), one("expand_dims", axis=-1), one("squeeze", (2, 1, 3, 1)), one("squeeze", (2, 1, 3, 1), axis=(1,)),
-    one("slice", begin="(0, 1)", end="(2, 5)"), one("slice", begin="(None, 1, -4)", end="(None, None, -1)", step="(1, 2, 1)"),
+    one("expand_dims", axis=1), one("expand_dims", axis=-1), one("squeeze", (2, 1, 3, 1)),
+    one("squeeze", (2, 1, 3, 1), axis=(1,)),
+    one("slice", begin="(0, 1)", end="(2, 5)"),
+    one("slice", begin="(None, 1, -4)", end="(None, None, -1)", step="(1, 2, 1)"),
     one("slice", begin="(None, 5)", end="(None, 0)", step="(1, -2)"),
     one("slice_axis", axis=1, begin=2, end=5), one("slice_axis", axis=-1, begin=-4, end="None"),
     Case("slice_like", {"axes": (2, 3)}, [IMAGE, (1, 1, 5, 4)]), Case("slice_like", {}, [IMAGE, (1, 2, 5, 4)]),
     Case("SliceChannel", {"num_outputs": 3}, [IMAGE], n_out=3),
     Case("SliceChannel", {"num_outputs": 6, "axis": 1, "squeeze_axis": True}, [IMAGE], n_out=6),
-    Case("Crop", {"num_args": 2}, [IMAGE, (2, 3, 5, 4)]), Case("Crop", {"num_args": 2, "center_crop": True}, [IMAGE, (2, 3, 5, 4)]),
+    Case("Crop", {"num_args": 2}, [IMAGE, (2, 3, 5, 4)]),
+    Case("Crop", {"num_args": 2, "center_crop": True}, [IMAGE, (2, 3, 5, 4)]),
     Case("Crop", {"num_args": 1, "offset": (1, 2), "h_w": (3, 4)}, [IMAGE]),
     one("UpSampling", scale=2, sample_type="nearest", num_args=1),
     Case("UpSampling", {"scale": 2, "sample_type": "nearest", "num_args": 2}, [(1, 3, 4, 4), (1, 2, 2, 2)]),
     *(one("Pad", mode=m, pad_width=(0, 0, 0, 0, 1, 2, 3, 1)) for m in ("constant", "edge", "reflect")),
     one("Pad", mode="constant", pad_width=(0, 0, 0, 0, 1, 2, 3, 1), constant_value=1.5),
-    *(one("_contrib_AdaptiveAvgPooling2D", output_size=s) for s in ("(3, 4)", "2", "(1,)")), one("_contrib_AdaptiveAvgPooling2D"),
+    *(one("_contrib_AdaptiveAvgPooling2D", output_size=s) for s in ("(3, 4)", "2", "(1,)")),
+    one("_contrib_AdaptiveAvgPooling2D"),
     one("_contrib_BilinearResize2D", height=13, width=5), one("_contrib_BilinearResize2D", height=1, width=20),
     one("_contrib_BilinearResize2D", height=13, width=5, align_corners=False),
     one("_contrib_BilinearResize2D", scale_height=2.0, scale_width=1.5),
-    *(one(op, axis=a, keepdims=k) for op in ("sum", "mean", "max") for a, k in (("(2, 3)", True), ("1", False), ("()", False))),
+    *(one(op, axis=axis, keepdims=keep) for op in ("sum", "mean", "max")
+      for axis, keep in (("(2, 3)", True), ("1", False), ("()", False))),
     one("mean", axis=(1,), exclude=True),
     *(one(op) for op in ("BlockGrad", "_copy", "identity", "make_loss", "Dropout")), one("Cast", dtype="float16"),
 ]
@@ -322,6 +332,13 @@ def test_integer_path_of_a_graph(case: Case, granularity: str, bias_bits: int) -
     np.testing.assert_allclose(found, floats, rtol=1e-4, atol=1e-4 * np.abs(floats).max())
 
 
+@pytest.mark.parametrize("case", INTEGER[:6], ids=str)
+def test_blocks_do_not_change_the_result(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(*case.graph())[0]
+    monkeypatch.setattr(linear, "BLOCK", 1)
+    np.testing.assert_allclose(run(*case.graph())[0], whole, rtol=1e-5, atol=1e-5)
+
+
 def test_float32_products_are_used_only_where_they_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums below 2**24 go through float32, larger ones through float64, and both are exact at the edge."""
     node = dense((1, 2), 1, 2, bias=False).graph()[0].find("node")
@@ -330,16 +347,13 @@ def test_float32_products_are_used_only_where_they_are_exact(monkeypatch: pytest
                         lambda n, x, w: used.append(x.dtype) or linear.fully_connected(n, x, w))
     wide = qparams(16, False, 1.0)
     x = Tensor(codes=np.array([[65535, 1]], np.int32), qp=wide)
-    for weights, dtype in (([255, 65535], np.float32), ([256, 65535], np.float64), ([257, 258], np.float64)):
+    for weights, dtype in (([255, 0], np.float32), ([256, 0], np.float32), ([257, 0], np.float64),
+                           ([257, 258], np.float64), ([65535, 65535], np.float64)):
         w = Tensor(codes=np.array([weights], np.int32), qp=wide)
-        want = 65535 * weights[0] + weights[1]
-        assert partial_sum_bound(node, x, w) >= want
-        assert accumulate(node, x, w)[0, 0] == want
-        assert used.pop() == (np.float32 if partial_sum_bound(node, x, w) < 2**24 else np.float64)
-    w = Tensor(codes=np.array([[255, 0]], np.int32), qp=wide)
-    accumulate(node, x, w)
-    assert used.pop() == np.float32
-    # in float32 the last one would be wrong
+        assert partial_sum_bound(node, x, w) >= 65535 * weights[0] + weights[1]
+        assert accumulate(node, x, w)[0, 0] == 65535 * weights[0] + weights[1]
+        assert used.pop() == dtype
+    # the one before last would be wrong in float32
     assert np.float32(65535) * np.float32(257) + np.float32(258) != 65535 * 257 + 258
 
 
@@ -354,13 +368,13 @@ def test_partial_sums_stay_inside_the_bound() -> None:
         assert worst <= partial_sum_bound(node, x, w)
 
 
-@pytest.mark.parametrize("case", [one("Flatten"), one("Reshape", shape="(0, -1)"), one("transpose"), one("SwapAxis", dim1=1, dim2=2),
-                                  pool(kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max", pooling_convention="full"),
-                                  pool(global_pool=True, pool_type="max"), one("UpSampling", scale=2, sample_type="nearest"),
-                                  one("Pad", mode="constant", pad_width=(0, 0, 0, 0, 1, 1, 1, 1)),
-                                  one("slice_axis", axis=1, begin=1, end=3), one("expand_dims", axis=0), one("Dropout"),
-                                  Case("slice_like", {"axes": (2,)}, [IMAGE, (1, 1, 3)]),
-                                  Case("SliceChannel", {"num_outputs": 2}, [IMAGE], n_out=2)], ids=str)
+@pytest.mark.parametrize("case", [
+    one("Flatten"), one("Reshape", shape="(0, -1)"), one("transpose"), one("SwapAxis", dim1=1, dim2=2),
+    pool(kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max", pooling_convention="full"),
+    pool(global_pool=True, pool_type="max"), one("UpSampling", scale=2, sample_type="nearest"),
+    one("Pad", mode="constant", pad_width=(0, 0, 0, 0, 1, 1, 1, 1)), one("slice_axis", axis=1, begin=1, end=3),
+    one("expand_dims", axis=0), one("Dropout"), Case("slice_like", {"axes": (2,)}, [IMAGE, (1, 1, 3)]),
+    Case("SliceChannel", {"num_outputs": 2}, [IMAGE], n_out=2)], ids=str)
 def test_codes_pass_through(case: Case) -> None:
     g, feeds = case.graph()
     qp = qparams(8, False, 0.013, 77)

@@ -19,9 +19,9 @@ import numpy as np
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
+from qgraph.geometry import axis_of, pool_geometry, reduced_axes, reshape_target, resize_output, slices
 from qgraph.ir import Node
 from qgraph.runtimes.linear import LINEAR, along_channels, window
-from qgraph.shapes import axis_of, pool_geometry, reduced_axes, reshape_target, resize_output, slices
 
 Kernel = Callable[..., Union[np.ndarray, list[np.ndarray]]]
 KERNELS: dict[str, Kernel] = {}

@@ -2,19 +2,20 @@
 
 The functions compute in the dtype of their arguments (float32 or float64).  On whole numbers the result is exact as
 long as no partial sum can leave the dtype's exact integers, see `qgraph.runtimes.reference.accumulate`.
-One image at a time, in blocks of output rows: bounded memory, and results do not depend on the batch size.
+Convolutions take one image at a time, in blocks of output rows: memory is bounded and batches do not change results.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable
+from collections.abc import Iterable
+from typing import Any, Callable
 
 import numpy as np
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
+from qgraph.geometry import Shape, deconv_geometry, spatial_attrs
 from qgraph.ir import Node
-from qgraph.shapes import Shape, deconv_geometry, spatial_attrs
 
 BLOCK = 1 << 20  # elements of one unfolded block: small enough for the second-level caches
 

@@ -12,7 +12,8 @@ Everything else computes on reals.  What a target's kernels do differently is ju
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable
 
 import numpy as np
 
@@ -256,10 +257,11 @@ class Executor:
 
     def _evaluate(self, node: Node, inputs: list[Tensor]) -> list[Tensor]:
         try:
-            outputs = evaluate(node, inputs, self.rounding)
+            with np.errstate(all="ignore"):  # NaN and Inf are values here, for the caller to find
+                outputs = evaluate(node, inputs, self.rounding)
         except QGraphError:
             raise
-        except (ValueError, IndexError, TypeError, KeyError) as error:
+        except (ValueError, IndexError, TypeError, KeyError, ArithmeticError, MemoryError) as error:
             raise GraphError(f"{node}: failed on inputs of {[t.real.shape for t in inputs]}: {error}") from error
         if len(outputs) < node.n_out:
             raise UnsupportedError(f"{node}: found {len(outputs)} outputs from the kernel, want {node.n_out}")
