@@ -1,0 +1,74 @@
+"""Put numbers on every decision: activations from a calibration table, weights from their own values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+import numpy as np
+
+from qgraph.errors import CalibrationError
+from qgraph.ir import Graph, Node
+from qgraph.quant.spec import QParams, QSpec, with_range
+from qgraph.quant.table import CalibrationTable
+from qgraph.rewrite import Pass, register
+
+
+@register
+class Calibrate(Pass):
+    """fake_quantize{spec} -> fake_quantize{spec, scale, zero_point}.
+
+    An activation takes the range of its source tensors in `table`; a weight takes the largest magnitude per tensor,
+    group or channel.  signed_input_limit: largest code of a weight whose layer reads signed codes (0: no limit).
+    """
+
+    name = "calibrate"
+    requires = ("insert-fake-quantize",)
+    signed_input_limit: int = 0
+    table: Optional[CalibrationTable] = None
+
+    def run(self, g: Graph) -> int:
+        open_nodes = [n for n in g.nodes("fake_quantize") if not isinstance(n.quant, QParams)]
+        activations = [n for n in open_nodes if g.param(g.inputs(n)[0]) is None]
+        if activations and self.table is None:
+            raise CalibrationError("calibrate: no calibration table; collect one with qgraph.calibration.collect")
+        for node in activations:
+            assert node.quant is not None and self.table is not None
+            node.quant = activation_params(g, node, node.quant, self.table)
+        for node in (n for n in open_nodes if n not in set(activations)):
+            assert node.quant is not None
+            spec = node.quant
+            if self.signed_input_limit and any(_reads_signed(g, layer) for layer in g.readers(node)):
+                spec = dataclasses.replace(spec, limit=min(spec.qmax, self.signed_input_limit))
+            weight = g.param(g.inputs(node)[0])
+            assert weight is not None
+            node.quant = weight_params(node, weight, spec)
+        return len(open_nodes)
+
+
+def activation_params(g: Graph, node: Node, spec: QSpec, table: CalibrationTable) -> QParams:
+    """Params that cover the united range of the spec's source tensors."""
+    sources = (spec.source or g.inputs(node)[0].key).split("|")
+    table.require(sources)
+    ranges = [(table.entries[name].low, table.entries[name].high) for name in sources]
+    return with_range(spec, min(low for low, _ in ranges), max(high for _, high in ranges))
+
+
+def weight_params(node: Node, weight: np.ndarray, spec: QSpec) -> QParams:
+    """Symmetric params from the largest magnitude per tensor, group or channel of a weight array."""
+    if not np.isfinite(weight).all():
+        raise CalibrationError(f"{node.origin[0] if node.origin else node.name}: found NaN or Inf among the weights")
+    if spec.granularity == "tensor":
+        bound = np.abs(weight).max(initial=0)
+    else:
+        rows = np.moveaxis(weight, spec.axis, 0)
+        count = spec.groups if spec.granularity == "group" else rows.shape[0]
+        bound = np.abs(rows.reshape(count, -1)).max(axis=1, initial=0)
+    return with_range(spec, -bound, bound)
+
+
+def _reads_signed(g: Graph, layer: Node) -> bool:
+    data = g.inputs(layer)[0].node
+    while data.op != "fake_quantize" and g.inputs(data):
+        data = g.inputs(data)[0].node
+    return bool(data.quant is not None and data.quant.signed)

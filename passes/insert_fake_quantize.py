@@ -1,0 +1,93 @@
+"""Decide what is quantized, and how: one fake_quantize node per decision."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qgraph import ops, targets
+from qgraph.errors import OptionError
+from qgraph.ir import Graph, Node, Port
+from qgraph.quant.spec import QSpec
+from qgraph.rewrite import Pass, register
+from qgraph.select import select_nodes
+
+SUFFIX = "_q"
+SIGNED = {"auto": None, "signed": True, "unsigned": False}
+
+
+def layer_verdicts(g: Graph, target: targets.Target, exclude: tuple[str, ...]) -> dict[Node, str]:
+    """Every layer with weights -> "" if it is quantized, else the reason why it stays in float."""
+    excluded = select_nodes(g, exclude)
+    verdicts = {}
+    for node in g.toposort():
+        if ops.kind(node) != ops.COMPUTE:
+            continue
+        inputs = g.inputs(node)
+        if node in excluded:
+            verdicts[node] = f"excluded by {excluded[node]!r}"
+        elif len(inputs) < 2 or g.param(inputs[1]) is None:
+            verdicts[node] = "its weight is computed, not a parameter"
+        elif g.param(inputs[0]) is not None:
+            verdicts[node] = "its data is a parameter"
+        else:
+            verdicts[node] = target.refuse(g, node)
+    return verdicts
+
+
+@register
+class InsertFakeQuantize(Pass):
+    """Put a fake_quantize behind the data and the weight of every layer with weights.
+
+        conv(x, w, b)  ->  conv(fake_quantize(x), fake_quantize(w), b)
+
+    Readers of one tensor share one node.  target: a row of `qgraph.targets`, which also decides what stays in float.
+    granularity: of the weights, layer, group or channel.  act_signed: auto, signed or unsigned.
+    exclude: patterns of `qgraph.select` (in Python a tuple, on the command line `--exclude`).
+    """
+
+    name = "insert-fake-quantize"
+    target: str = "mxnet-sim"
+    granularity: str = "channel"
+    weight_bits: int = 8
+    act_bits: int = 8
+    act_signed: str = "auto"
+    exclude: tuple[str, ...] = ()
+
+    def run(self, g: Graph) -> int:
+        target = targets.get_target(self.target)
+        granularity = {"layer": "tensor"}.get(self.granularity, self.granularity)
+        targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed)
+        if self.act_signed not in SIGNED:
+            raise OptionError(f"--act-signed: found {self.act_signed!r}, want auto, signed or unsigned")
+        weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
+        act = dataclasses.replace(target.act, bits=self.act_bits, signed=SIGNED[self.act_signed])
+        made: dict[Port, Node] = {}
+        count = 0
+        for node, reason in layer_verdicts(g, target, self.exclude).items():
+            if reason:
+                continue
+            data_port, weight_port = g.inputs(node)[:2]
+            for slot, port, spec in ((0, data_port, act), (1, weight_port, weight_spec(node, weight))):
+                if port.node.op == "fake_quantize":
+                    continue
+                if port not in made:
+                    made[port] = g.add("fake_quantize", [port], port.key.replace(":", "_") + SUFFIX, quant=spec,
+                                       origin=port.node.origin or (port.node.name,))
+                g.set_input(node, slot, made[port])
+                count += 1
+        return count
+
+
+def weight_spec(node: Node, base: QSpec) -> QSpec:
+    """`base` for the weight of this layer: the axis of its output channels, or the number of its groups.
+
+    A group of FullyConnected is one unit; of Deconvolution a slice of axis 0, where its groups lie.
+    """
+    axis = ops.info(node.op).out_axis
+    if base.granularity == "group" and node.op != "FullyConnected":
+        return dataclasses.replace(base, axis=0, groups=ops.attr(node, "num_group"))
+    granularity = "channel" if base.granularity == "group" else base.granularity
+    return dataclasses.replace(base, granularity=granularity, axis=axis if granularity == "channel" else 0)
+
+
+

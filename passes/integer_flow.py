@@ -1,0 +1,150 @@
+"""Keep values in integers from one layer to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qgraph import ops
+from qgraph.ir import Graph, Node, Port
+from qgraph.quant.spec import QSpec
+from qgraph.rewrite import Pass, register
+
+SUFFIX = "_q"
+
+
+@register
+class IntegerFlow(Pass):
+    """Move and add fake_quantize nodes until every place where the integer engine rounds has one, and no other has.
+
+    Case 1, hoist: a quantizer behind an op that only passes values on goes in front of it (exact), where the layer
+    that made the values can produce integers itself.
+
+        fq(pool(conv))       ->  pool(fq(conv))
+        fq(concat(a, b))     ->  concat(fq(a), fq(b)), ranges of the concat
+
+    Case 2, residual: one operand is accumulated before rounding (the convolution with no other reader), the other must
+    be an integer, and so is the sum.
+
+        add(conv(x), y)      ->  fq(add(conv(x), fq(y)))
+
+    Case 3, output: what a quantized convolution writes is rounded even if a float op reads it.  A FullyConnected can
+    write floats.
+
+    The output of a convolution or sum with a fused activation is unsigned, without one signed: that is what the
+    kernels write.
+    """
+
+    name = "integer-flow"
+    requires = ("insert-fake-quantize",)
+
+    def run(self, g: Graph) -> int:
+        flow = _Flow(g)
+        flow.hoist()
+        flow.residuals()
+        flow.outputs()
+        return flow.count
+
+
+class _Flow:
+    def __init__(self, g: Graph) -> None:
+        self.g, self.count = g, 0
+        self.order = g.toposort()
+        self.position = {n: i for i, n in enumerate(self.order)}
+        self.dtype: dict[Node, str] = {}  # "u" or "s": the codes that the node's kernel writes; "" is float
+        for node in self.order:
+            self.dtype[node] = self._output_dtype(node)
+        specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
+        self.act: QSpec | None = dataclasses.replace(specs[0], source="") if specs else None
+
+    def _output_dtype(self, node: Node) -> str:
+        inputs = self.g.inputs(node)
+        if node.op == "Convolution":
+            quantized = len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs[:2])
+            return ("u" if ops.attr(node, "act_type") else "s") if quantized else ""
+        if node.op == "elemwise_add":
+            whole = any(self._can_accumulate(p) for p in inputs) or all(self.dtype[p.node] for p in inputs)
+            return ("u" if ops.attr(node, "act_type") else "s") if whole else ""
+        if node.op == "fake_quantize" or passes_integers(node):
+            dtypes = {self.dtype[p.node] for p in inputs}
+            return dtypes.pop() if len(dtypes) == 1 else ""
+        return ""
+
+    def _can_accumulate(self, port: Port) -> bool:
+        node = port.node
+        return (node.op == "Convolution" and bool(self.dtype[node]) and not ops.attr(node, "act_type")
+                and self.g.has_one_use(port))
+
+    def _quantizer(self, port: Port) -> Node | None:
+        return next((v for v, _ in self.g.uses(port) if v.op == "fake_quantize"), None)
+
+    def _ensure(self, port: Port, spec: QSpec) -> Node:
+        """The fake_quantize of a port, read by all its readers; a new one if there is none."""
+        fq = self._quantizer(port)
+        if fq is None:
+            fq = self.g.insert_after(port, "fake_quantize", port.key.replace(":", "_") + SUFFIX, quant=spec)
+            self.count += 1
+        else:
+            self.count += self.g.replace_uses(port, fq, keep=[fq])
+        return fq
+
+    def hoist(self) -> None:
+        for node in reversed(self.order):
+            fq = self._quantizer(Port(node)) if self.dtype[node] and node.op != "fake_quantize" else None
+            if fq is None:
+                continue
+            self._ensure(Port(node), fq.quant)  # type: ignore[arg-type]
+            if passes_integers(node):
+                self._move(fq, node)
+
+    def _move(self, fq: Node, node: Node) -> None:
+        """Case 1: from behind `node` to all its inputs, where ranges unite with those asked for there."""
+        assert fq.quant is not None
+        wanted = fq.quant.source or node.name
+        self.g.replace_uses(fq, node)
+        self.g.remove(fq)
+        self.count += 1
+        for port in dict.fromkeys(self.g.inputs(node)):
+            if port.node.op == "fake_quantize":
+                port = self.g.inputs(port.node)[0]
+            there = self._quantizer(port)
+            names = ((there.quant.source or port.key).split("|") if there and there.quant else []) + wanted.split("|")
+            moved = self._ensure(port, fq.quant)
+            moved.quant = dataclasses.replace(moved.quant or fq.quant, source="|".join(dict.fromkeys(names)))
+
+    def residuals(self) -> None:
+        """Case 2."""
+        for add in self.order:
+            if add.op != "elemwise_add" or not self.dtype[add] or self.act is None:
+                continue
+            ports = self.g.inputs(add)
+            fused = [p for p in ports if self._can_accumulate(p)]
+            main = max(fused, key=lambda p: self.position[p.node]) if fused else None
+            for port in ports:
+                if port != main and not self._is_integer(port):
+                    self._ensure(port, self.act)
+            self._ensure(Port(add), self.act)
+
+    def _is_integer(self, port: Port) -> bool:
+        node = port.node
+        return node.op == "fake_quantize" or (passes_integers(node)
+                                              and all(self._is_integer(p) for p in self.g.inputs(node)))
+
+    def outputs(self) -> None:
+        """Case 3."""
+        for node in self.order:
+            if node.op not in ("Convolution", "elemwise_add") or not self.dtype[node] or self._is_accumulated(node):
+                continue
+            fq = self._ensure(Port(node), self.act)  # type: ignore[arg-type]
+            assert fq.quant is not None
+            if fq.quant.signed is None:
+                fq.quant = dataclasses.replace(fq.quant, signed=self.dtype[node] == "s")
+                self.count += 1
+
+    def _is_accumulated(self, node: Node) -> bool:
+        uses = self.g.uses(node)
+        return len(uses) == 1 and uses[0][0].op == "elemwise_add" and bool(self.dtype[uses[0][0]])
+
+
+def passes_integers(node: Node) -> bool:
+    """Ops that the integer kernels run on codes as they are."""
+    return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)

@@ -1,0 +1,51 @@
+"""Biases as the integers that the accumulator adds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qgraph import ops
+from qgraph.ir import Graph
+from qgraph.passes.share_scales import quantizers_behind
+from qgraph.quant.spec import QParams
+from qgraph.rewrite import Pass, register
+
+_LARGEST = 2**31 - 1
+
+
+@register
+class QuantizeBias(Pass):
+    """conv(fq(x), fq(w), b) -> conv(fq(x), fq(w), fq{s32 scale=scale_x*scale_w}(b)).
+
+    A channel whose bias would not fit int32 (its weights are tiny beside it) is left out: the bias of the whole layer
+    stays in float then, as the engines' own rule would change the weights (MXNet lowers their scale).
+    """
+
+    name = "quantize-bias"
+    requires = ("calibrate",)
+
+    def run(self, g: Graph) -> int:
+        count = 0
+        for node in g.nodes():
+            inputs = g.inputs(node)
+            if ops.kind(node) != ops.COMPUTE or len(inputs) < 3:
+                continue
+            weight, bias = inputs[1].node.quant, g.param(inputs[2])
+            data = quantizers_behind(g, inputs[0])
+            if bias is None or not data or not isinstance(weight, QParams) or not isinstance(data[0].quant, QParams):
+                continue
+            scale = np.asarray(data[0].quant.scale, np.float64) * weight.scale
+            if weight.granularity == "group":
+                scale = np.repeat(scale, len(bias) // len(scale))
+            elif weight.granularity == "tensor":
+                scale = np.full(len(bias), scale)
+            elif len(scale) != len(bias):  # Deconvolution: one scale for the same channel of every group
+                scale = np.tile(scale, len(bias) // len(scale))
+            scale32 = scale.astype(np.float32)
+            if (scale32 <= 0).any() or (np.abs(bias) > scale * _LARGEST).any():
+                continue
+            params = QParams(bits=32, signed=True, granularity="channel", axis=0, scale=scale32)
+            g.set_input(node, 2, g.add("fake_quantize", [inputs[2]], inputs[2].node.name + "_q", quant=params,
+                                       origin=(inputs[2].node.name,)))
+            count += 1
+        return count

@@ -1,0 +1,84 @@
+"""Runs a float graph on calibration data and gathers the range of every tensor that a target may quantize."""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+
+from qgraph import ops
+from qgraph.data import Data
+from qgraph.errors import CalibrationError
+from qgraph.ir import Graph, Port
+from qgraph.quant.observers import Ema, Histogram, MinMax
+from qgraph.quant.ranges import choose_range, method as method_named
+from qgraph.quant.spec import QSpec
+from qgraph.quant.table import CalibrationTable, Entry
+
+Progress = Callable[[str, int, "int | None"], None]  # (what is done, images so far, images in all)
+
+
+def observed_ports(g: Graph) -> list[Port]:
+    """Every tensor that any target may quantize: what layers with weights read and write, and the sums.
+
+    The set depends on the graph only, so that one table serves every target and every exclusion.
+    """
+    ports: dict[Port, None] = {}
+    for node in g.toposort():
+        if ops.kind(node) == ops.COMPUTE:
+            data = g.inputs(node)[0]
+            if g.param(data) is None:
+                ports[data] = None
+            ports[Port(node)] = None
+        elif node.op in ("elemwise_add", "Concat"):
+            ports[Port(node)] = None
+    return list(ports)
+
+
+def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
+            progress: Progress | None = None) -> CalibrationTable:
+    """The calibration table of a float graph: one or two sweeps over `data`, in memory that does not grow with it.
+
+    method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed: what the ranges are for.
+    Raises CalibrationError (nothing to observe, NaN or Inf: tensor and sample are named) and DataError.
+    """
+    from qgraph.runtimes.mxnet import Executor
+
+    how = method_named(method)
+    ports = observed_ports(g)
+    if not ports:
+        raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
+    executor = Executor(g, watch=ports)
+    spec = QSpec(bits=act_bits, signed=act_signed)
+
+    def sweep(observers: Sequence[MinMax | Ema | Histogram], what: str) -> None:
+        done = 0
+        for batch, values in executor.stream(data):
+            for observer, value in zip(observers, values):
+                observer.update(value, batch.ids)
+            done += len(batch)
+            if progress:
+                progress(what, done, data.num_items)
+
+    first = [how.first(port.key) for port in ports]
+    sweep(first, "ranges")
+    if not first[0].images:
+        raise CalibrationError(f"{data.name}: no image was read")
+    stats: Sequence[MinMax | Ema | Histogram] = first
+    if how.sweeps == 2:
+        stats = [Histogram.after(s) for s in first]  # type: ignore[arg-type]
+        sweep(stats, "histograms")
+    entries = {}
+    for found, stat in zip(first, stats):
+        low, high = choose_range(how.name, stat, spec)
+        entries[found.name] = _entry(found, low, high, how.name)
+    return CalibrationTable(how.name, act_bits, act_signed, g.digest(), first[0].images, data.preprocess.to_dict(),
+                            data.name, entries)
+
+
+def _entry(found: MinMax | Ema, low: float, high: float, method: str) -> Entry:
+    if isinstance(found, Ema):
+        return Entry(low, high, low, high, method)
+    sample = found.min_id if abs(found.low) > abs(found.high) else found.max_id
+    return Entry(found.low, found.high, low, high, method, sample)
+
+

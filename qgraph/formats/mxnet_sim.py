@@ -1,0 +1,47 @@
+"""Target `mxnet-sim`: the quantized graph simulated in float by MXNet's own ops.
+
+    fake_quantize(x)  ->  [clip ->] _contrib_quantize_v2 -> _contrib_dequantize
+    fake_quantize(w)  ->  w, whose baked values lie on the grid already
+
+MXNet encodes the step s of a CPU quantizer as a range of 127.5 s (int8) or 255.5 s (uint8), see `spec.mxnet_range`.
+Fewer than 8 bits, or a lowest code of -127, are a `clip` in front.
+"""
+
+from __future__ import annotations
+
+from qgraph.errors import UnsupportedError
+from qgraph.ir import Graph, Node, Port
+from qgraph.quant.spec import QParams, mxnet_range
+
+
+def lower(g: Graph) -> Graph:
+    """A copy of `g` in MXNet's ops. Raises UnsupportedError for a quantizer that these ops cannot carry."""
+    out = g.copy()
+    for fq in out.nodes("fake_quantize"):
+        source = out.inputs(fq)[0]
+        if not isinstance(fq.quant, QParams):
+            raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
+        if out.param(source) is not None:
+            out.replace_uses(fq, source)
+            out.remove(fq)
+        else:
+            out.replace(fq, Port(_simulate(out, fq, source, fq.quant)))
+    return out
+
+
+def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> Node:
+    if qp.granularity != "tensor" or qp.bits > 8 or qp.zero_point.any():
+        raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 8 bits, without zero "
+                               f"point; found {qp.granularity}, {qp.bits} bits")
+    if (qp.qmin, qp.qmax) not in ((-128, 127), (0, 255)):
+        step = float(qp.scale)
+        source = Port(out.add("clip", [source], fq.name + "_clip", a_min=qp.qmin * step, a_max=qp.qmax * step))
+    quantized = quantize_v2(out, source, qp, fq.name + "_quantize")
+    return out.add("_contrib_dequantize", [Port(quantized, i) for i in range(3)], fq.name + "_dequantize")
+
+
+def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
+    """float -> (codes, min, max). The range is written with all digits; MXNet's own passes write six decimals."""
+    high = float(mxnet_range(qp.scale, bool(qp.signed)))
+    return out.add("_contrib_quantize_v2", [source], name, n_out=3, out_type="int8" if qp.signed else "uint8",
+                   min_calib_range=-high if qp.signed else 0.0, max_calib_range=high)

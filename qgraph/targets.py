@@ -1,0 +1,97 @@
+"""What each target can carry: a table, apart from the code that writes its bytes.
+
+To add a target, add a row here and a writer in `qgraph.formats`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Callable
+
+from qgraph import ops
+from qgraph.errors import OptionError, UnsupportedError
+from qgraph.ir import Graph, Node
+from qgraph.quant.spec import QSpec
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of frozen model.
+
+    rounding: how it rounds, a key of `qgraph.quant.spec.ROUNDING`.
+    weight, act: the specs its layers start from.
+    granularities, weight_bits, act_bits: what it can carry exactly.
+    act_signed: the choices of signedness that it can carry.
+    signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
+    refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
+    integer_flow: values stay integers between layers, so every place where they are rounded gets its own
+        fake_quantize node (False: only the inputs of convolutions and fully connected layers are quantized).
+    """
+
+    name: str
+    help: str
+    rounding: str
+    weight: QSpec
+    act: QSpec
+    granularities: tuple[str, ...]
+    weight_bits: tuple[int, ...]
+    act_bits: tuple[int, ...]
+    integer_flow: bool
+    act_signed: tuple[str, ...] = ("auto", "signed", "unsigned")
+    signed_input_limit: int = 0
+    refuse: Callable[[Graph, Node], str] = lambda g, node: ""
+
+
+def _refuse_mxnet(g: Graph, node: Node) -> str:
+    """Layers that MXNet 1.9.1's oneDNN kernels have no int8 form of, or compute wrongly."""
+    if node.op == "Deconvolution":
+        return "MXNet has no int8 Deconvolution"
+    if node.op == "Convolution":
+        weight = g.param(g.inputs(node)[1])
+        groups, filters = ops.attr(node, "num_group"), ops.attr(node, "num_filter")
+        if len(ops.attr(node, "kernel")) != 2 or ops.attr(node, "layout") not in ("None", "NCHW"):
+            return "MXNet's int8 convolution is 2-D, NCHW"
+        if groups > 1 and (groups != filters or weight is None or weight.shape[1] != 1):
+            return "MXNet's int8 kernel computes grouped convolutions with wrong scales"
+    if ops.attr(node, "act_type") not in ("", "relu", "clip"):
+        return f"MXNet's int8 kernel is not used with {ops.attr(node, 'act_type')}"
+    return ""
+
+
+_BITS = tuple(range(2, 9))
+_WEIGHT = QSpec(bits=8, signed=True, narrow=True)
+_ACT = QSpec(bits=8, signed=None)
+
+TARGETS: dict[str, Target] = {t.name: t for t in (
+    Target("mxnet", "int8 on MXNet's oneDNN kernels (x86-64)", "mxnet", _WEIGHT, _ACT,
+           granularities=("channel",), weight_bits=(8,), act_bits=(8,), integer_flow=True,
+           act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
+    Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,
+           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, integer_flow=False),
+)}
+
+
+def get_target(name: str) -> Target:
+    """The row of that name; OptionError names the valid ones."""
+    if name not in TARGETS:
+        close = difflib.get_close_matches(name, TARGETS, 1)
+        raise OptionError(f"no target is called {name!r}; want one of {', '.join(TARGETS)}"
+                          + (f" (did you mean {close[0]}?)" if close else ""))
+    return TARGETS[name]
+
+
+def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,
+                act_signed: str = "auto") -> None:
+    """UnsupportedError, naming the targets that can, if the target cannot carry these choices exactly."""
+    wanted = {"granularities": ("--granularity", granularity), "weight_bits": ("--weight-bits", weight_bits),
+              "act_bits": ("--act-bits", act_bits), "act_signed": ("--act-signed", act_signed)}
+    for field, (flag, value) in wanted.items():
+        allowed = getattr(target, field)
+        if value not in allowed:
+            others = [t.name for t in TARGETS.values() if value in getattr(t, field)]
+            shown = "layer" if value == "tensor" else value
+            if not others:
+                raise OptionError(f"{flag} {shown}: want {', '.join(map(str, allowed))}")
+            raise UnsupportedError(f"target {target.name} cannot carry {flag} {shown} exactly; "
+                                   f"{' or '.join(others)} can (--target {others[0]})")
