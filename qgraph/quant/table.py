@@ -1,0 +1,219 @@
+"""The calibration table, `<prefix>.calib.json`: the observed and the chosen range of each tensor, and their origin.
+
+Written with sorted keys and with floats by `repr`, so equal tables are equal bytes and every number reads back exactly.
+Read as untrusted data: bounded size, every type and number checked, nothing unknown accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from qgraph.errors import CalibrationError, FormatError
+from qgraph.quant.ranges import ALIASES, METHODS
+
+FORMAT = "qgraph-calibration"
+VERSION = 1
+MAX_BYTES = 64 << 20
+_AGAIN = "calibrate again (without --calib-table)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor. min, max: observed; low, high: chosen, by `method`. sample: the one with the largest magnitude."""
+
+    min: float
+    max: float
+    low: float
+    high: float
+    method: str
+    sample: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("min", "max", "low", "high"):
+            object.__setattr__(self, name, _number(getattr(self, name), name))
+        if self.min > self.max or self.low > self.high:
+            raise FormatError(f"observed {self.min}..{self.max}, chosen {self.low}..{self.high}, want low <= high")
+        object.__setattr__(self, "method", _method(self.method))
+        _text(self.sample, "sample")
+
+
+@dataclass
+class CalibrationTable:
+    """method, bits, signed: what was asked for (signed None is "auto"); an entry may have its own method.
+
+    graph_hash: of the float graph that was run. images: how many were. preprocess: flat dict of plain values.
+    data: description of the source of the images. entries: by tensor name.
+    """
+
+    method: str
+    bits: int
+    signed: bool | None
+    graph_hash: str
+    images: int
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """The file's bytes; raises `FormatError` if a field is not plain data."""
+        body = {**asdict(self), "format": FORMAT, "version": VERSION}
+        data = (json.dumps(body, indent=1, sort_keys=True, default=_refuse) + "\n").encode("ascii")
+        self.from_json(data)  # what cannot be read back is not written
+        return data
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        Path(path).write_bytes(self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CalibrationTable:
+        """Read a file of at most 64 MB."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise FormatError(f"calibration table {os.fspath(path)}: cannot be read: {error.strerror}") from None
+        return cls.from_json(data, f"calibration table {os.fspath(path)}")
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = "calibration table") -> CalibrationTable:
+        """Parse and check; every defect is a `FormatError` that begins with `where`."""
+        if len(data) > MAX_BYTES:
+            raise FormatError(f"{where}: more than {MAX_BYTES} bytes, this is not a calibration table")
+        try:
+            return cls._parse(json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_int))
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from None
+        except RecursionError:
+            raise FormatError(f"{where}: nested too deeply") from None
+        except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
+            raise FormatError(f"{where}: not JSON: {error}") from None
+
+    @classmethod
+    def _parse(cls, body: object) -> CalibrationTable:
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise FormatError(f'want a JSON object with "format": "{FORMAT}"')
+        if type(body.get("version")) is not int or body["version"] != VERSION:
+            raise FormatError(f"version: found {body.get('version')!r:.40}, this qgraph reads {VERSION}; {_AGAIN}")
+        names = {f.name for f in fields(cls)}
+        _keys(body, names | {"format", "version"}, "header")
+        signed, entries = body["signed"], body["entries"]
+        if not (signed is None or isinstance(signed, bool)):
+            raise FormatError(f"signed: found {signed!r:.40}, want true, false or null")
+        return cls(
+            method=_method(body["method"]), bits=_whole(body["bits"], "bits", 2, 32), signed=signed,
+            graph_hash=_text(body["graph_hash"], "graph_hash"), images=_whole(body["images"], "images", 0, 1 << 53),
+            preprocess=_flat(body["preprocess"]), data=_text(body["data"], "data"),
+            entries={_text(k, "tensor name"): _entry(k, v) for k, v in _object(entries, "entries").items()},
+        )
+
+    def check(self, graph_hash: str) -> None:
+        """Refuse the table of another model."""
+        if self.graph_hash != graph_hash:
+            raise CalibrationError(f"table belongs to another model: its graph is {self.graph_hash}, "
+                                   f"this one is {graph_hash}; {_AGAIN}")
+
+    def check_bits(self, bits: int) -> None:
+        """Refuse ranges that were chosen for another number of bits; naive, ema and percentile fit any."""
+        names = sorted(n for n, e in self.entries.items() if METHODS[e.method].per_bits)
+        if bits != self.bits and names:
+            raise CalibrationError(f"table: {len(names)} ranges (first {names[0]}, by {self.entries[names[0]].method}) "
+                                   f"were chosen for {self.bits} bits, want {bits}; {_AGAIN}")
+
+    def require(self, names: Iterable[str]) -> None:
+        """Every one of `names` must have an entry."""
+        missing = [n for n in names if n not in self.entries]
+        if missing:
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            raise CalibrationError(f"table: no range for {', '.join(missing[:8])}{more}; {_AGAIN}")
+
+
+# ---- checks: value -> the same value, or FormatError ----------------------------------------------------------------
+
+def _refuse(value: object) -> object:
+    raise FormatError(f"calibration table: found a {type(value).__name__}, want plain data")
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 64:  # int() takes quadratic time
+        raise FormatError(f"found a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise FormatError("a key appears twice in one object")
+    return result
+
+
+def _object(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FormatError(f"{name}: found {value!r:.40}, want an object")
+    return value
+
+
+def _keys(value: dict[str, Any], wanted: set[str], name: str) -> None:
+    odd = sorted(wanted ^ value.keys())
+    if odd:
+        raise FormatError(f"{name}: {', '.join(f'{k!r:.40}' for k in odd[:5])} missing or unknown")
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, (bool, str)):
+        raise FormatError(f"{name}: found {value!r:.40}, want a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise FormatError(f"{name}: found a {type(value).__name__}, want a finite number") from None
+    if not math.isfinite(number):
+        raise FormatError(f"{name}: found {number}, want a finite number")
+    return number
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FormatError(f"{name}: found {value!r:.40}, want a whole number from {low} to {high}")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise FormatError(f"{name}: found {value!r:.40}, want a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate cannot be printed
+        raise FormatError(f"{name}: found {value[:40]!r}, want valid Unicode") from None
+    return value
+
+
+def _method(value: Any) -> str:
+    name = ALIASES.get(value, value) if isinstance(value, str) else None
+    if name not in METHODS:
+        raise FormatError(f"method: found {value!r:.40}, want one of {', '.join(METHODS)}")
+    return name
+
+
+def _flat(value: Any) -> dict[str, Any]:
+    """A preprocessing dict: strings, numbers, booleans, null, and lists of those."""
+    for key, item in _object(value, "preprocess").items():
+        _text(key, "preprocess")
+        for one in item if isinstance(item, list) else [item]:
+            if isinstance(one, str):
+                _text(one, f"preprocess {key}")
+            elif not (one is None or isinstance(one, bool)):
+                _number(one, f"preprocess {key}")
+    return value
+
+
+def _entry(name: str, value: Any) -> Entry:
+    _keys(_object(value, f"tensor {name:.80}"), {f.name for f in fields(Entry)}, f"tensor {name:.80}")
+    try:
+        return Entry(**value)
+    except FormatError as error:
+        raise FormatError(f"tensor {name:.80}: {error}") from None
