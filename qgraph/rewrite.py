@@ -113,6 +113,7 @@ class PassManager(Pass):
     """Runs passes once each, in the written order: verify, run, verify, honesty check, one log line, a dump on request.
 
     dump_dir: where ``NN-name.txt`` is written after every pass.
+    records: what was done; given to a second manager it continues the first one's line.
     """
 
     name: ClassVar[str] = "pipeline"
@@ -122,9 +123,10 @@ class PassManager(Pass):
 
     def run(self, g: Graph) -> int:
         g.verify()
-        self._dump(g, 0, "input")
+        if not self.records:
+            self._dump(g, 0, "input")
         digest, done = g.digest(), set(r.name for r in self.records)
-        for number, step in enumerate(self.passes, 1):
+        for number, step in enumerate(self.passes, len(self.records) + 1):
             missing = [name for name in step.requires if name not in done]
             if missing:
                 raise PassError(f"{step.name}: needs {', '.join(missing)} before it in the pipeline")

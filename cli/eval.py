@@ -1,0 +1,47 @@
+"""`qgraph eval`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qgraph.cli import console
+from qgraph.cli.options import image_options, model_options, output_options
+from qgraph.errors import CheckFailed, DataError
+
+
+@click.command("eval")
+@click.argument("model", metavar="MODEL")
+@click.option("--data", required=True, metavar="PATH", help=".rec, folder of images (labels are its sub-folders), .npz")
+@model_options
+@click.option("--reference", metavar="MODEL", help="Also the percentage of images on which the top class is the same.")
+@click.option("--min-top1", type=float, metavar="X", help="Exit with 3 if the top-1 accuracy is below X percent.")
+@image_options
+@output_options
+def command(model: str, data: str, params: str | None, epoch: int | None, reference: str | None,
+            min_top1: float | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+    """Accuracy of a model, float or frozen, and its agreement with another.
+
+    MODEL is a -symbol.json or its prefix.
+
+    \b
+    Examples:
+      qgraph eval net-quantized --data val.rec --skip ::10 --preprocess imagenet --reference net
+      qgraph eval net-quantized --data test.npz --min-top1 97.5 --json
+    """
+    console.set_up(quiet, verbose)
+    from qgraph.evaluation import evaluate
+    from qgraph.models import open_model
+    from qgraph.options import DataOptions
+
+    with console.Bars() as bars:
+        found = evaluate(open_model(model, params, epoch), data, reference, options=DataOptions(**flags), progress=bars)
+    words = {"images": "{}", "top1": "{:.2f} %", "top5": "{:.2f} %", "agreement": "{:.2f} %", "ms_per_image": "{:.3f}"}
+    console.result(found, as_json, (f"{key:<13} {form.format(found[key])}" for key, form in words.items()
+                                    if found[key] is not None))
+    if min_top1 is not None:
+        if found["top1"] is None:
+            raise DataError(f"{data}: has no labels, so --min-top1 cannot be checked")
+        if found["top1"] < min_top1:
+            raise CheckFailed(f"top-1 is {found['top1']:.2f} %, want at least {min_top1:g} %")

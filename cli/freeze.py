@@ -1,0 +1,108 @@
+"""`qgraph freeze`: argv -> FreezeOptions -> files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qgraph.cli import console
+from qgraph.cli.options import exclude_option, image_options, input_shape_option, model_options, output_options
+
+
+@click.command("freeze")
+@click.argument("model", metavar="MODEL-symbol.json")
+@model_options
+@click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-quantized]")
+@click.option("--target", type=click.Choice(["mxnet", "mxnet-sim"]), default="mxnet", show_default=True,
+              help="mxnet: int8 kernels. mxnet-sim: simulated in float, any bits and granularity.")
+@input_shape_option
+@exclude_option
+@click.option("--granularity", type=click.Choice(["layer", "group", "channel", "tensor"]), default="channel",
+              show_default=True, help="One scale of the weights per layer, convolution group or output channel.")
+@click.option("--weight-bits", type=int, default=8, show_default=True, metavar="N")
+@click.option("--act-bits", type=int, default=8, show_default=True, metavar="N")
+@click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True)
+@click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "minmax", "entropy"]),
+              default="naive", show_default=True, help="How ranges are chosen (minmax is naive, entropy is kl).")
+@click.option("--calib-data", metavar="PATH", help=".rec, folder of images, .npz or .npy of ready N,C,H,W floats.  "
+              "[default: MODEL-calib.npz, else images distilled from the BatchNorms]")
+@click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
+@click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
+@image_options
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
+@click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
+@click.option("--pass", "user_passes", multiple=True, metavar="MODULE:CLASS@AFTER",
+              help="A pass of your own, behind the pass AFTER.")
+@click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
+@output_options
+def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+    """Quantize a model and write the frozen checkpoint.
+
+    \b
+    Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), PREFIX.calib.json (the ranges,
+    for --calib-table) and PREFIX.report.json.
+
+    \b
+    Examples:
+      qgraph freeze net-symbol.json --exclude conv0 --calib kl
+      qgraph freeze net-symbol.json --calib-data val.rec --select ::10 --preprocess imagenet
+      qgraph freeze net-symbol.json --target mxnet-sim --weight-bits 4 --granularity layer
+      qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
+    """
+    console.set_up(quiet, verbose)
+    from qgraph.freezing import check_output, freeze, report_text
+    from qgraph.models import default_prefix
+    from qgraph.options import FreezeOptions
+
+    options = FreezeOptions(**flags)
+    prefix = options.output or default_prefix(model)
+    check_output(model, prefix)
+    with console.Bars() as bars:
+        frozen = freeze(model, options, progress=bars)
+    paths = frozen.save(prefix)
+    if not quiet:
+        _tables(frozen.report, verbose)
+    if as_json:
+        click.echo(report_text(frozen.report), nl=False)
+    else:
+        click.echo("\n".join(_summary(frozen.report, paths)))
+
+
+def _tables(report: dict[str, Any], verbose: bool) -> None:
+    rows = []
+    for layer in report["quantized"]:
+        rows.append((layer["name"], layer["op"], f"{layer['data']} x {layer['weight']} per {layer['granularity']}", ""))
+    for layer in report["float"]:
+        rows.append((layer["name"], layer["op"], "float", layer["reason"]))
+    console.table("layers", ("name", "op", "arithmetic", "why"), rows)
+    tensors = [(name, t["dtype"], f"{t['low']:.4g}", f"{t['high']:.4g}", _scale(t["scale"]), " + ".join(t["source"]))
+               for name, t in report["tensors"].items() if verbose or t["source"] != ["weights"]]
+    console.table("ranges", ("tensor", "type", "low", "high", "scale", "from"), tensors)
+    before, after = report["ops"]["before"], report["ops"]["after"]
+    console.table("ops", ("op", "before", "after"),
+                  [(op, before.get(op), after.get(op)) for op in sorted({*before, *after})])
+
+
+def _scale(scale: Any) -> str:
+    return f"{scale[0]:.3g} .. {scale[1]:.3g}" if isinstance(scale, list) else f"{scale:.4g}"
+
+
+def _summary(report: dict[str, Any], paths: list[str]) -> list[str]:
+    quantized, left = len(report["quantized"]), report["float"]
+    lines = [f"quantized   {quantized} of {quantized + len(left)} layers"
+             + (f" (in float: {', '.join(x['name'] for x in left[:6])}{', ...' if len(left) > 6 else ''})" if left
+                else "")]
+    if report["agreement"]:
+        found = report["agreement"]
+        alike = "" if found["top1"] is None else f"{found['top1']:g} % top-1 on {found['images']} images, "
+        sqnr = "exact" if found["sqnr_db"] is None else f"{found['sqnr_db']:g} dB"
+        lines.append(f"agreement   {alike}output {sqnr} (with the float model)")
+    if report["departure"]:
+        found = report["departure"]
+        worst = min(found["layers"].items(), key=lambda item: item[1]["within_one"], default=None)
+        where = f", least in {worst[0]}" if worst and worst[1]["within_one"] < 100 else ""
+        lines.append(f"kernels     {found['within_one']:g} % of the codes within 1 of exact arithmetic{where}")
+    size = report["size"]
+    lines.append(f"size        {console.size(size['before'])} -> {console.size(size['after'])}")
+    return [*lines, *(f"wrote       {path}" for path in paths)]

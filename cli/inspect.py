@@ -1,0 +1,59 @@
+"""`qgraph inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from qgraph.cli import console
+from qgraph.cli.options import exclude_option, input_shape_option, model_options, output_options
+
+
+@click.command("inspect")
+@click.argument("model", metavar="MODEL")
+@model_options
+@click.option("--target", default="mxnet", show_default=True, help="Say what would be quantized for this target.")
+@exclude_option
+@input_shape_option
+@output_options
+def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+    """What a model is made of: ops, parameters, shapes, and what freezing would quantize and why not.
+
+    MODEL is a -symbol.json or its prefix, float or frozen.
+
+    \b
+    Examples:
+      qgraph inspect net-symbol.json --input-shape data:1,3,224,224
+      qgraph inspect net --target mxnet-sim --exclude first --json
+    """
+    console.set_up(quiet, verbose)
+    from qgraph.inspection import inspect_model
+
+    found = inspect_model(model, **flags)
+    if as_json:
+        console.result(found, True, ())
+        return
+    params = found["params"]
+    click.echo(f"{'frozen model' if found['frozen'] else 'float model'}, {sum(found['ops'].values())} ops, "
+               f"{params['numbers']:,} parameters in {params['arrays']} arrays, {console.size(params['bytes'])}")
+    for what in ("inputs", "outputs"):
+        click.echo(f"{what:<8} " + ", ".join(f"{name} {_shape(shape)}" for name, shape in found[what].items()))
+    console.table("", ("op", "count"), found["ops"].items(), to_stdout=True)
+    click.echo("")
+    if found["frozen"]:
+        console.table("", ("integer op", "name", "type", "range"),
+                      [(x["op"], x["name"], x.get("dtype"), _range(x.get("range"))) for x in found["layers"]], True)
+        return
+    console.table("", ("layer", "op", "weight", "output", f"for {found['target']}"),
+                  [(x["name"], x["op"], _shape(x["weight"]), _shape(x["output"]),
+                    f"float: {x['float']}" if x["float"] else "quantized") for x in found["layers"]], True)
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    return "?" if shape is None else "x".join(map(str, shape))
+
+
+def _range(pair: Sequence[float] | None) -> str:
+    return "" if pair is None else f"{pair[0]:.5g} .. {pair[1]:.5g}"

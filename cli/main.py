@@ -1,0 +1,102 @@
+"""The `qgraph` command: subcommands, exit codes, and what is printed when something goes wrong.
+
+Exit codes: 0 done, 1 could not, 2 usage, 3 a check failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+import qgraph
+from qgraph.errors import CheckFailed, QGraphError
+
+COMMANDS = {  # name -> line of help; each lives in the file of its name
+    "freeze": "Quantize a model and write the frozen checkpoint.",
+    "eval": "Accuracy of a model, and its agreement with another.",
+    "compare": "Where a frozen model departs from the float one.",
+    "inspect": "What a model is made of, and what would be quantized.",
+    "passes": "List the graph passes, or explain one.",
+}
+
+
+class _Lazy(click.Group):
+    """Loads a subcommand's file when it is called, so that --help is fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"qgraph.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(self, ctx: click.Context,
+                        args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise click.UsageError(f"no command {args[0]!r}; {guess}There are {', '.join(COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(qgraph.__version__, prog_name="qgraph")
+def cli() -> None:
+    """A quantization compiler for Apache MXNet networks.
+
+    \b
+    qgraph inspect net-symbol.json
+    qgraph freeze  net-symbol.json --exclude conv0 --calib kl --calib-data images.rec
+    qgraph eval    net-quantized --data images.rec --reference net
+    qgraph compare net net-quantized --data images.rec
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. A mistake of the user is one line, a bug of ours a traceback."""
+    try:
+        code = cli.main(args=None if argv is None else list(argv), prog_name="qgraph", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except CheckFailed as error:
+        return _say("check failed", error, 3)
+    except QGraphError as error:
+        return _say("error", error, 1)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", "nothing was written", 130)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return 141
+    except MemoryError:
+        return _say("error", "out of memory; a smaller --batch-size needs less", 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _say("error", f"{error.filename}: {error.strerror}", 1)
+
+
+def _say(what: str, message: object, code: int) -> int:
+    click.echo(f"qgraph: {what}: {' '.join(str(message).split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Groups of options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import click
+
+Command = Callable[..., Any]
+
+
+def _group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+    return add
+
+
+model_options = _group(
+    click.option("--params", metavar="FILE", help="Parameters.  [default: MODEL-NNNN.params, the highest]"),
+    click.option("--epoch", type=click.IntRange(0), metavar="N", help="Take MODEL-<N, four digits>.params."),
+)
+
+image_options = _group(
+    click.option("--select", metavar="START:STOP:STEP", help="Keep these images, by index."),
+    click.option("--skip", metavar="START:STOP:STEP", help="Drop these images, by index."),
+    click.option("--preprocess", metavar="PRESET",
+                 help="none, imagenet, cifar10, tf, inception or caffe; the flags below change parts of it."),
+    click.option("--resize", type=int, metavar="N", help="Short side, in pixels."),
+    click.option("--crop", type=int, metavar="N", help="Centre square, in pixels."),
+    click.option("--bgr/--rgb", default=None, help="Order of the channels.  [default: the preset's, RGB]"),
+    click.option("--mean", metavar="A,B,C", help="Subtracted, in the order of the channels as they are fed."),
+    click.option("--std", metavar="A,B,C", help="Divided by."),
+    click.option("--scale", type=float, metavar="X", help="Pixels 0..255 are multiplied by it first."),
+    click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N"),
+    click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
+)
+
+output_options = _group(
+    click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only."),
+    click.option("-v", "--verbose", is_flag=True, help="Say more, also why patterns did not match."),
+)
+
+exclude_option = click.option(
+    "--exclude", multiple=True, metavar="PATTERN",
+    help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")
+input_shape_option = click.option(
+    "--input-shape", multiple=True, metavar="NAME:N,C,H,W", help="Where the data do not say it: data:1,3,224,224.")

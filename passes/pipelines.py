@@ -1,0 +1,58 @@
+"""The whole line of passes for a set of options: what `qgraph freeze` runs, in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qgraph import targets
+from qgraph.options import FreezeOptions
+from qgraph.passes import (  # noqa: F401  (the import registers them)
+    PIPELINES,
+    bake_weights,
+    calibrate,
+    insert_fake_quantize,
+    integer_flow,
+    quantize_bias,
+    share_scales,
+    shift_residual,
+)
+from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, pass_class
+
+# behind the float passes; the second for targets where values stay integers between layers
+SIMULATED = ("insert-fake-quantize", "calibrate", "quantize-bias", "bake-weights")
+INTEGER = ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "shift-residual", "quantize-bias",
+           "bake-weights")
+FIRST_QUANTIZING = "insert-fake-quantize"
+
+
+def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
+    """Passes that are ready but for the calibration table. Raises OptionError, UnsupportedError for bad choices."""
+    target = targets.get_target(options.target)
+    granularity = {"layer": "tensor"}.get(options.granularity, options.granularity)
+    targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed)
+    given: dict[str, dict[str, Any]] = {
+        "insert-fake-quantize": {
+            "target": target.name, "granularity": granularity, "exclude": options.exclude,
+            "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed},
+        "calibrate": {"signed_input_limit": target.signed_input_limit},
+        "bake-weights": {"rounding": target.rounding},
+    }
+
+    def make(cls: type[Pass], written: dict[str, Any]) -> Pass:
+        return cls(**{**given.get(cls.name, {}), **written})
+
+    if options.passes is not None:
+        steps = parse_pipeline(options.passes, make)
+    else:
+        names = INTEGER if target.integer_flow else SIMULATED
+        steps = (*PIPELINES["float"], *(make(pass_class(name), {}) for name in names))
+    for spec in options.user_passes:
+        steps = insert_after(steps, *load_user_pass(spec))
+    return steps
+
+
+def split(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """(passes on the float graph, passes from the first one that quantizes)"""
+    names = [step.name for step in steps]
+    at = names.index(FIRST_QUANTIZING) if FIRST_QUANTIZING in names else len(steps)
+    return steps[:at], steps[at:]

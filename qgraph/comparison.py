@@ -1,0 +1,148 @@
+"""`qgraph.compare`: where a frozen model departs from the float one, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from qgraph import ops
+from qgraph.departure import Difference, class_scores
+from qgraph.errors import DataError, OptionError
+from qgraph.evaluation import open_for, runnable
+from qgraph.ir import Graph, Node, Port
+from qgraph.models import inputs_of, is_quantized_op, open_model
+from qgraph.options import DataOptions, Progress
+from qgraph.passes import PIPELINES
+from qgraph.passes.fuse_relu import FuseRelu
+from qgraph.runtimes import runtime
+
+WORST = 3
+_FULL_RANGE = {"int8": 127.5, "uint8": 255.5}  # steps in the range that MXNet carries beside its codes
+
+
+class _Side:
+    """One of the two models, such that tensors of the same name hold the same values on both sides.
+
+    A float model is folded as freezing does.  In a frozen one only activations are fused: simulated layers carry them
+    as nodes of their own, integer layers inside.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.graph = runnable(open_model(model).graph)
+        frozen = any(is_quantized_op(node) for node in self.graph.dag)
+        for step in (FuseRelu(),) if frozen else PIPELINES["float"]:
+            step.run(self.graph)
+        self.nodes = {n.name: n for n in self.graph.toposort() if n.op != "null"}
+
+    def is_float(self, name: str) -> bool:
+        return not is_quantized_op(self.nodes[name])
+
+    def ports(self, names: Iterable[str]) -> list[Port]:
+        """The tensors to watch: one per float name, codes with their minimum and maximum per integer name."""
+        return [Port(self.nodes[name], i) for name in names for i in range(1 if self.is_float(name) else 3)]
+
+    def reals(self, names: Iterable[str], values: list[np.ndarray], other: _Side) -> dict[str, np.ndarray]:
+        """What the watched tensors stand for. other: the side that they will be compared with."""
+        rest = iter(values)
+        return {name: next(rest) if self.is_float(name) else
+                _dequantize(next(rest), next(rest), next(rest), 128 if self._is_shifted(name, other) else 0)
+                for name in names}
+
+    def _is_shifted(self, name: str, other: _Side) -> bool:
+        """Unsigned codes of a convolution without activation: `shift-residual` has moved them by half their range."""
+        mine, theirs = self.nodes[name], other.nodes[name]
+        return (mine.op == "_sg_mkldnn_conv" and mine.attrs.get("min_calib_range") == "0.0"
+                and theirs.op == "Convolution" and "act_type" not in theirs.attrs)
+
+
+def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray, zero: int) -> np.ndarray:
+    bound = max(abs(float(low.ravel()[0])), abs(float(high.ravel()[0])))
+    return (codes.astype(np.float32) - zero) * np.float32(bound / _FULL_RANGE[codes.dtype.name])
+
+
+def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
+            progress: Progress | None = None) -> dict[str, Any]:
+    """`b` judged by `a` on the same images; both are what `open_model` takes.
+
+    Returns {"images", "agreement": top-1 in percent or None, "output": DIFF, "layers": [{"name", "op", "origin",
+    **DIFF, "added_noise"}], "worst": [names], "exclude": "--exclude ..."} with DIFF = sqnr_db (None: equal to the last
+    bit), cosine, max_error.  added_noise is the layer's noise / signal less that of what it reads.  Integer tensors are
+    compared as the reals that they stand for.
+    """
+    executor = runtime("comparing models")
+    first, second = _Side(a), _Side(b)
+    names = _common(first, second)
+    opened = open_for(first.graph, data, options or DataOptions())
+    runs = [executor(side.graph, watch=[side.graph.heads[0], *side.ports(names)]) for side in (first, second)]
+
+    found = {name: Difference() for name in names}
+    output = Difference()
+    images = same = 0
+    classifies = True
+    for batch in opened:
+        (want_out, *want), (got_out, *got) = (run.run(batch.feeds) for run in runs)
+        if want_out.shape != got_out.shape:
+            raise OptionError(f"the models' outputs have the shapes {want_out.shape} and {got_out.shape}, "
+                              "want two of the same network")
+        output.update(want_out, got_out)
+        scores = class_scores(want_out), class_scores(got_out)
+        classifies = classifies and scores[0] is not None
+        if scores[0] is not None and scores[1] is not None:
+            same += int((scores[0].argmax(1) == scores[1].argmax(1)).sum())
+        got_reals = second.reals(names, got, first)
+        for name, real in first.reals(names, want, second).items():
+            if name in found and real.shape == got_reals[name].shape:
+                found[name].update(real, got_reals[name])
+            else:
+                found.pop(name, None)
+        images += len(batch)
+        if progress:
+            progress("comparing", images, opened.num_items)
+    if not images:
+        raise DataError(f"{opened.name}: no image was read")
+    layers = _layers(first.graph, found)
+    worst = _worst(layers, first)
+    return {"images": images, "agreement": round(100 * same / images, 2) if classifies else None,
+            "output": output.to_dict(), "layers": layers, "worst": worst,
+            "exclude": " ".join(f"--exclude {name}" for name in worst)}
+
+
+def _common(first: _Side, second: _Side) -> list[str]:
+    """Names of layers, sums, concatenations and poolings that both models have, in the order of the first."""
+    odd = sorted(set(inputs_of(first.graph)) ^ set(inputs_of(second.graph)))
+    if odd:
+        raise OptionError(f"only one of the models has the input {', '.join(odd)}, want two of the same network")
+    names = [name for name, node in first.nodes.items() if name in second.nodes
+             and (ops.kind(node) in (ops.COMPUTE, ops.JOIN, ops.AVERAGE) or node.op == "Pooling"
+                  or is_quantized_op(node)) and _is_tensor(node) and _is_tensor(second.nodes[name])]
+    if not names:
+        raise OptionError("the models have no layer of the same name, want a model and its frozen form")
+    return names
+
+
+def _is_tensor(node: Node) -> bool:
+    return node.n_out >= 3 if is_quantized_op(node) and node.op != "_contrib_dequantize" else node.n_out == 1
+
+
+def _layers(g: Graph, found: dict[str, Difference]) -> list[dict[str, Any]]:
+    """One row per layer in topological order. The noise of a node that is not compared is that of what it reads."""
+    noise: dict[Node, float] = {}
+    rows = []
+    for node in g.toposort():
+        before = max((noise[p.node] for p in g.inputs(node)), default=0.0)
+        noise[node] = before
+        difference = found.get(node.name) if node.op != "null" else None
+        if difference is None:
+            continue
+        noise[node] = difference.noise / difference.signal if difference.signal else 0.0
+        rows.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
+                     **difference.to_dict(), "added_noise": float(f"{max(noise[node] - before, 0.0):.4g}")})
+    return rows
+
+
+def _worst(layers: list[dict[str, Any]], side: _Side) -> list[str]:
+    """The layers with weights that add most noise, worst first."""
+    found = [x for x in layers if x["added_noise"] > 1e-9 and ops.kind(side.nodes[x["name"]]) == ops.COMPUTE]
+    return [x["name"] for x in sorted(found, key=lambda x: (-x["added_noise"], x["name"]))[:WORST]]

@@ -1,0 +1,94 @@
+"""`qgraph.evaluate`: accuracy, agreement with another model, and time, on labelled images."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from qgraph.data import Data
+from qgraph.departure import class_scores
+from qgraph.errors import DataError
+from qgraph.ir import Graph
+from qgraph.models import inputs_of, known_channels, open_model
+from qgraph.options import DataOptions, Progress
+from qgraph.passes.canonicalize import Canonicalize
+from qgraph.runtimes import runtime
+
+
+def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptions | None = None,
+             progress: Progress | None = None) -> dict[str, Any]:
+    """{"images", "top1", "top5", "agreement" (percent), "ms_per_image"}; None for what cannot be known.
+
+    model, reference: what `open_model` takes.  data: what `qgraph.open_data` takes.  top1 and top5 want labels,
+    agreement a reference.  ms_per_image is wall time of the model alone, without the first batch, which warms up.
+    Raises DataError for a model that is no classifier.
+    """
+    executor = runtime("evaluating a model")
+    graph = runnable(open_model(model).graph)
+    other = runnable(open_model(reference).graph) if reference is not None else None
+    opened = open_for(graph, data, options or DataOptions())
+    run, run_other = executor(graph), executor(other) if other is not None else None
+
+    images = top1 = top5 = same = labelled = 0
+    seconds, timed = 0.0, 0
+    batches = iter(opened)
+    first = next(batches, None)
+    if first is None:
+        raise DataError(f"{opened.name}: no image was read")
+    run.run(first.feeds)
+    for batch in chain([first], batches):
+        started = time.perf_counter()
+        scores = _scores(run.run(batch.feeds)[0])
+        seconds += time.perf_counter() - started
+        timed += len(batch)
+        images += len(batch)
+        if batch.labels is not None:
+            labels = _class_labels(batch.labels, scores.shape[1], batch.ids[0])
+            ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+            top1 += int((ranked[:, 0] == labels).sum())
+            top5 += int((ranked == labels[:, None]).any(axis=1).sum())
+            labelled += len(batch)
+        if run_other is not None:
+            same += int((_scores(run_other.run(batch.feeds)[0]).argmax(1) == scores.argmax(1)).sum())
+        if progress:
+            progress("evaluating", images, opened.num_items)
+
+    def percent(count: int, total: int) -> float | None:
+        return round(100 * count / total, 2) if total else None
+
+    return {"images": images, "top1": percent(top1, labelled), "top5": percent(top5, labelled),
+            "agreement": percent(same, images) if run_other is not None else None,
+            "ms_per_image": round(1000 * seconds / timed, 3)}
+
+
+def runnable(g: Graph) -> Graph:
+    """`g` without labels, which an engine would want to be fed. Changes `g`."""
+    if len(inputs_of(g)) != len(g.data_inputs()):
+        Canonicalize().run(g)
+    return g
+
+
+def open_for(g: Graph, data: Any, options: DataOptions) -> Data:
+    """Data that fit the graph's inputs."""
+    channels = known_channels(g)
+    return options.open(data, {name: channels.get(name, ()) for name in inputs_of(g)})
+
+
+def _scores(output: np.ndarray) -> np.ndarray:
+    scores = class_scores(output)
+    if scores is None:
+        raise DataError(f"the model's first output has the shape {output.shape}, want one score per class "
+                        "(N, classes); `qgraph compare` judges other models")
+    return scores
+
+
+def _class_labels(labels: np.ndarray, classes: int, where: str) -> np.ndarray:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{where}: its label is not one class number, want a whole number per image")
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        raise DataError(f"{where} and its batch: found labels {labels.min()} to {labels.max()}, but the model has "
+                        f"{classes} classes")
+    return labels

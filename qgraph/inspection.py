@@ -1,0 +1,71 @@
+"""What a model is made of, and what `freeze` would do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qgraph import ops, targets
+from qgraph.ir import Graph, Node, Port
+from qgraph.models import hinted_shapes, inputs_of, is_quantized_op, open_model
+from qgraph.options import parse_shapes
+from qgraph.passes import PIPELINES
+from qgraph.passes.insert_fake_quantize import layer_verdicts
+from qgraph.report import count_ops
+from qgraph.shapes import infer
+
+
+def inspect_model(model: Any, *, params: str | None = None, epoch: int | None = None, target: str = "mxnet",
+                  exclude: Sequence[str] = (), input_shape: Sequence[str] = ()) -> dict[str, Any]:
+    """{"frozen", "inputs", "outputs", "ops": {op: count}, "params": {"arrays", "numbers", "bytes"}, "layers": [...]}.
+
+    A layer of a float model: name, op, weight and output shape (None if not known), origin, "float" (why it would stay
+    in float for `target`, "" if it would be quantized), after the float passes.  Of a frozen one: name, op, output type
+    and range.
+    """
+    g = open_model(model, params, epoch).graph
+    frozen = any(is_quantized_op(node) for node in g.dag)
+    names = inputs_of(g)
+    shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
+    found: dict[str, Any] = {
+        "frozen": frozen,
+        "inputs": {name: list(shapes[name]) if name in shapes else None for name in names},
+        "outputs": {},
+        "ops": count_ops(g),
+        "params": {"arrays": len(g.params), "numbers": sum(a.size for a in g.params.values()),
+                   "bytes": sum(a.nbytes for a in g.params.values())},
+    }
+    known = infer(g, shapes)
+    found["outputs"] = {h.key: _shape(known, h) for h in g.heads}
+    if frozen:
+        found["layers"] = [_integer_layer(n) for n in g.toposort() if is_quantized_op(n)]
+        return found
+    row = targets.get_target(target)
+    for step in PIPELINES["float"]:
+        step.run(g)
+    known = infer(g, shapes)
+    found["target"] = target
+    found["layers"] = [_layer(g, node, why, known) for node, why in layer_verdicts(g, row, tuple(exclude)).items()]
+    found["ops_after_folding"] = count_ops(g)
+    return found
+
+
+def _shape(known: dict[Port, tuple[int, ...]], port: Port) -> list[int] | None:
+    return list(known[port]) if port in known else None
+
+
+def _layer(g: Graph, node: Node, why: str, known: dict[Port, tuple[int, ...]]) -> dict[str, Any]:
+    inputs = g.inputs(node)
+    weight = g.param(inputs[1]) if len(inputs) > 1 else None
+    return {"name": node.name, "op": node.op, "weight": None if weight is None else list(weight.shape),
+            "groups": ops.attr(node, "num_group") if node.op != "FullyConnected" else 1,
+            "output": _shape(known, Port(node)), "origin": list(node.origin or (node.name,)), "float": why}
+
+
+def _integer_layer(node: Node) -> dict[str, Any]:
+    low, high = node.attrs.get("min_calib_range"), node.attrs.get("max_calib_range")
+    row: dict[str, Any] = {"name": node.name, "op": node.op}
+    if low is not None and high is not None:
+        row["dtype"] = node.attrs.get("out_type") or ("int8" if float(low) < 0 else "uint8")
+        row["range"] = [float(low), float(high)]
+    return row

@@ -1,0 +1,107 @@
+"""What can be asked of qgraph, as plain data: the flags of the command line are the fields of these classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
+
+from qgraph.data import Data, open_data
+from qgraph.errors import OptionError
+from qgraph.preprocess import Preprocess
+
+Progress = Callable[[str, int, Optional[int]], None]  # (what is done, how many so far, how many in all)
+Shapes = Mapping[str, Sequence[int]]
+DEFAULT_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How images are chosen and made ready; None leaves a part to the preset. See `data.py`, `preprocess.py`."""
+
+    select: str | None = None
+    skip: str | None = None
+    preprocess: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    bgr: bool | None = None
+    mean: str | Sequence[float] | None = None
+    std: str | Sequence[float] | None = None
+    scale: float | None = None
+    batch_size: int = 16
+    workers: int | None = None
+
+    def preprocessing(self) -> Preprocess:
+        return Preprocess.from_options(self.preprocess, resize=self.resize, crop=self.crop, bgr=self.bgr,
+                                       mean=self.mean, std=self.std, scale=self.scale)
+
+    def open(self, source: Any, shapes: Shapes, limit: int | None = None) -> Data:
+        """shapes: of the model's inputs, by name, in the model's order; 0 matches any size."""
+        if isinstance(source, Data):
+            return source
+        return open_data(source, self.preprocessing(), select=self.select, skip=self.skip, limit=limit,
+                         batch_size=self.batch_size, workers=self.workers, input_names=tuple(shapes),
+                         input_shapes={name: shape for name, shape in shapes.items() if shape})
+
+
+@dataclass(frozen=True)
+class FreezeOptions(DataOptions):
+    """What `qgraph freeze` does. Every field is a flag of the command line, with ``-`` for ``_``.
+
+    input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.select`.
+    calib: a method of `qgraph.quant.ranges`.  passes: a pipeline of one's own instead of the standard one.
+    user_passes: ``--pass MODULE:CLASS@AFTER``.  output: prefix of the files that are written.
+    """
+
+    params: str | None = None
+    epoch: int | None = None
+    output: str | None = None
+    target: str = "mxnet"
+    input_shape: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    granularity: str = "channel"
+    weight_bits: int = 8
+    act_bits: int = 8
+    act_signed: str = "auto"
+    calib: str = "naive"
+    calib_data: str | None = None
+    calib_table: str | None = None
+    num_calib: int | None = None
+    seed: int = 0
+    passes: str | None = None
+    user_passes: tuple[str, ...] = ()
+    dump_passes: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_shape", "exclude", "user_passes"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for and is not the default, as plain values; where the files go is left out."""
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+                 if f.name not in ("output", "dump_passes") and getattr(self, f.name) != f.default}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
+
+
+def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """``data:1,3,224,224`` (the name may be left out if there is one input) -> input name -> shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, colon, numbers = text.rpartition(":")
+        if not colon and len(inputs) == 1:
+            name = inputs[0]
+        try:
+            shape = tuple(int(part) for part in numbers.strip("() ").split(","))
+        except ValueError:
+            shape = ()
+        if not shape or any(not 1 <= d <= 1 << 31 for d in shape) or not name:
+            raise OptionError(f"--input-shape is {text!r}, want NAME:N,C,H,W such as {inputs[0]}:1,3,224,224")
+        if name not in inputs:
+            close = difflib.get_close_matches(name, inputs, 1)
+            raise OptionError(f"--input-shape: the model has no input {name!r}, it reads {', '.join(inputs)}"
+                              + (f" (did you mean {close[0]}?)" if close else ""))
+        shapes[name] = shape
+    return shapes

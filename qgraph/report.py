@@ -1,0 +1,122 @@
+"""What freezing did, as plain data: the same input gives the same bytes, so no dates and no times are in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import qgraph
+from qgraph import ops, targets
+from qgraph.ir import Graph, Node
+from qgraph.quant.spec import QParams
+from qgraph.quant.table import CalibrationTable
+from qgraph.rewrite import PassRecord
+
+FORMAT = "qgraph-report"
+
+
+def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph, verdicts: dict[str, str],
+          table: CalibrationTable | None, records: Sequence[PassRecord], options: dict[str, Any],
+          target: targets.Target, sizes: tuple[int, int], checks: dict[str, Any]) -> dict[str, Any]:
+    """The report of one freeze. verdicts: layer -> why it stays in float. sizes: bytes before and after."""
+    layers = quantized_layers(graph)
+    return {
+        "format": FORMAT,
+        "target": target.name,
+        "rounding": target.rounding,
+        "options": options,
+        "versions": versions(),
+        "graph_hash": float_graph.digest(),
+        "ops": {"before": count_ops(original), "after": count_ops(lowered)},
+        "passes": [{"name": r.name, "changed": r.changed, "nodes": r.nodes} for r in records],
+        "quantized": layers,
+        "float": _left_in_float(graph, {layer["name"] for layer in layers}, verdicts),
+        "tensors": tensors(graph, table),
+        "calibration": None if table is None else {
+            "method": table.method, "images": table.images, "data": table.data, "preprocess": table.preprocess},
+        "size": {"before": sizes[0], "after": sizes[1]},
+        **checks,
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"qgraph": qgraph.__version__, "numpy": np.__version__}
+    for package in ("mxnet",):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def count_ops(g: Graph) -> dict[str, int]:
+    return dict(sorted(Counter(n.op for n in g.toposort() if n.op != "null").items()))
+
+
+def is_quantized(g: Graph, node: Node) -> bool:
+    inputs = g.inputs(node)
+    return len(inputs) > 1 and inputs[1].node.op == "fake_quantize"
+
+
+def quantized_layers(g: Graph) -> list[dict[str, Any]]:
+    """Layers with integer weights, in order: name, op, the user's nodes in it, types of data and weight."""
+    found = []
+    for node in g.toposort():
+        if ops.kind(node) == ops.COMPUTE and is_quantized(g, node):
+            weight = g.inputs(node)[1].node.quant
+            data = _quantizer(g, node)
+            assert weight is not None
+            found.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
+                          "data": data.quant.dtype if data is not None and data.quant else "float",
+                          "weight": weight.dtype, "granularity": shown_granularity(weight.granularity)})
+    return found
+
+
+def shown_granularity(name: str) -> str:
+    return {"tensor": "layer"}.get(name, name)
+
+
+def _quantizer(g: Graph, layer: Node) -> Node | None:
+    node = g.inputs(layer)[0].node
+    while node.op != "fake_quantize" and g.inputs(node):
+        node = g.inputs(node)[0].node
+    return node if node.op == "fake_quantize" else None
+
+
+def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": n.name, "op": n.op, "reason": verdicts.get(n.name) or "a later pass left it in float"}
+            for n in g.toposort() if ops.kind(n) == ops.COMPUTE and n.name not in quantized]
+
+
+def tensors(g: Graph, table: CalibrationTable | None) -> dict[str, Any]:
+    """Quantized tensor -> its range and step; of several scales the smallest and the largest."""
+    found: dict[str, Any] = {}
+    for fq in g.nodes("fake_quantize"):
+        qp, source = fq.quant, g.inputs(fq)[0]
+        if not isinstance(qp, QParams) or qp.bits == 32:
+            continue
+        row: dict[str, Any] = {"dtype": qp.dtype, "low": _short(qp.scale.max() * qp.qmin),
+                               "high": _short(qp.scale.max() * qp.qmax)}
+        if qp.granularity == "tensor":
+            row["scale"] = _short(qp.scale)
+        else:
+            row["scale"] = [_short(qp.scale.min()), _short(qp.scale.max())]
+            row["granularity"] = qp.granularity
+        if g.param(source) is None:
+            names = (qp.source or source.key).split("|")
+            row["source"] = names
+            entries = [table.entries[n] for n in names if table is not None and n in table.entries]
+            if entries:
+                row["observed"] = [_short(min(e.min for e in entries)), _short(max(e.max for e in entries))]
+        else:
+            row["source"] = ["weights"]
+        found[source.key] = row
+    return found
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.7g}")
