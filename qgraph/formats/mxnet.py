@@ -281,8 +281,10 @@ def lower_float(g: Graph) -> Graph:
             raise UnsupportedError(f"{node}: simulated quantization is no op of MXNet; freeze the graph for a target "
                                    "first (mxnet, mxnet-sim)")
     twin = g.copy()
+    if not any(_carries_act(n) for n in twin.dag):
+        return twin
     names = {n.name for n in twin.dag}
-    for node in [n for n in twin.toposort() if n.op in _MAY_CARRY_ACT and "act_type" in n.attrs]:
+    for node in filter(_carries_act, twin.toposort()):
         act = {key: node.attrs.pop(key) for key in _ACT_KEYS if key in node.attrs}
         name = node.origin[-1] if node.origin and node.origin[-1] not in names else f"{node.name}_act"
         if act["act_type"] == "clip":
@@ -291,6 +293,10 @@ def lower_float(g: Graph) -> Graph:
             new = twin.insert_after(node, "Activation", name, act_type=act["act_type"])
         names.add(new.name)
     return twin
+
+
+def _carries_act(node: Node) -> bool:
+    return node.op in _MAY_CARRY_ACT and "act_type" in node.attrs
 
 
 def to_json(g: Graph) -> str:
@@ -381,5 +387,5 @@ def to_mxnet(g: Graph) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     except ImportError as error:
         raise MissingDependencyError("mxnet", "to_mxnet", "mxnet") from error
     g.verify()
-    arg, aux = ({k: mx.nd.array(v, dtype=v.dtype) for k, v in part.items()} for part in split_params(g))
+    arg, aux = ({k: mx.nd.array(np.atleast_1d(v), dtype=v.dtype) for k, v in part.items()} for part in split_params(g))
     return mx.sym.load_json(to_json(g)), arg, aux
