@@ -55,16 +55,15 @@ def activation_params(g: Graph, node: Node, spec: QSpec, table: CalibrationTable
 
 
 def weight_params(node: Node, weight: np.ndarray, spec: QSpec) -> QParams:
-    """Symmetric params from the largest magnitude per tensor, group or channel of a weight array."""
+    """Params that cover a weight array, per tensor, group or channel."""
     if not np.isfinite(weight).all():
         raise CalibrationError(f"{node.origin[0] if node.origin else node.name}: found NaN or Inf among the weights")
     if spec.granularity == "tensor":
-        bound = np.abs(weight).max(initial=0)
-    else:
-        rows = np.moveaxis(weight, spec.axis, 0)
-        count = spec.groups if spec.granularity == "group" else rows.shape[0]
-        bound = np.abs(rows.reshape(count, -1)).max(axis=1, initial=0)
-    return with_range(spec, -bound, bound)
+        return with_range(spec, weight.min(initial=0), weight.max(initial=0))
+    rows = np.moveaxis(weight, spec.axis, 0)
+    count = spec.groups if spec.granularity == "group" else rows.shape[0]
+    flat = rows.reshape(count, -1)
+    return with_range(spec, flat.min(axis=1, initial=0), flat.max(axis=1, initial=0))
 
 
 def _reads_signed(g: Graph, layer: Node) -> bool:

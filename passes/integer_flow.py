@@ -62,12 +62,20 @@ class _Flow:
             quantized = len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs[:2])
             return ("u" if ops.attr(node, "act_type") else "s") if quantized else ""
         if node.op == "elemwise_add":
-            whole = any(self._can_accumulate(p) for p in inputs) or all(self.dtype[p.node] for p in inputs)
-            return ("u" if ops.attr(node, "act_type") else "s") if whole else ""
+            return self._sum_dtype(node, inputs)
         if node.op == "fake_quantize" or passes_integers(node):
             dtypes = {self.dtype[p.node] for p in inputs}
             return dtypes.pop() if len(dtypes) == 1 else ""
         return ""
+
+    def _sum_dtype(self, add: Node, inputs: list[Port]) -> str:
+        """With an activation a sum needs a convolution to be fused into; without, integers can be added as they are."""
+        if ops.attr(add, "act_type"):
+            return "u" if any(self._can_accumulate(p) for p in inputs) else ""
+        dtypes = {self.dtype[p.node] for p in inputs}
+        if any(self._can_accumulate(p) for p in inputs):
+            return "s"
+        return "" if "" in dtypes else "s" if "s" in dtypes else "u"
 
     def _can_accumulate(self, port: Port) -> bool:
         node = port.node
@@ -119,10 +127,24 @@ class _Flow:
             ports = self.g.inputs(add)
             fused = [p for p in ports if self._can_accumulate(p)]
             main = max(fused, key=lambda p: self.position[p.node]) if fused else None
+            if main is not None and not ops.attr(add, "act_type"):
+                if any(self.dtype[p.node] == "u" for p in ports):
+                    main = None  # without an activation the kernel adds an unsigned operand wrongly
+                else:
+                    self._sign([p for p in ports if p != main])
             for port in ports:
                 if port != main and not self._is_integer(port):
                     self._ensure(port, self.act)
             self._ensure(Port(add), self.act)
+
+    def _sign(self, ports: list[Port]) -> None:
+        """Operands that are quantized from floats get signed codes."""
+        for port in ports:
+            if not self.dtype[port.node] and self.act is not None:
+                fq = port.node if port.node.op == "fake_quantize" else self._ensure(port, self.act)
+                if fq.quant is not None and not fq.quant.signed:
+                    fq.quant = dataclasses.replace(fq.quant, signed=True)
+                    self.count += 1
 
     def _is_integer(self, port: Port) -> bool:
         node = port.node
@@ -141,8 +163,10 @@ class _Flow:
                 self.count += 1
 
     def _is_accumulated(self, node: Node) -> bool:
+        """Read by a sum in integers, which the other operand's quantizer has made its main operand."""
         uses = self.g.uses(node)
-        return len(uses) == 1 and uses[0][0].op == "elemwise_add" and bool(self.dtype[uses[0][0]])
+        return (len(uses) == 1 and uses[0][0].op == "elemwise_add" and bool(self.dtype[uses[0][0]])
+                and self._quantizer(Port(node)) is None)
 
 
 def passes_integers(node: Node) -> bool:

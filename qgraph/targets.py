@@ -61,10 +61,11 @@ def _refuse_mxnet(g: Graph, node: Node) -> str:
 
 _BITS = tuple(range(2, 9))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)
+_WIDE_WEIGHT = QSpec(bits=8, signed=True)  # oneDNN rounds the largest weight of a channel to 127 or to -128
 _ACT = QSpec(bits=8, signed=None)
 
 TARGETS: dict[str, Target] = {t.name: t for t in (
-    Target("mxnet", "int8 on MXNet's oneDNN kernels (x86-64)", "mxnet", _WEIGHT, _ACT,
+    Target("mxnet", "int8 on MXNet's oneDNN kernels (x86-64)", "mxnet", _WIDE_WEIGHT, _ACT,
            granularities=("channel",), weight_bits=(8,), act_bits=(8,), integer_flow=True,
            act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
     Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,

@@ -25,6 +25,7 @@ from qgraph.passes.integer_flow import passes_integers
 from qgraph.quant.spec import QParams, mxnet_range, quantize
 
 SUBGRAPHS = "__subgraphs__"
+_RANGES = ((-128, 127), (0, 255), (0, 127))  # the last: a sum with a signed operand, see signed-residual
 _FUSION_ATTRS = ("act_type", "a_min", "a_max")
 
 
@@ -122,7 +123,7 @@ class _Lowering:
         if self.g.param(source) is not None:
             return
         qp = fq.quant
-        if not isinstance(qp, QParams) or qp.granularity != "tensor" or (qp.qmin, qp.qmax) not in ((-128, 127), (0, 255)):
+        if not isinstance(qp, QParams) or qp.granularity != "tensor" or (qp.qmin, qp.qmax) not in _RANGES:
             raise UnsupportedError(f"{fq.name}: MXNet's int8 tensors are 8 bits with one scale; "
                                    "--target mxnet-sim carries others")
         waits = source not in self.floats and source not in self.codes
@@ -161,6 +162,8 @@ class _Lowering:
             return self._add(node, qp)
         main = waiting[-1]
         operand = self.codes[ports[1 - ports.index(main)]]
+        if operand.params.signed and ops.attr(node, "act_type") and qp.qmax != 127:
+            raise UnsupportedError(f"{node}: MXNet's kernel ends at code 127 here; run the pass signed-residual")
         return self._convolution(main.node, qp, node, operand)
 
     def _convolution(self, conv: Node, qp: QParams, add: Node | None = None, operand: Codes | None = None) -> Node:
@@ -235,7 +238,7 @@ class _Lowering:
             raise UnsupportedError(f"{node}: MXNet's int8 kernel has one scale per output channel, found "
                                    f"{qp.granularity}; --target mxnet-sim carries other grids")
         try:
-            ports = [self._param(source, dictate(codes, qp.scale, qp.qmax))]
+            ports = [self._param(source, dictate(codes, qp.scale, qp.qmin, qp.qmax))]
         except ValueError as error:
             raise UnsupportedError(f"{node}: {error}, as MXNet's int8 kernel does in every channel; "
                                    "--target mxnet-sim carries other grids") from None

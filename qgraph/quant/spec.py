@@ -9,7 +9,7 @@ How ``round(r / scale)`` is computed belongs to the target, see `ROUNDING`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Callable
 
 import numpy as np
@@ -27,10 +27,11 @@ class QSpec:
     bits: 2..16 for activations and weights, 32 for a bias.
     signed: None means "auto": unsigned if nothing negative was observed.
     narrow: the lowest code is left out, so that the range is symmetric (-127..127).
+    limit: largest magnitude of a code, if less than the bits allow (64: two u8 products cannot overflow int16); 0 is none.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
     groups: number of convolution groups, read when granularity is "group".
-    source: name of the tensor whose observed range is used ("" is the quantized tensor itself); this is how tensors
-        that one integer op reads together share a scale.
+    source: names, joined by "|", of the tensors whose observed ranges are united ("" is the quantized tensor itself);
+        this is how tensors that one integer op reads together share a scale.
     """
 
     bits: int = 8
@@ -40,6 +41,7 @@ class QSpec:
     axis: int = 0
     groups: int = 1
     source: str = ""
+    limit: int = 0
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 16 or self.bits == 32):
@@ -51,11 +53,11 @@ class QSpec:
     def qmin(self) -> int:
         if not self.signed:
             return 0
-        return -(1 << (self.bits - 1)) + int(self.narrow)
+        return -self.limit if self.limit else -(1 << (self.bits - 1)) + int(self.narrow)
 
     @property
     def qmax(self) -> int:
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+        return self.limit or ((1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1)
 
     @property
     def dtype(self) -> str:
@@ -168,16 +170,14 @@ def fake_quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np
 
 
 def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -> QParams:
-    """`spec` with the symmetric step that covers [low, high]: max(|low|, |high|) / qmax, zero_point 0.
+    """`spec` with the smallest step whose codes cover [low, high], zero_point 0: max(low / qmin, high / qmax).
 
     low, high: real values, shape () or (n,). Signedness "auto" becomes unsigned if no `low` is negative. A range of
     zero width gets step 1 (all codes are zero then, and a finite scale is what the engines want).
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    signed = bool((low < 0).any()) if spec.signed is None else spec.signed
-    full = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
-    full["signed"] = signed
-    qmax = QSpec(**full).qmax
-    bound = np.maximum(np.abs(low), np.abs(high)) if signed else np.maximum(high, 0)
-    scale = bound / qmax
-    return QParams(**full, scale=np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32))
+    spec = replace(spec, signed=bool((low < 0).any())) if spec.signed is None else spec
+    below = low / spec.qmin if spec.qmin else np.zeros_like(low)
+    scale = np.maximum(np.maximum(below, high / spec.qmax), 0)
+    known = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
+    return QParams(**known, scale=np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32))
