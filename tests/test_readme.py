@@ -1,0 +1,106 @@
+"""What README.md shows is what happens: its commands are run on the digits network, its Python is executed.
+
+console blocks: commands behind ``$`` and what they print on stdout; numbers may differ (they depend on the CPU), and a
+line ``...`` stands for any lines.  python blocks run in the same folder; one that starts with ``# name.py`` is that
+file.  sh blocks need what is not here; their flags are checked.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "examples" / "digits"
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(console|python|sh)\n(.*?)^```$", TEXT, re.M | re.S)
+
+
+def commands(block: str) -> list[tuple[str, list[str]]]:
+    """(command, lines that it prints)"""
+    found: list[tuple[str, list[str]]] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], []))
+        else:
+            found[-1][1].append(line)
+    return found
+
+
+def matches(shown: list[str], printed: list[str]) -> bool:
+    """Equal but for numbers and spaces; ``...`` stands for any lines."""
+    def mask(line: str) -> str:
+        line = re.sub(r"(?<![\w-])\d[\d.]*(e-\d+)?", "#", line)
+        return " ".join(line.split())
+
+    parts = [re.escape(mask(line)) + "\n" if line != "..." else r"(?:.*\n)*?" for line in shown]
+    return re.fullmatch("".join(parts), "".join(mask(line) + "\n" for line in printed)) is not None
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_matches_knows_a_difference() -> None:
+    assert matches(["a  1.5 %", "...", "z"], ["a 22 %", "x", "y", "z"])
+    assert not matches(["a  1.5 %", "z"], ["a 22 %", "x", "z"])
+    assert not matches(["quantized 8 of 9"], ["quantized 8 of 9 layers"])
+
+
+def test_what_it_shows_happens(tmp_path: Path) -> None:
+    pytest.importorskip("mxnet")
+    for tail in ("-symbol.json", "-0000.params", "-calib.npz"):
+        shutil.copy(DIGITS / f"digits{tail}", tmp_path / f"model{tail}")
+    shutil.copy(DIGITS / "digits-test.npz", tmp_path / "test.npz")
+    path = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"]
+    ran = 0
+    for kind, block in BLOCKS:
+        if kind == "python" and (named := re.match(r"# (\w+\.py)\n", block)):
+            (tmp_path / named.group(1)).write_text(block, encoding="utf-8")
+        elif kind == "python":
+            run(tmp_path, *path[:2], path[2] + block)
+        elif kind == "console":
+            for command, shown in commands(block):
+                program, *args = shlex.split(command)
+                assert program == "qgraph", command
+                main = f"sys.argv[1:] = {args!r}\nfrom qgraph.cli.main import main\nsys.exit(main())"
+                printed = run(tmp_path, *path[:2], path[2] + main).splitlines()
+                assert matches(shown, printed), f"{command}\nREADME:\n" + "\n".join([*shown, "printed:", *printed])
+                ran += 1
+    assert ran >= 5
+
+
+def test_flags_exist() -> None:
+    """Of every `qgraph` command anywhere in the text, also of those that need data which are not here."""
+    helps: dict[str, str] = {}
+    checked = 0
+    shell = "".join(block for kind, block in BLOCKS if kind != "python")
+    for line in re.findall(r"^(?:\$ )?(qgraph .*)$", shell, re.M):
+        name = shlex.split(line)[1]
+        if name not in helps:
+            helps[name] = run(ROOT, sys.executable, "-m", "qgraph", name, "--help")
+        for flag in re.findall(r"(?<!\S)--[\w-]+", line):
+            assert re.search(rf"{flag}\b", helps[name]), f"{line}: {name} has no {flag}"
+            checked += 1
+    assert checked >= 8
+
+
+def test_names_of_files_and_passes_exist() -> None:
+    for name in re.findall(r"`((?:examples|benchmarks|qgraph|passes|cli|tests)/[\w./]*)`", TEXT):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_target_and_method_is_described() -> None:
+    from qgraph.quant.ranges import METHODS
+    from qgraph.targets import TARGETS
+
+    for name in (*METHODS, *TARGETS):
+        assert re.search(rf"^\| `{re.escape(name)}` \|", TEXT, re.M), f"README.md has no row for {name}"
