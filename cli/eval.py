@@ -37,11 +37,10 @@ def command(model: str, data: str, params: str | None, epoch: int | None, refere
 
     with console.Bars() as bars:
         found = evaluate(open_model(model, params, epoch), data, reference, options=DataOptions(**flags), progress=bars)
+    if min_top1 is not None and found["top1"] is None:
+        raise DataError(f"{data}: has no labels, so --min-top1 cannot be checked")
     words = {"images": "{}", "top1": "{:.2f} %", "top5": "{:.2f} %", "agreement": "{:.2f} %", "ms_per_image": "{:.3f}"}
     console.result(found, as_json, (f"{key:<13} {form.format(found[key])}" for key, form in words.items()
                                     if found[key] is not None))
-    if min_top1 is not None:
-        if found["top1"] is None:
-            raise DataError(f"{data}: has no labels, so --min-top1 cannot be checked")
-        if found["top1"] < min_top1:
-            raise CheckFailed(f"top-1 is {found['top1']:.2f} %, want at least {min_top1:g} %")
+    if min_top1 is not None and found["top1"] < min_top1:
+        raise CheckFailed(f"top-1 is {found['top1']:.2f} %, want at least {min_top1:g} %")

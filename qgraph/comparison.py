@@ -19,7 +19,7 @@ from qgraph.passes.fuse_relu import FuseRelu
 from qgraph.runtimes import runtime
 
 WORST = 3
-_FULL_RANGE = {"int8": 127.5, "uint8": 255.5}  # steps in the range that MXNet carries beside its codes
+_SIGNED, _UNSIGNED = 127.5, 255.5  # steps in the range that MXNet carries beside its codes
 
 
 class _Side:
@@ -51,15 +51,16 @@ class _Side:
                 for name in names}
 
     def _is_shifted(self, name: str, other: _Side) -> bool:
-        """Unsigned codes of a convolution without activation: `shift-residual` has moved them by half their range."""
+        """Unsigned codes of a convolution without activation: `signed-residual` has moved them by half their range."""
         mine, theirs = self.nodes[name], other.nodes[name]
         return (mine.op == "_sg_mkldnn_conv" and mine.attrs.get("min_calib_range") == "0.0"
                 and theirs.op == "Convolution" and "act_type" not in theirs.attrs)
 
 
 def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray, zero: int) -> np.ndarray:
-    bound = max(abs(float(low.ravel()[0])), abs(float(high.ravel()[0])))
-    return (codes.astype(np.float32) - zero) * np.float32(bound / _FULL_RANGE[codes.dtype.name])
+    lowest, highest = float(low.ravel()[0]), float(high.ravel()[0])
+    step = max(abs(lowest), abs(highest)) / (_SIGNED if lowest < 0 else _UNSIGNED)
+    return (codes.astype(np.float32) - zero) * np.float32(step)
 
 
 def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,

@@ -32,13 +32,14 @@ from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import SIGNED, layer_verdicts
 from qgraph.passes.pipelines import pipeline, split
+from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import Pass, PassManager, PassRecord
 from qgraph.runtimes import runtime
 
 log = logging.getLogger("qgraph")
 
-DISTILLED_IMAGES = 32
+DISTILLED_IMAGES = 64
 AGREEMENT_IMAGES = 128
 REFERENCE_IMAGES = 4
 CHECK_IMAGES = 4
@@ -137,6 +138,9 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
         table.check_bits(options.act_bits)
     after = tuple(_bind(step, table=table, data=data, float_graph=float_graph) for step in after)
     PassManager(after, options.dump_passes or "", records).run(g)
+    for node in g.nodes("fake_quantize"):
+        if not isinstance(node.quant, QParams):
+            raise OptionError(f"--passes: {node.name} has no range: put calibrate and bake-weights at the end of the line")
 
     lowered = lower(g, target)
     checks = _checks(g, float_graph, lowered, data, target, executor) if data is not None else {
@@ -233,7 +237,12 @@ def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeO
     count = options.num_calib or DISTILLED_IMAGES
     log.warning("WARNING: no calibration data were given: the ranges come from %d images distilled from the network's "
                 "own BatchNorm statistics. Real images (--calib-data PATH) are better.", count)
-    arrays = distill(bare, shapes, count, options.seed, progress=progress)
+
+    def report_step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("distilling images", done, total)
+
+    arrays = distill(bare, shapes, count, options.seed, progress=report_step)
     data = FreezeOptions(batch_size=options.batch_size).open(arrays, {name: () for name in shapes})
     data.name = f"distilled from BatchNorm statistics, seed {options.seed}"
     return data

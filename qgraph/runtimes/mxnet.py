@@ -68,7 +68,7 @@ class Executor:
             args = {**self._args, **{name: mx.nd.zeros(shape) for name, shape in shapes.items()}}
             self._bound.clear()  # one shape at a time: memory stays that of one executor
             try:
-                with subgraph_backend("NONE"):
+                with subgraph_backend("default"):  # fuses nothing, as "NONE", which logs a line at every bind
                     self._bound[key] = self._symbol.bind(mx.cpu(), args, grad_req="null", aux_states=self._aux)
             except mx.MXNetError as error:
                 raise DataError(f"MXNet cannot run this model on inputs of shape {shapes}: "
