@@ -90,6 +90,7 @@ class _Flow:
         fq = self._quantizer(port)
         if fq is None:
             fq = self.g.insert_after(port, "fake_quantize", port.key.replace(":", "_") + SUFFIX, quant=spec)
+            self.dtype[fq] = self.dtype[port.node]
             self.count += 1
         else:
             self.count += self.g.replace_uses(port, fq, keep=[fq])

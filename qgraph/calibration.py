@@ -18,7 +18,7 @@ Progress = Callable[[str, int, "int | None"], None]  # (what is done, images so 
 
 
 def observed_ports(g: Graph) -> list[Port]:
-    """Every tensor that any target may quantize: what layers with weights read and write, and the sums.
+    """Every tensor that any target may quantize: what layers with weights and sums read and write.
 
     The set depends on the graph only, so that one table serves every target and every exclusion.
     """
@@ -30,6 +30,8 @@ def observed_ports(g: Graph) -> list[Port]:
                 ports[data] = None
             ports[Port(node)] = None
         elif node.op in ("elemwise_add", "Concat"):
+            if node.op == "elemwise_add":
+                ports.update((p, None) for p in g.inputs(node) if g.param(p) is None)
             ports[Port(node)] = None
     return list(ports)
 

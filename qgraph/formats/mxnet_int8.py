@@ -107,7 +107,8 @@ class _Lowering:
             return len(inputs) > 1 and inputs[1].node.op == "fake_quantize"
         if node.op == "elemwise_add":
             return any(self._waits(p) for p in inputs) or (
-                all(p in self.codes for p in inputs) and self._reader(node) is not None)
+                not ops.attr(node, "act_type") and all(p in self.codes for p in inputs)
+                and self._reader(node) is not None)
         return passes_integers(node) and all(p in self.codes for p in inputs)
 
     def _waits(self, port: Port) -> bool:
