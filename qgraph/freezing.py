@@ -140,7 +140,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     PassManager(after, options.dump_passes or "", records).run(g)
     for node in g.nodes("fake_quantize"):
         if not isinstance(node.quant, QParams):
-            raise OptionError(f"--passes: {node.name} has no range: put calibrate and bake-weights at the end of the line")
+            raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
 
     lowered = lower(g, target)
     checks = _checks(g, float_graph, lowered, data, target, executor) if data is not None else {

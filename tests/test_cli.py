@@ -178,7 +178,8 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
 
 
 @pytest.mark.parametrize("args", [["freez"], ["freeze"], ["freeze", "x", "--nosuch"],
-                                  ["freeze", "x", "--calib", "best"], ["freeze", "x", "--target", "tpu"], ["eval", "x"], ["passes", "a", "b"],
+                                  ["freeze", "x", "--calib", "best"], ["freeze", "x", "--target", "tpu"],
+                                  ["eval", "x"], ["passes", "a", "b"],
                                   ["freeze", "x", "-q", "-v"], ["freeze", "x", "--num-calib", "0"]])
 def test_usage_errors_exit_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
