@@ -44,6 +44,7 @@ digits: $(STAMP)
 # ---- test -----------------------------------------------------------------------------------------------------------
 
 test: lint types
+	@$(HAS_MXNET) || echo 'MXNet is not in this .venv: the tests that need it are skipped'
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)

@@ -73,7 +73,8 @@ def main(model: str, pretrained: bool, data: str | None, num_calib: int, size: i
     module = frozen.module((1, 3, size, size))
     module.forward(mx.io.DataBatch([mx.nd.array(image)]), is_train=False)
     scores = module.get_outputs()[0].asnumpy()
-    print(f"output {scores.shape}, largest {scores.max():.3f}; layers in integers: {len(frozen.report['quantized'])}")
+    print(f"output {scores.shape}, top class {scores.argmax()}; {len(frozen.report['quantized'])} layers in integers, "
+          f"{frozen.report['agreement']['top1']} % top-1 agreement with float")
 
 
 if __name__ == "__main__":
