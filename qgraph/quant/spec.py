@@ -179,5 +179,13 @@ def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -
     spec = replace(spec, signed=bool((low < 0).any())) if spec.signed is None else spec
     below = low / spec.qmin if spec.qmin else np.zeros_like(low)
     scale = np.maximum(np.maximum(below, high / spec.qmax), 0)
+    scale = np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32)
     known = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
-    return QParams(**known, scale=np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32))
+    return QParams(**known, scale=_kept_by_mxnet(scale, bool(spec.signed)))
+
+
+def _kept_by_mxnet(scale: np.ndarray, signed: bool) -> np.ndarray:
+    """The step at most one ulp away that MXNet's dequantize gets back from the range that stands for it."""
+    with np.errstate(over="ignore"):
+        kept = mxnet_range(scale, signed) / np.float32(127.5 if signed else 255.5)
+    return np.where(np.isfinite(kept), kept, scale)
