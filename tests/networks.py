@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from qgraph import passes
+from qgraph import ops, passes
 from qgraph.calibration import collect
 from qgraph.data import open_data
 from qgraph.departure import Difference, kernel_departure
@@ -22,6 +22,7 @@ from qgraph.freezing import lower
 from qgraph.ir import Graph, Node, Port
 from qgraph.options import FreezeOptions
 from qgraph.passes.pipelines import pipeline, split
+from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import PassManager
 from qgraph.runtimes.mxnet import Executor
@@ -400,11 +401,22 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-def examine(name: str, target: str = "mxnet") -> Facts:
+def exclusions(g: Graph) -> list[tuple[str, ...]]:
+    """Every other layer left in float: integers and floats meet everywhere."""
+    layers = [n.name for n in g.nodes() if ops.kind(n) == ops.COMPUTE]
+    return [tuple(layers[::2]), tuple(layers[1::2])]
+
+
+def examine(name: str, target: str = "mxnet", **options: Any) -> Facts:
     """Facts of a frozen network, in plain JSON."""
     g, feeds = build(name)
+    return examine_graph(g, feeds, calibrated(g, feeds), target, **options)
+
+
+def examine_graph(g: Graph, feeds: dict[str, np.ndarray], table: CalibrationTable, target: str,
+                  **options: Any) -> Facts:
     want = Executor(g).run(feeds)
-    q = quantize(g, calibrated(g, feeds), target)
+    q = quantize(g, table, target, **options)
     lowered = lower(q, get_target(target))
     got = Executor(lowered).run(feeds)
     differences = []
@@ -414,8 +426,10 @@ def examine(name: str, target: str = "mxnet") -> Facts:
         differences.append(difference.sqnr)
     departure = kernel_departure(q, lowered, feeds, "mxnet", Executor)
     fqs = [n for n in q.nodes("fake_quantize") if q.param(q.inputs(n)[0]) is None]
+    module = run_module(lowered, feeds)
     return {
-        "module": same(got, run_module(lowered, feeds)), "block": same(got, run_block(lowered, feeds)),
+        "module": same(got, module), "block": same(got, run_block(lowered, feeds)),
+        "module_error": max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(got, module)),
         "again": same(got, Executor(lowered).run(feeds)),
         "shapes": [a.shape for a in want] == [b.shape for b in got], "finite": all(np.isfinite(b).all() for b in got),
         "varies": all(bool(np.abs(b - b[:1]).max() > 0.01 * np.abs(b).max() > 0) for b in got),
@@ -426,9 +440,60 @@ def examine(name: str, target: str = "mxnet") -> Facts:
     }
 
 
+# ---- the codes of weights that a kernel works with ------------------------------------------------------------------
+
+STEPS = [float(np.float32(m * 10.0 ** e)) for m, e in
+         zip(np.random.default_rng(5).uniform(1, 10, 24), [-8, -6, -5, *[-4, -3, -2, -1] * 5, 2])]
+
+
+def weight_codes(low: int, high: int) -> np.ndarray:
+    """(32, 16): random rows that reach `low`, `high` or both, rows of one sign, with one live weight, and dead."""
+    rng = np.random.default_rng(high)
+    codes = rng.integers(low, high + 1, (32, 16))
+    codes[:, 0] = rng.choice([low, high], 32)
+    codes[0] = -np.abs(codes[0])
+    codes[0, 0] = low
+    codes[1] = np.minimum(np.abs(codes[1]), high)
+    codes[1, 0] = high
+    codes[2] = 0
+    codes[3], codes[3, 7] = 0, high
+    codes[4], codes[4, 7] = 0, low
+    codes[5], codes[6] = low, high
+    codes[7], codes[7, 3] = np.clip(codes[7], low + 1, high), high
+    codes[8], codes[8, 3] = np.clip(codes[8], low, high - 1), low
+    return codes
+
+
+def kernel_codes(codes: np.ndarray, step: float, signed: bool, dense: bool = False) -> np.ndarray:
+    """The weight codes that MXNet's kernel finds in what we write for `codes`: it multiplies them by one, one by one."""
+    count = codes.shape[1]
+    g = Graph()
+    data = g.add("fake_quantize", [g.add("null", name="data")], quant=QParams(8, signed, scale=np.float32(1)))
+    shape = codes.shape if dense else (*codes.shape, 1, 1)
+    weight = g.add_param("w", (codes * np.float32(step)).astype(np.float32).reshape(shape))
+    qp = QParams(8, True, granularity="channel", limit=64 if signed else 0, scale=np.full(len(codes), step))
+    inputs = [data, g.add("fake_quantize", [weight], quant=qp)]
+    ones = np.eye(count, dtype=np.float32)
+    if dense:
+        g.heads = [Port(g.add("FullyConnected", inputs, num_hidden=len(codes), no_bias=True))]
+        return np.rint(Executor(lower(g, get_target("mxnet"))).run({"data": ones})[0].T / step)
+    conv = g.add("Convolution", inputs, kernel=(1, 1), num_filter=len(codes), no_bias=True)
+    g.heads = [Port(g.add("fake_quantize", [conv], quant=QParams(8, True, scale=np.float32(step))))]
+    return np.rint(Executor(lower(g, get_target("mxnet"))).run({"data": ones[None, :, None]})[0][0, :, 0] / step)
+
+
+def wrong_codes(signed: bool, dense: bool) -> int:
+    """Of 24 x 512."""
+    codes = weight_codes(-64, 64) if signed else weight_codes(-128, 127)
+    return sum(int((kernel_codes(codes, step, signed, dense) != codes).sum()) for step in STEPS)
+
+
 def main() -> None:
     # what oneDNN or MXNet print goes elsewhere: the last line is ours
-    print(json.dumps({name: examine(name) for name in NETWORKS}))
+    facts: dict[str, Any] = {name: examine(name) for name in NETWORKS}
+    facts["wrong_codes"] = {f"{signed} {dense}": wrong_codes(signed, dense) for signed in (True, False)
+                            for dense in (True, False)}
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,8 @@ def dictate(codes: np.ndarray, step: np.ndarray, low: int, high: int) -> np.ndar
         raise ValueError(f"channel {int(np.argmax(live & ~reached))} reaches neither code {low} nor {high}")
     step = step.astype(_F)
     top = _F(127.5 if high == 127 else 63.75) * step
-    if low == -128:
-        for channel in np.flatnonzero((rows == low).any(axis=1)):
-            top[channel] = _on_tie(top[channel])
+    for channel in np.flatnonzero((rows == low).any(axis=1)):
+        top[channel] = _on_tie(top[channel])
     weights = rows.astype(_F) * step[:, None]
     weights = np.where(rows == high, top[:, None], np.where(rows == low, -top[:, None], weights))
     return weights.reshape(codes.shape).astype(_F)
