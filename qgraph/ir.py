@@ -8,7 +8,10 @@ Edges are the only truth.  An edge u -> v carries the input slot of v as its key
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
+import itertools
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Iterable, Iterator, NamedTuple, Sequence, Union
 
@@ -58,15 +61,34 @@ def as_port(value: Value) -> Port:
     return Port(value) if isinstance(value, Node) else value
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """For what makes very many objects and no garbage, as a ``with`` or a decorator.
+
+    Python's cyclic collector would walk all of them again and again: a third of the time at 100,000 nodes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Graph:
     """A computation with named nodes, ordered heads (outputs) and parameter arrays by node name."""
 
     def __init__(self) -> None:
         self.dag: nx.MultiDiGraph = nx.MultiDiGraph()
+        # the dicts behind dag.pred and dag.succ, whose read-only views cost three times as much to walk
+        self._pred, self._succ = self.dag._pred, self.dag._succ
         self.heads: list[Port] = []
         self.params: dict[str, np.ndarray] = {}
         self._names: set[str] = set()
         self._next_suffix: dict[str, int] = {}
+        self._order: list[Node] = []  # of the last toposort, for these heads; any rewired edge drops it
+        self._order_heads: list[Port] = []
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -78,7 +100,7 @@ class Graph:
 
     def inputs(self, node: Node) -> list[Port]:
         """What the node reads, in slot order."""
-        by_slot = [(slot, Port(u, data["out"])) for u, edges in self.dag.pred[node].items()
+        by_slot = [(slot, Port(u, data["out"])) for u, edges in self._pred[node].items()
                    for slot, data in edges.items()]
         by_slot.sort(key=lambda item: item[0])
         return [port for _, port in by_slot]
@@ -86,7 +108,7 @@ class Graph:
     def uses(self, value: Value) -> list[tuple[Node, int]]:
         """(reader, slot) of every edge that reads this output, by reader's name and slot."""
         port = as_port(value)
-        found = [(v, slot) for v, edges in self.dag.succ[port.node].items()
+        found = [(v, slot) for v, edges in self._succ[port.node].items()
                  for slot, data in edges.items() if data["out"] == port.index]
         if len(found) > 1:
             found.sort(key=lambda use: (use[0].name, use[1]))
@@ -94,14 +116,17 @@ class Graph:
 
     def readers(self, node: Node) -> list[Node]:
         """Distinct nodes that read any output of `node`, by name."""
-        return sorted(self.dag.succ[node], key=lambda n: n.name)
+        return sorted(self._succ[node], key=lambda n: n.name)
 
     def is_head(self, value: Value) -> bool:
         return as_port(value) in self.heads
 
     def has_one_use(self, value: Value) -> bool:
-        """Read exactly once, by an edge, and not a head."""
-        return len(self.uses(value)) == 1 and not self.is_head(value)
+        """Read exactly once, by an edge, and not a head. Stops at the second use: a hub may have very many."""
+        port = as_port(value)
+        reads = (1 for edges in self._succ[port.node].values() for data in edges.values()
+                 if data["out"] == port.index)
+        return sum(itertools.islice(reads, 2)) == 1 and not self.is_head(port)
 
     def nodes(self, op: str | None = None) -> list[Node]:
         """Nodes in topological order, of one op if given."""
@@ -126,7 +151,12 @@ class Graph:
         return [n for n in self.nodes("null") if n.name not in self.params]
 
     def toposort(self) -> list[Node]:
-        """Post-order walk from the heads along input slots: MXNet's own file order, whatever the rewrite history."""
+        """Post-order walk from the heads along input slots: MXNet's own file order, whatever the rewrite history.
+
+        The order is kept until an edge between existing nodes, or a head, changes.
+        """
+        if self._order and self._order_heads == self.heads:
+            return list(self._order)
         done: set[Node] = set()
         order: list[Node] = []
         for head in self.heads:
@@ -148,7 +178,8 @@ class Graph:
                     on_path.discard(node)
                     done.add(node)
                     order.append(node)
-        return order
+        self._order, self._order_heads = order, list(self.heads)
+        return list(order)
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -199,7 +230,8 @@ class Graph:
     def set_input(self, node: Node, slot: int, value: Value) -> None:
         """Let input `slot` of `node` read another value; ``slot == number of inputs`` appends one."""
         port = as_port(value)
-        for u, edges in list(self.dag.pred[node].items()):
+        self._order = []
+        for u, edges in list(self._pred[node].items()):
             if slot in edges:
                 self.dag.remove_edge(u, node, key=slot)
         self.dag.add_edge(port.node, node, key=slot, out=port.index)
@@ -207,6 +239,7 @@ class Graph:
     def set_inputs(self, node: Node, values: Sequence[Value]) -> None:
         """Let `node` read exactly these values."""
         ports = [as_port(v) for v in values]
+        self._order = []
         self.dag.remove_edges_from(list(self.dag.in_edges(node, keys=True)))
         for slot, port in enumerate(ports):
             self.dag.add_edge(port.node, node, key=slot, out=port.index)
@@ -214,6 +247,7 @@ class Graph:
     def replace_uses(self, old: Value, new: Value, keep: Iterable[Node] = ()) -> int:
         """Every reader (and head) of `old`, but those in `keep`, reads `new` instead. Returns how many did."""
         old, new = as_port(old), as_port(new)
+        self._order = []
         kept = set(keep)
         uses = [(v, slot) for v, slot in self.uses(old) if v not in kept]
         for v, slot in uses:
@@ -232,7 +266,8 @@ class Graph:
         for index in range(old.n_out):
             self.replace_uses(Port(old, index), Port(port.node, index) if isinstance(new, Node) else port,
                               keep=[port.node])
-        port.node.origin = tuple(dict.fromkeys((*port.node.origin, *(old.origin or (old.name,)))))
+        own = port.node.origin if isinstance(new, Node) else port.node.origin or (port.node.name,)
+        port.node.origin = tuple(dict.fromkeys((*own, *(old.origin or (old.name,)))))
         self.remove(old)
         if isinstance(new, Node) and new.op != "null":
             self.rename(new, old.name)
@@ -266,6 +301,7 @@ class Graph:
                 self.params.pop(node.name, None)
         return len(dead)
 
+    @collector_paused()
     def copy(self) -> Graph:
         """An independent graph with new nodes; parameter arrays are shared until they are replaced."""
         twin = Graph()
@@ -284,7 +320,7 @@ class Graph:
     def verify(self) -> None:
         """Raise GraphError ``"<name>:<op>: found X, want Y"`` unless the graph is valid."""
         seen: dict[str, Node] = {}
-        for node, pred in self.dag.pred.items():
+        for node, pred in self._pred.items():
             if not node.name:
                 raise GraphError(f"{node!r}: found an empty name, want a name")
             if seen.setdefault(node.name, node) is not node:

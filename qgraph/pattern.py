@@ -61,7 +61,7 @@ class P:
             if not wanted.shared:
                 if g.is_head(port):
                     raise MatchFail(port.node, "is a head")
-                if len(g.uses(port)) > 1:
+                if not g.has_one_use(port):
                     raise MatchFail(port.node, "has other readers")
             wanted._match(g, port.node, bound)
 

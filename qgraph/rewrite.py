@@ -80,7 +80,7 @@ class RewritePass(Pass):
         return count
 
     @abstractmethod
-    def rewrite(self, g: Graph, **bound: Any) -> None:
+    def rewrite(self, g: Graph, *_: Any, **bound: Any) -> None:
         """Change the graph. Raise MatchFail, before changing anything, to refuse with a reason."""
 
 

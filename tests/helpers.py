@@ -1,0 +1,56 @@
+"""What several tests share: running a Graph in MXNet, and judging two graphs by their outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from qgraph.ir import Graph
+
+CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parents[2] / "shared" / "cases"))
+
+
+def run_mxnet(g: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs of `g` in MXNet itself, op by op (its own fusing off), on the CPU. Skips the test without mxnet.
+
+    Labels need no feed: MXNet infers their shapes and does not read them here.
+    """
+    import pytest
+
+    mx = pytest.importorskip("mxnet")
+    from qgraph.formats.mxnet import to_mxnet
+
+    sym, arg_params, aux_params = to_mxnet(g)
+    before = os.environ.get("MXNET_SUBGRAPH_BACKEND")
+    os.environ["MXNET_SUBGRAPH_BACKEND"] = "NONE"
+    try:
+        exe = sym.simple_bind(mx.cpu(), grad_req="null", **{k: v.shape for k, v in feeds.items()})
+    finally:
+        if before is None:
+            del os.environ["MXNET_SUBGRAPH_BACKEND"]
+        else:
+            os.environ["MXNET_SUBGRAPH_BACKEND"] = before
+    exe.copy_params_from(arg_params, aux_params)
+    for name, value in feeds.items():
+        exe.arg_dict[name][:] = value
+    return [out.asnumpy() for out in exe.forward(is_train=False)]
+
+
+def assert_same_outputs(g0: Graph, g1: Graph, feeds: Mapping[str, np.ndarray], atol: float = 0.0,
+                        rtol: float = 1e-5) -> None:
+    """Both graphs give the same outputs in MXNet, within ``atol + rtol * largest output``, and not constant ones.
+
+    Outputs must differ between the samples of the batch (axis 0, at least 2), else the comparison would show nothing.
+    """
+    want, got = run_mxnet(g0, feeds), run_mxnet(g1, feeds)
+    assert len(want) == len(got)
+    for index, (a, b) in enumerate(zip(want, got)):
+        assert a.shape == b.shape, f"output {index}: shape {b.shape}, want {a.shape}"
+        assert np.isfinite(a).all(), f"output {index} of the original is not finite"
+        size = np.abs(a).max()
+        assert np.abs(a - a[:1]).max() > 1e-3 * size > 0, f"output {index} does not vary with the input"
+        error = np.abs(a - b).max()
+        assert error <= atol + rtol * size, f"output {index}: differs by {error:.3g}, largest value {size:.3g}"
