@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from qgraph import ops
+from qgraph.integers import is_dense, passes_integers
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 from qgraph.rewrite import Pass, register
@@ -27,8 +28,8 @@ class IntegerFlow(Pass):
 
         add(conv(x), y)      ->  fq(add(conv(x), fq(y)))
 
-    Case 3, output: what a quantized convolution writes is rounded even if a float op reads it.  A FullyConnected can
-    write floats.
+    Case 3, output: what a quantized convolution writes is rounded even if a float op reads it.  A FullyConnected, or a
+    1x1 convolution of a globally pooled map, can write floats.
 
     The output of a convolution or sum with a fused activation is unsigned, without one signed: that is what the
     kernels write.
@@ -157,6 +158,8 @@ class _Flow:
         for node in self.order:
             if node.op not in ("Convolution", "elemwise_add") or not self.dtype[node] or self._is_accumulated(node):
                 continue
+            if is_dense(self.g, node) and self._quantizer(Port(node)) is None:
+                continue
             fq = self._ensure(Port(node), self.act)  # type: ignore[arg-type]
             assert fq.quant is not None
             if fq.quant.signed is None:
@@ -168,8 +171,3 @@ class _Flow:
         uses = self.g.uses(node)
         return (len(uses) == 1 and uses[0][0].op == "elemwise_add" and bool(self.dtype[uses[0][0]])
                 and self._quantizer(Port(node)) is None)
-
-
-def passes_integers(node: Node) -> bool:
-    """Ops that the integer kernels run on codes as they are."""
-    return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)

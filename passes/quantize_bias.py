@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph import ops
+from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph
-from qgraph.passes.share_scales import quantizers_behind
 from qgraph.quant.spec import QParams
 from qgraph.rewrite import Pass, register
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph.ir import Graph, Node, Port
+from qgraph.integers import quantizers_behind
+from qgraph.ir import Graph, Node
 from qgraph.rewrite import Pass, register
 
 
@@ -37,18 +38,6 @@ class ShareScales(Pass):
         for fq in parent:
             members.setdefault(find(fq), []).append(fq)
         return sum(_unite(g, group) for group in members.values())
-
-
-def quantizers_behind(g: Graph, port: Port) -> list[Node]:
-    """The fake_quantize nodes whose codes arrive at this port through ops that pass values on."""
-    from qgraph.passes.integer_flow import passes_integers
-
-    if port.node.op == "fake_quantize":
-        return [port.node]
-    if passes_integers(port.node):
-        found = [quantizers_behind(g, p) for p in g.inputs(port.node)]
-        return [fq for group in found for fq in group] if all(found) else []
-    return []
 
 
 def _unite(g: Graph, group: list[Node]) -> int:

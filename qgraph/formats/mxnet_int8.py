@@ -18,10 +18,10 @@ import numpy as np
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
-from qgraph.formats.mxnet_sim import quantize_v2
+from qgraph.formats.mxnet_sim import avoid_sum_fusion, quantize_v2
 from qgraph.formats.mxnet_weights import dictate
+from qgraph.integers import is_dense, passes_integers
 from qgraph.ir import Graph, Node, Port
-from qgraph.passes.integer_flow import passes_integers
 from qgraph.quant.spec import QParams, mxnet_range, quantize
 
 SUBGRAPHS = "__subgraphs__"
@@ -64,6 +64,7 @@ class _Lowering:
                 self._copy(node, [self.as_float(p) for p in self.g.inputs(node)])
         self.out.heads = [self.as_float(p, keep_name=p in heads) for p in self.g.heads]
         self.out.prune()
+        avoid_sum_fusion(self.out)
         return self.out
 
     # ---- float side -------------------------------------------------------------------------------------------------
@@ -211,7 +212,9 @@ class _Lowering:
         own = {k: v for k, v in node.attrs.items() if k not in _FUSION_ATTRS}
         if node.op == "Convolution":
             own = {"num_hidden": own["num_filter"], "no_bias": str(len(names) < 3), "flatten": "True"}
-        steps = [("FullyConnected", own, names)] + ([_activation(act)] if act else [])
+        last = ("clip", {k: node.attrs[k] for k in ("a_min", "a_max")}, [""]) if act == "clip" and qp is None else (
+            _activation(act))
+        steps = [("FullyConnected", own, names)] + ([last] if act else [])
         dense = self._subgraph("_sg_mkldnn_fully_connected", node, inputs, attrs, names, steps, origin=(node,),
                                n_out=1 if qp is None else 3)
         if node.op == "Convolution":
@@ -285,12 +288,3 @@ class _Lowering:
 def _activation(act: str) -> tuple[str, dict[str, str], list[str]]:
     """The fused step. A clip is written as relu: the kernel ignores its upper bound, which is where the codes end."""
     return ("Activation", {"act_type": "relu" if act == "clip" else act}, [""])
-
-
-def is_dense(g: Graph, conv: Node) -> bool:
-    """A 1x1 convolution of a 1x1 map, which is a fully connected layer and can write floats."""
-    source = g.inputs(conv)[0].node
-    while source.op == "fake_quantize":
-        source = g.inputs(source)[0].node
-    return (conv.op == "Convolution" and ops.attr(conv, "kernel") == (1, 1) and ops.attr(conv, "num_group") == 1
-            and ops.attr(conv, "pad") == (0, 0) and source.op == "Pooling" and ops.attr(source, "global_pool"))

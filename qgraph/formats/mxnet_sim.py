@@ -26,7 +26,18 @@ def lower(g: Graph) -> Graph:
             out.remove(fq)
         else:
             out.replace(fq, Port(_simulate(out, fq, source, fq.quant)))
+    avoid_sum_fusion(out)
     return out
+
+
+def avoid_sum_fusion(out: Graph) -> None:
+    """elemwise_add -> broadcast_add where it adds a float convolution that has other readers.
+
+    MXNet 1.9.1's default bind fuses the former with the convolution and computes ``conv2(relu(c)) + c`` wrongly.
+    """
+    for add in out.nodes("elemwise_add"):
+        if any(p.node.op == "Convolution" and not out.has_one_use(p) for p in out.inputs(add)):
+            add.op = "broadcast_add"
 
 
 def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> Node:

@@ -1,0 +1,118 @@
+"""Reorder channels so that the products which an AVX2 CPU adds in 16 bits do not overflow."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Mapping, Optional
+
+import numpy as np
+
+from qgraph.channels import Order, channel_orders, reorder
+from qgraph.ir import Graph
+from qgraph.rewrite import Pass, register
+from qgraph.saturation import Layer, pair_excess, sample_layers
+
+log = logging.getLogger("qgraph")
+_SWEEPS = 4
+_PARTNERS = 24  # calm pairs that a hot pair tries to trade a channel with
+
+
+@register
+class PairChannels(Pass):
+    """conv1 -> conv2  ->  the same with the channels between them in another order; exact, and free at run time.
+
+    `vpmaddubsw` adds the products of input channels 2k and 2k + 1 and saturates at int16 (`qgraph.saturation`).  Which
+    channels are neighbours is ours to choose: wherever pairs overflow on the sample images, channels are traded
+    between hot and calm pairs while that lowers the mean amount that saturation takes away.
+
+    feeds: some calibration images; without them the pass does nothing.
+    """
+
+    name = "pair-channels"
+    requires = ("calibrate",)
+    rounding: str = "mxnet"
+    feeds: Optional[Mapping[str, Any]] = None
+
+    def run(self, g: Graph) -> int:
+        if self.feeds is None:
+            log.info("%s: no images, so nothing is known about saturation", self.name)
+            return 0
+        layers = {layer.node: layer for layer in sample_layers(g, self.feeds, self.rounding)}
+        count = 0
+        for order in channel_orders(g):
+            readers = [(layers[node], start) for node, start in order.readers if node in layers]
+            if not readers or any(start % 2 for _, start in readers) or order.count < 4 or order.count % 2:
+                continue
+            new = _Trade(order, readers).run()
+            if new is None:
+                continue
+            reorder(g, order, new)
+            for layer, start in readers:
+                index = np.arange(layer.x.shape[1])
+                index[start:start + order.count] = start + new
+                layer.x, layer.w = layer.x[:, index], layer.w[:, index]
+            count += 1
+        return count
+
+
+class _Trade:
+    """Local search over the pairs of one order of channels. Deterministic."""
+
+    def __init__(self, order: Order, readers: list[tuple[Layer, int]]) -> None:
+        self.count = order.count
+        self.parts = [(layer.x[:, start:start + order.count].astype(np.float32),
+                       layer.w[:, start:start + order.count].astype(np.float32), layer.unit)
+                      for layer, start in readers]
+        self.known: dict[tuple[int, int], float] = {}
+        heat = np.zeros(self.count)
+        for x, w, _ in self.parts:
+            heat = np.maximum(heat, (x.max(axis=0) * np.abs(w).max(axis=0)).max(axis=1))
+        self.heat = heat
+
+    def cost(self, i: int, j: int) -> float:
+        """Mean over outputs and positions of what saturation takes from the pair (i, j), in output codes."""
+        key = (min(i, j), max(i, j))
+        if key not in self.known:
+            total = 0.0
+            for x, w, unit in self.parts:
+                pair_x, pair_w = x[:, key].transpose(0, 2, 1), w[:, key].transpose(0, 2, 1)
+                total += float(np.abs(pair_excess(pair_x, pair_w) * unit).mean())
+            self.known[key] = total
+        return self.known[key]
+
+    def run(self) -> np.ndarray | None:
+        """The new order, or None if no trade helps."""
+        pairs = [[i, i + 1] for i in range(0, self.count, 2)]
+        traded = False
+        for _ in range(_SWEEPS):
+            costs = [self.cost(*pair) for pair in pairs]
+            hot = [k for k in np.argsort(-np.array(costs), kind="stable") if costs[k] > 0]
+            if not hot:
+                break
+            calm = sorted(range(len(pairs)), key=lambda k: (self.heat[pairs[k]].sum(), k))
+            improved = False
+            for k in hot:
+                improved |= self._trade(k, calm, pairs)
+            traded |= improved
+            if not improved:
+                break
+        return np.array(pairs).ravel() if traded else None
+
+    def _trade(self, hot: int, calm: list[int], pairs: list[list[int]]) -> bool:
+        best, choice = 0.0, None
+        a, b = pairs[hot]
+        for k in calm[:_PARTNERS]:
+            if k == hot:
+                continue
+            c, d = pairs[k]
+            now = self.cost(a, b) + self.cost(c, d)
+            for first, second in (([a, c], [b, d]), ([a, d], [b, c])):
+                gain = now - self.cost(*first) - self.cost(*second)
+                if gain > best * (1 + 1e-9) + 1e-12:
+                    best, choice = gain, (k, first, second)
+            if now - best < 1e-12:
+                break
+        if choice is None:
+            return False
+        k, pairs[hot], pairs[k] = choice
+        return True

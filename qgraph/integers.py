@@ -1,0 +1,30 @@
+"""Where integers flow in a quantized graph: questions that passes and writers ask alike."""
+
+from __future__ import annotations
+
+from qgraph import ops
+from qgraph.ir import Graph, Node, Port
+
+
+def passes_integers(node: Node) -> bool:
+    """Ops that the integer kernels run on codes as they are."""
+    return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)
+
+
+def quantizers_behind(g: Graph, port: Port) -> list[Node]:
+    """The fake_quantize nodes whose codes arrive at this port, past ops that pass them on; empty if floats do."""
+    if port.node.op == "fake_quantize":
+        return [port.node]
+    if passes_integers(port.node):
+        found = [quantizers_behind(g, p) for p in g.inputs(port.node)]
+        return [fq for group in found for fq in group] if all(found) else []
+    return []
+
+
+def is_dense(g: Graph, conv: Node) -> bool:
+    """A 1x1 convolution of a 1x1 map, which is a fully connected layer and can write floats."""
+    source = g.inputs(conv)[0].node
+    while source.op == "fake_quantize":
+        source = g.inputs(source)[0].node
+    return (conv.op == "Convolution" and ops.attr(conv, "kernel") == (1, 1) and ops.attr(conv, "num_group") == 1
+            and ops.attr(conv, "pad") == (0, 0) and source.op == "Pooling" and ops.attr(source, "global_pool"))

@@ -1,0 +1,128 @@
+"""What an x86 CPU without VNNI does to u8 x s8 products, and how often: a model of `vpmaddubsw`.
+
+That instruction adds the products of two neighbouring input channels, 2k and 2k + 1, at the same tap of the kernel, and
+saturates the sum to int16, silently.  oneDNN uses it for dense convolutions and fully connected layers that read
+unsigned codes; depthwise convolutions are exact, and a layer that reads signed codes gets weights small enough to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qgraph import ops
+from qgraph.ir import Graph, Node
+from qgraph.quant.spec import QParams, quantize
+from qgraph.runtimes.reference import Executor
+
+_LOW, _HIGH = -(1 << 15), (1 << 15) - 1
+POSITIONS = 1024  # sampled output positions a layer
+
+
+@dataclass
+class Layer:
+    """A dense layer that reads unsigned codes, with a sample of what it reads.
+
+    x: codes (positions, C, taps).  w: codes (O, C, taps).  unit: codes of the output per unit of the accumulator,
+    (O,): s_x s_w / s_y, where s_y is the step of what is written (of 8 bits over the sample, if that is in float).
+    """
+
+    node: Node
+    x: np.ndarray
+    w: np.ndarray
+    unit: np.ndarray
+
+    def excess(self, order: np.ndarray | None = None) -> np.ndarray:
+        """(positions, O): how much saturation takes away, in codes of the output. order: of the input channels."""
+        x, w = (self.x, self.w) if order is None else (self.x[:, order], self.w[:, order])
+        return pair_excess(pairs(x), pairs(w)) * self.unit
+
+    def missed(self, order: np.ndarray | None = None) -> float:
+        """Part of the outputs that saturation moves by more than one code."""
+        return float((np.abs(self.excess(order)) > 1).mean())
+
+
+def pairs(codes: np.ndarray) -> np.ndarray:
+    """(N, C, taps) -> (N, C / 2 * taps, 2), an odd last channel paired with zeros."""
+    n, channels, taps = codes.shape
+    if channels % 2:
+        codes = np.concatenate([codes, np.zeros((n, 1, taps), codes.dtype)], axis=1)
+    return codes.reshape(n, -1, 2, taps).transpose(0, 1, 3, 2).reshape(n, -1, 2)
+
+
+def pair_excess(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x (P, M, 2) unsigned, w (O, M, 2) signed -> (P, O): sum over M of the pair sum minus its int16 saturation.
+
+    Pairs that cannot saturate with the largest x of the sample are skipped.
+    """
+    out = np.zeros((len(x), len(w)), np.float32)
+    top = x.max(axis=0, initial=0).astype(np.float32)
+    w = w.astype(np.float32)
+    risky = ((np.maximum(w, 0) * top).sum(axis=2) > _HIGH) | ((np.minimum(w, 0) * top).sum(axis=2) < _LOW)
+    x = x.astype(np.float32)
+    for pair in np.flatnonzero(risky.any(axis=0)):
+        rows = np.flatnonzero(risky[:, pair])
+        total = x[:, pair] @ w[rows, pair].T
+        out[:, rows] += total - np.clip(total, _LOW, _HIGH)
+    return out
+
+
+def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed: int = 0) -> list[Layer]:
+    """Every layer of a baked graph that `vpmaddubsw` can saturate, with what it reads on these images."""
+    nodes = [n for n in g.toposort() if _can_saturate(g, n)]
+    ports = [g.inputs(n)[0] for n in nodes]
+    tensors = Executor(g, watch=ports, rounding=rounding).run_tensors(feeds) if nodes else []
+    rng = np.random.default_rng(seed)
+    layers = []
+    for node, tensor in zip(nodes, tensors):
+        if tensor.qp is None or tensor.qp.signed:
+            continue
+        weight = g.inputs(node)[1].node
+        qp = weight.quant
+        assert isinstance(qp, QParams)
+        w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
+        w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
+        x = _patches(node, tensor.codes, rng)
+        unit = float(tensor.qp.scale) * np.broadcast_to(qp.scale, len(w)).astype(np.float64)
+        layers.append(Layer(node, x, w, unit / _output_step(g, node, x, w, unit)))
+    return layers
+
+
+def _can_saturate(g: Graph, node: Node) -> bool:
+    inputs = g.inputs(node)
+    if node.op not in ("Convolution", "FullyConnected") or not isinstance(inputs[1].node.quant, QParams):
+        return False
+    return node.op == "FullyConnected" or ops.attr(node, "num_group") == 1
+
+
+def _output_step(g: Graph, node: Node, x: np.ndarray, w: np.ndarray, unit: np.ndarray) -> float:
+    """The step of the codes that this layer's result is written in, past a sum that it is fused into."""
+    while True:
+        uses = g.uses(node)
+        if len(uses) != 1:
+            break
+        node = uses[0][0]
+        if isinstance(node.quant, QParams):
+            return float(node.quant.scale)
+        if node.op != "elemwise_add":
+            break
+    real = np.einsum("pct,oct->po", x[:32].astype(np.float32), w.astype(np.float32)) * unit
+    return max(float(np.abs(real).max(initial=0.0)) / 255, 1e-30)
+
+
+def _patches(node: Node, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(positions, C, taps) of what a layer reads, at output positions drawn over all images."""
+    if node.op == "FullyConnected":
+        rows = codes.reshape(len(codes), -1) if ops.attr(node, "flatten") else codes.reshape(-1, codes.shape[-1])
+        return rows[:, :, None]
+    kernel, stride, dilate, pad = (ops.attr(node, key) for key in ("kernel", "stride", "dilate", "pad"))
+    padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)])
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded.shape[2:], kernel, stride, dilate)]
+    count = min(POSITIONS, len(codes) * size[0] * size[1])
+    flat = np.sort(rng.choice(len(codes) * size[0] * size[1], count, replace=False))
+    image, row, column = np.unravel_index(flat, (len(codes), *size))
+    taps = [padded[image, :, row * stride[0] + i * dilate[0], column * stride[1] + j * dilate[1]]
+            for i in range(kernel[0]) for j in range(kernel[1])]
+    return np.stack(taps, axis=2)
