@@ -42,6 +42,7 @@ log = logging.getLogger("qgraph")
 DISTILLED_IMAGES = 64
 AGREEMENT_IMAGES = 128
 REFERENCE_IMAGES = 4
+SAMPLE_IMAGES = 8  # on which passes may measure, such as limit-saturation
 CHECK_IMAGES = 4
 
 
@@ -136,7 +137,8 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     else:
         table.check(float_graph.digest())
         table.check_bits(options.act_bits)
-    after = tuple(_bind(step, table=table, data=data, float_graph=float_graph) for step in after)
+    sample = None if first is None else {name: x[:SAMPLE_IMAGES] for name, x in first.feeds.items()}
+    after = tuple(_bind(step, table=table, data=data, float_graph=float_graph, feeds=sample) for step in after)
     PassManager(after, options.dump_passes or "", records).run(g)
     for node in g.nodes("fake_quantize"):
         if not isinstance(node.quant, QParams):
@@ -148,7 +150,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
-        records=records, options=options.to_dict(), target=target,
+        records=records, findings=[f for step in after for f in getattr(step, "findings", ())], options=options.to_dict(), target=target,
         sizes=(opened.size, _written_size(lowered)), checks=checks)
     return frozen
 

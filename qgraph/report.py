@@ -20,9 +20,9 @@ FORMAT = "qgraph-report"
 
 
 def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph, verdicts: dict[str, str],
-          table: CalibrationTable | None, records: Sequence[PassRecord], options: dict[str, Any],
-          target: targets.Target, sizes: tuple[int, int], checks: dict[str, Any]) -> dict[str, Any]:
-    """The report of one freeze. verdicts: layer -> why it stays in float. sizes: bytes before and after."""
+          table: CalibrationTable | None, records: Sequence[PassRecord], findings: Sequence[Any],
+          options: dict[str, Any], target: targets.Target, sizes: tuple[int, int], checks: dict[str, Any]) -> dict[str, Any]:
+    """The report of one freeze. verdicts: layer -> why it stays in float. findings: of limit-saturation. sizes: bytes before and after."""
     layers = quantized_layers(graph)
     return {
         "format": FORMAT,
@@ -35,6 +35,7 @@ def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph, 
         "passes": [{"name": r.name, "changed": r.changed, "nodes": r.nodes} for r in records],
         "quantized": layers,
         "float": _left_in_float(graph, {layer["name"] for layer in layers}, verdicts),
+        "saturation": [finding.to_dict() for finding in findings],
         "tensors": tensors(graph, table),
         "calibration": None if table is None else {
             "method": table.method, "images": table.images, "data": table.data, "preprocess": table.preprocess},

@@ -234,6 +234,7 @@ class _Lowering:
     def _weights(self, node: Node) -> list[Port]:
         """The layer's parameters, written so that the kernel finds the codes that the graph says."""
         _, weight_port, *bias = self.g.inputs(node)
+        dense = node.op == "FullyConnected" or is_dense(self.g, node)
         qp = weight_port.node.quant
         assert isinstance(qp, QParams)
         source = self.g.inputs(weight_port.node)[0].node
@@ -242,7 +243,8 @@ class _Lowering:
             raise UnsupportedError(f"{node}: MXNet's int8 kernel has one scale per output channel, found "
                                    f"{qp.granularity}; --target mxnet-sim carries other grids")
         try:
-            ports = [self._param(source, dictate(codes, qp.scale, qp.qmin, qp.qmax))]
+            weight = dictate(codes, qp.scale, qp.qmin, qp.qmax)
+            ports = [self._param(source, weight.reshape(len(weight), -1) if dense else weight)]
         except ValueError as error:
             raise UnsupportedError(f"{node}: {error}, as MXNet's int8 kernel does in every channel; "
                                    "--target mxnet-sim carries other grids") from None
