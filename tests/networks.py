@@ -6,6 +6,7 @@ reads from the environment when the process starts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -346,6 +347,8 @@ NETWORKS: dict[str, Callable[[Net], Graph]] = {f.__name__: f for f in (
     shared_weight, shared_weight_both_signs, fused_clip, clip_two_sided, leaky, upsampling, dead_channels,
     constant_activation)}
 IMAGES = 4
+VNNI = any("vnni" in line for line in open("/proc/cpuinfo") if line.startswith("flags")) if os.path.exists(
+    "/proc/cpuinfo") else False
 
 
 def build(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
@@ -365,8 +368,7 @@ def quantize(g: Graph, table: CalibrationTable | None, target: str = "mxnet", **
     """A quantized copy of a float graph, by the standard pipeline."""
     q = g.copy()
     steps = split(pipeline(FreezeOptions(target=target, **options)))[1]
-    bound = [type(s)(**{**vars(s), "table": table}) if s.name == "calibrate" else s for s in steps]
-    PassManager(tuple(bound)).run(q)
+    PassManager(tuple(dataclasses.replace(s, table=table) if s.name == "calibrate" else s for s in steps)).run(q)
     return q
 
 

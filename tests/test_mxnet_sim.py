@@ -1,0 +1,194 @@
+"""Target `mxnet-sim`: codes bit for bit, accumulators exactly, for every bit width, granularity and kind of layer."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import networks
+import numpy as np
+import pytest
+from networks import Net, run_block, run_module, same
+
+from qgraph import passes
+from qgraph.departure import Difference, kernel_departure
+from qgraph.errors import UnsupportedError
+from qgraph.formats import mxnet_sim
+from qgraph.ir import Graph, Port
+from qgraph.passes.insert_fake_quantize import weight_spec
+from qgraph.quant.spec import QParams, QSpec, dequantize, quantize
+from qgraph.rewrite import PassManager
+from qgraph.runtimes.reference import Executor as Reference
+from qgraph.runtimes.reference import accumulate, out_channel_scales
+
+mx = pytest.importorskip("mxnet")
+
+from qgraph.runtimes.mxnet import Executor  # noqa: E402
+
+LAYERS: dict[str, Callable[[Net], Graph]] = {
+    "conv": lambda n: n.done(n.conv(n.x, 6, act="", stride=2)),
+    "conv-bias": lambda n: n.done(n.conv(n.x, 6, act="")),
+    "grouped": lambda n: n.done(n.conv(n.x, 8, act="", groups=2, bias=False)),
+    "depthwise": lambda n: n.done(n.conv(n.x, 4, act="", groups=4, bias=False)),
+    "deconv": lambda n: n.done(n.deconv(n.x, 5, act="")),
+    "deconv-grouped": lambda n: n.done(grouped_deconv(n)),
+    "dense": lambda n: n.done(n.dense(n.x, 4 * 49, 6)),
+    "dense-rows": lambda n: n.done(dense_rows(n)),
+}
+
+
+def grouped_deconv(n: Net):  # type: ignore[no-untyped-def]
+    weight = n.g.add_param("w", n.weight(4, 3, 3, 3))
+    return n.op("Deconvolution", n.x, weight, kernel=(3, 3), num_filter=6, num_group=2, no_bias=True)
+
+
+def dense_rows(n: Net):  # type: ignore[no-untyped-def]
+    """flatten=False: the last axis is multiplied."""
+    weight = n.g.add_param("w", n.weight(5, 7))
+    return n.op("FullyConnected", n.x, weight, num_hidden=5, no_bias=True, flatten=False)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "group", "channel"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_codes_and_accumulators_of_one_layer(layer: str, granularity: str) -> None:
+    """Every bit width: what the layer reads is on the grid bit for bit, and its output tells the integer accumulator."""
+    net = Net(7, channels=4, size=7)
+    g = LAYERS[layer](net)
+    feeds = {"data": net.rng.normal(size=(2, *net.shape)).astype(np.float32)}
+    table = networks.calibrated(g, feeds)
+    for weight_bits, act_bits, signed in [(b, b, "auto") for b in range(2, 9)] + [(2, 8, "unsigned"), (8, 3, "signed")]:
+        q = networks.quantize(g, table, "mxnet-sim", granularity=granularity, weight_bits=weight_bits,
+                              act_bits=act_bits, act_signed=signed)
+        lowered = mxnet_sim.lower(q)
+        node = next(n for n in q.nodes() if n.op in ("Convolution", "Deconvolution", "FullyConnected"))
+        x_fq, w_fq = (p.node for p in q.inputs(node)[:2])
+        assert x_fq.quant.signed == (signed != "unsigned") and x_fq.quant.bits == act_bits
+        assert w_fq.quant.granularity == {"layer": "tensor", "group": "channel" if "dense" in layer else "group",
+                                          "channel": "channel"}[granularity]
+        found = {n.name: n for n in lowered.nodes()}
+        codes, reals, output = Executor(lowered, [
+            Port(found["data_q_quantize"]), Port(found["data_q_dequantize"]), Port(found[node.name])]).run(feeds)
+        want = quantize(feeds["data"], x_fq.quant, "mxnet")
+        assert np.array_equal(codes, want) and np.array_equal(reals, dequantize(want, x_fq.quant))
+        assert len(np.unique(want)) > 2 ** act_bits * (0.4 if signed == "auto" else 0.3)
+
+        inputs = next(i for n, i, _ in Reference(q).walk(feeds) if n is node)
+        written = lowered.params[lowered.inputs(found[node.name])[1].node.name]
+        assert np.array_equal(written, inputs[1].real)
+        assert np.abs(inputs[1].codes).max() == 2 ** (weight_bits - 1) - 1  # narrow: -127..127
+        scale = np.float64(x_fq.quant.scale) * out_channel_scales(node, inputs[1])
+        shape = (-1,) if layer.startswith("dense") else (1, -1, 1, 1)
+        exact = accumulate(node, *inputs[:2])
+        if len(inputs) > 2:
+            output = output - inputs[2].real.reshape(shape)
+        recovered = output / scale.reshape(shape)
+        assert np.array_equal(np.rint(recovered), exact)
+        assert len(np.unique(exact)) > (10 if weight_bits > 3 else 2)
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks(name: str) -> None:
+    """Module under MXNet's default bind, SymbolBlock and our executor agree; near the float network; exact codes."""
+    g, feeds = networks.build(name)
+    facts = networks.examine_graph(g, feeds, networks.calibrated(g, feeds), "mxnet-sim")
+    assert facts["block"] and facts["again"] and facts["shapes"] and facts["finite"] and facts["varies"]
+    assert facts["module_error"] < 1e-6  # MXNet fuses what is float
+    assert all(s is None or s > 20 for s in facts["sqnr"]), facts["sqnr"]
+    assert not facts["unjudged"]
+    # float32 sums before the rounding: a code may flip where a value lies on the edge, no more
+    assert all(v["within_one"] == 100 and v["equal"] > 99.5 for v in facts["layers"].values()), facts["layers"]
+    assert facts["output"] < 1e-5
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_codes_of_the_same_floats_are_the_same(name: str) -> None:
+    """Each quantizer of each network on the float values that reached it in MXNet: not one code differs."""
+    g, feeds = networks.build(name)
+    q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", weight_bits=6, act_bits=5)
+    lowered = mxnet_sim.lower(q)
+    found = {n.name: n for n in lowered.nodes()}
+    for fq in q.nodes("fake_quantize"):
+        if q.param(q.inputs(fq)[0]) is not None:
+            continue
+        node = found[f"{fq.name}_quantize"]
+        before = lowered.inputs(node)[0]
+        source = lowered.inputs(before.node)[0] if before.node.name == f"{fq.name}_clip" else before
+        value, codes = Executor(lowered, [source, Port(node)]).run(feeds)
+        assert np.array_equal(codes, quantize(value, fq.quant, "mxnet")), fq.name
+
+
+@pytest.mark.parametrize(("bits", "floor"), [(8, 30), (7, 26), (6, 20), (5, 14), (4, 7)])
+def test_every_bit_is_worth_something(bits: int, floor: float) -> None:
+    g, feeds = networks.build("residual_downsample")
+    table = networks.calibrated(g, feeds)
+    want = Executor(g).run(feeds)[0]
+    found = {}
+    for granularity in ("layer", "channel"):
+        difference = Difference()
+        difference.update(want, Executor(mxnet_sim.lower(networks.quantize(
+            g, table, "mxnet-sim", weight_bits=bits, act_bits=bits, granularity=granularity))).run(feeds)[0])
+        found[granularity] = difference.sqnr
+    assert found["channel"] > floor, found  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("exclude", [("first",), ("last",), ("op:Convolution",), ("conv1", "conv3")])
+def test_excluded_layers_compute_in_float(exclude: tuple[str, ...]) -> None:
+    g, feeds = networks.build("residual_downsample")
+    q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", exclude=exclude)
+    lowered = mxnet_sim.lower(q)
+    out = Executor(lowered).run(feeds)
+    assert same(out, run_block(lowered, feeds))
+    assert np.allclose(run_module(lowered, feeds)[0], out[0], rtol=1e-5, atol=1e-5)
+    assert kernel_departure(q, lowered, feeds, "mxnet", Executor)["within_one"] == 100
+
+
+def test_preactivation_residual_is_right_under_the_default_bind() -> None:
+    """``conv2(relu(c)) + c``: MXNet's own fusion miscomputes it in float; what we write is not that pattern."""
+    g, feeds = networks.build("residual_preactivation")
+    q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim")
+    lowered = mxnet_sim.lower(q)
+    assert np.allclose(run_module(lowered, feeds)[0], Executor(lowered).run(feeds)[0], rtol=1e-6, atol=1e-6)
+
+
+# ---- what it cannot carry -------------------------------------------------------------------------------------------
+
+def quantized(quant: QSpec) -> Graph:
+    g = Graph()
+    g.heads = [Port(g.add("fake_quantize", [g.add("null", name="data")], "q", quant=quant))]
+    return g
+
+
+@pytest.mark.parametrize(("quant", "message"), [
+    (QSpec(8, True), "q: not calibrated, so it cannot be written"),
+    (QParams(9, True, scale=1), "q: MXNet quantizes activations per tensor, to at most 8 bits"),
+    (QParams(16, False, scale=1), "found tensor, 16 bits"),
+    (QParams(8, False, scale=1, zero_point=128), "without zero point"),
+    (QParams(8, True, granularity="channel", scale=[1, 2, 3]), "found channel, 8 bits"),
+])
+def test_what_it_cannot_carry(quant: QSpec, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        mxnet_sim.lower(quantized(quant))
+
+
+def test_the_graph_itself_is_left_alone() -> None:
+    g, feeds = networks.build("concats")
+    q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim")
+    digest = q.digest()
+    mxnet_sim.lower(q)
+    assert q.digest() == digest
+
+
+def test_weight_specs_of_groups() -> None:
+    """`group` is one scale per convolution group, and per unit of a FullyConnected."""
+    g = Graph.parse("""
+        %data = input
+        %w = param float32 (8, 2, 3, 3)
+        %c = Convolution(%data, %w) {kernel=(3, 3) no_bias=True num_filter=8 num_group=4}
+        %v = param float32 (8, 3, 2, 2)
+        %d = Deconvolution(%c, %v) {kernel=(2, 2) num_filter=6 num_group=2}
+        %u = param float32 (5, 6)
+        %f = FullyConnected(%d, %u) {no_bias=True num_hidden=5}
+        return %f""")
+    PassManager(passes.PIPELINES["float"]).run(g)
+    specs = [weight_spec(g.find(n), QSpec(8, True, granularity=gran)) for n in "cdf" for gran in ("group", "channel")]
+    assert [(s.granularity, s.axis, s.groups) for s in specs] == [
+        ("group", 0, 4), ("channel", 0, 1), ("group", 0, 2), ("channel", 1, 1), ("channel", 0, 1), ("channel", 0, 1)]
