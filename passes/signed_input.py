@@ -37,7 +37,7 @@ class SignedInput(Pass):
     def run(self, g: Graph) -> int:
         count = 0
         for node in g.nodes():
-            if node.op not in ("Convolution", "FullyConnected"):
+            if node.op not in ("Convolution", "FullyConnected") or g.inputs(node)[1].node.op != "fake_quantize":
                 continue
             quantizers = quantizers_behind(g, g.inputs(node)[0])
             if not quantizers or not isinstance(quantizers[0].quant, QParams) or not quantizers[0].quant.signed:

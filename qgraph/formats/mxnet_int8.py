@@ -70,7 +70,7 @@ class _Lowering:
     # ---- float side -------------------------------------------------------------------------------------------------
 
     def _copy(self, node: Node, inputs: list[Port] | tuple) -> None:
-        twin = self.out.add(node.op, inputs, node.name, n_out=node.n_out, origin=node.origin, **node.attrs)
+        twin = self.out.add(node.op, inputs, node.name, n_out=node.n_out, origin=node.origin, attrs=node.attrs)
         if node.name in self.g.params:
             self.out.params[twin.name] = self.g.params[node.name]
         for index in range(node.n_out):
@@ -150,7 +150,7 @@ class _Lowering:
             op = "_contrib_quantized_concat"
         else:
             ports, op = list(inputs[0].ports), f"_contrib_quantized_{node.op.lower()}"
-        twin = self.out.add(op, ports, node.name, n_out=3, origin=node.origin, **node.attrs)
+        twin = self.out.add(op, ports, node.name, n_out=3, origin=node.origin, attrs=node.attrs)
         self.codes[Port(node)] = Codes((Port(twin), Port(twin, 1), Port(twin, 2)), qp)
 
     def _layer(self, node: Node, qp: QParams) -> Node:
@@ -169,7 +169,7 @@ class _Lowering:
         return self._convolution(main.node, qp, node, operand)
 
     def _convolution(self, conv: Node, qp: QParams, add: Node | None = None, operand: Codes | None = None) -> Node:
-        """_sg_mkldnn_conv: inputs data, weight, [bias], [sum], data min, max, [sum min, max]; outputs codes, min, max."""
+        """_sg_mkldnn_conv: inputs data, weight, [bias], [sum], data min, max, [sum min, max]; codes, min, max."""
         last = add or conv
         data = self.codes[self.g.inputs(conv)[0]]
         inputs = [data.ports[0], *self._weights(conv)]
@@ -197,7 +197,7 @@ class _Lowering:
     def _fully_connected(self, node: Node, qp: QParams | None) -> Node:
         """_sg_mkldnn_fully_connected with one scale per unit: inputs data, weight, [bias], data min, max."""
         data = self.codes[self.g.inputs(node)[0]]
-        inputs = [data.ports[0], *self._weights(node)]
+        inputs = [data.ports[0], *self._weights(node, flat=True)]
         names = ["data", "weight", "bias"][: len(inputs)]
         inputs += data.ports[1:]
         act = ops.attr(node, "act_type")
@@ -229,12 +229,11 @@ class _Lowering:
             raise UnsupportedError(f"{add}: MXNet's int8 addition has no fused activation")
         return self.out.add("_contrib_quantized_elemwise_add",
                             [left.ports[0], right.ports[0], *left.ports[1:], *right.ports[1:]], add.name, n_out=3,
-                            origin=add.origin, **self._range(qp))
+                            origin=add.origin, attrs=self._range(qp))
 
-    def _weights(self, node: Node) -> list[Port]:
+    def _weights(self, node: Node, flat: bool = False) -> list[Port]:
         """The layer's parameters, written so that the kernel finds the codes that the graph says."""
         _, weight_port, *bias = self.g.inputs(node)
-        dense = node.op == "FullyConnected" or is_dense(self.g, node)
         qp = weight_port.node.quant
         assert isinstance(qp, QParams)
         source = self.g.inputs(weight_port.node)[0].node
@@ -244,7 +243,7 @@ class _Lowering:
                                    f"{qp.granularity}; --target mxnet-sim carries other grids")
         try:
             weight = dictate(codes, qp.scale, qp.qmin, qp.qmax)
-            ports = [self._param(source, weight.reshape(len(weight), -1) if dense else weight)]
+            ports = [self._param(source, weight.reshape(len(weight), -1) if flat else weight)]
         except ValueError as error:
             raise UnsupportedError(f"{node}: {error}, as MXNet's int8 kernel does in every channel; "
                                    "--target mxnet-sim carries other grids") from None
@@ -273,7 +272,10 @@ class _Lowering:
 
     def _subgraph(self, op: str, last: Node, inputs: list[Port], attrs: dict[str, str], names: list[str],
                   steps: list, origin: tuple[Node, ...], n_out: int = 3) -> Node:
-        """A fused node with MXNet's nested JSON of what it stands for. steps: (op, attrs, input names; "" is the step before)."""
+        """A fused node with MXNet's nested JSON of what it stands for.
+
+        steps: (op, attrs, names of its inputs; "" is the step before).
+        """
         nodes: list[dict] = [{"op": "null", "name": name, "inputs": []} for name in names]
         for number, (step_op, step_attrs, step_inputs) in enumerate(steps):
             refs = [[len(nodes) - 1 if name == "" else names.index(name), 0, 0] for name in step_inputs]
@@ -284,7 +286,7 @@ class _Lowering:
         graph = {"nodes": nodes, "arg_nodes": list(range(len(names))), "heads": [[len(nodes) - 1, 0, 0]]}
         attrs[SUBGRAPHS] = json.dumps([graph], separators=(",", ":"))
         names_of = [name for n in origin for name in (n.origin or (n.name,))]
-        return self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, **attrs)
+        return self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, attrs=attrs)
 
 
 def _activation(act: str) -> tuple[str, dict[str, str], list[str]]:
