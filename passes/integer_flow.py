@@ -55,7 +55,7 @@ class _Flow:
         for node in self.order:
             self.dtype[node] = self._output_dtype(node)
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
-        self.act: QSpec | None = dataclasses.replace(specs[0], source="") if specs else None
+        self.act = dataclasses.replace(specs[0], source="") if specs and specs[0] is not None else None
 
     def _output_dtype(self, node: Node) -> str:
         inputs = self.g.inputs(node)

@@ -38,7 +38,7 @@ class SignedResidual(Pass):
             if (g.has_one_use(fq) and branch.op == "Convolution" and g.has_one_use(branch)
                     and not ops.attr(branch, "act_type") and _can_move(g, main) and _can_move(g, branch)):
                 assert isinstance(fq.quant, QParams)
-                shift = np.float32(128) * fq.quant.scale
+                shift = np.float32(128 * float(fq.quant.scale))
                 _move_bias(g, main, -shift)
                 _move_bias(g, branch, shift)
                 branch.attrs["act_type"] = "relu"

@@ -7,7 +7,6 @@ convolution, a depthwise convolution in between, the other operand of a sum, its
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import List
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class Order:
         return order
 
 
-Parts = List[Order]  # the channels of a tensor, part by part
+Parts = list[Order]  # the channels of a tensor, part by part
 
 
 def channel_orders(g: Graph) -> list[Order]:
@@ -78,13 +77,12 @@ def _visit(g: Graph, node: Node, parts: dict[Port, Parts], made: list[Order]) ->
     if node.op == "Concat" and ops.attr(node, "dim") == 1 and all(known):
         parts[Port(node)] = [order.root() for part in known for order in part]
         return
-    if node.op in _CHANNELWISE and known and all(known):
-        if all([o.root().count for o in part] == [o.root().count for o in known[0]] for part in known):
-            for part in known[1:]:
-                for a, b in zip(part, known[0]):
-                    _merge(a.root(), b.root())
-            parts[Port(node)] = known[0]
-            return
+    if node.op in _CHANNELWISE and known and all(known) and all(_counts(part) == _counts(known[0]) for part in known):
+        for part in known[1:]:
+            for a, b in zip(part, known[0]):
+                _merge(a.root(), b.root())
+        parts[Port(node)] = known[0]
+        return
     for part in known:
         _freeze(part)
 
@@ -106,6 +104,10 @@ def _starts(part: Parts) -> list[tuple[Order, int]]:
         found.append((order.root(), start))
         start += order.root().count
     return found
+
+
+def _counts(part: Parts) -> list[int]:
+    return [order.root().count for order in part]
 
 
 def _freeze(part: Parts) -> None:

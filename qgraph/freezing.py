@@ -150,7 +150,8 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
-        records=records, findings=[f for step in after for f in getattr(step, "findings", ())], options=options.to_dict(), target=target,
+        records=records, findings=[f for step in after for f in getattr(step, "findings", ())],
+        options=options.to_dict(), target=target,
         sizes=(opened.size, _written_size(lowered)), checks=checks)
     return frozen
 

@@ -11,9 +11,10 @@ import copy
 import gc
 import hashlib
 import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Iterable, Iterator, NamedTuple, Sequence, Union
+from typing import Any, NamedTuple, Union
 
 import networkx as nx
 import numpy as np
@@ -46,7 +47,7 @@ class Port(NamedTuple):
     """One output of a node: what an edge reads, what a head is, what calibration watches."""
 
     node: Node
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a port
 
     @property
     def key(self) -> str:
@@ -196,17 +197,18 @@ class Graph:
         return name
 
     def add(self, op: str, inputs: Sequence[Value] = (), name: str | None = None, *, n_out: int = 1,
-            quant: QSpec | QParams | None = None, origin: Iterable[str] = (), **attrs: object) -> Node:
+            quant: QSpec | QParams | None = None, origin: Iterable[str] = (),
+            attrs: Mapping[str, object] | None = None, **more: Any) -> Node:
         """A new node reading `inputs`. Without a name it gets a free one made from the op.
 
-        Attributes are stored as MXNet writes them: ``str(value)``.
+        Attributes, in `attrs` or as keywords, are stored as MXNet writes them: ``str(value)``.
         """
         ports = [as_port(v) for v in inputs]
         for port in ports:
             if port.node not in self.dag:
                 raise GraphError(f"{name or op}: input {port.node} is not in this graph")
-        node = Node(op, self.unique_name(name or op.lower()), {k: str(v) for k, v in attrs.items()}, n_out, quant,
-                    tuple(dict.fromkeys(origin)))
+        texts = {k: str(v) for k, v in {**(attrs or {}), **more}.items()}
+        node = Node(op, self.unique_name(name or op.lower()), texts, n_out, quant, tuple(dict.fromkeys(origin)))
         self.dag.add_node(node)
         for slot, port in enumerate(ports):
             self.dag.add_edge(port.node, node, key=slot, out=port.index)
@@ -273,7 +275,7 @@ class Graph:
             self.rename(new, old.name)
 
     def insert_after(self, value: Value, op: str, name: str | None = None, *, keep: Iterable[Node] = (),
-                     quant: QSpec | QParams | None = None, **attrs: object) -> Node:
+                     quant: QSpec | QParams | None = None, **attrs: Any) -> Node:
         """A new one-input node behind `value`; everybody who read `value`, but those in `keep`, reads the new node."""
         port = as_port(value)
         node = self.add(op, [port], name, quant=quant, origin=port.node.origin or (port.node.name,), **attrs)

@@ -9,12 +9,12 @@ attributes: strings are compared as MXNet would read them ("6" matches "6.0").  
 
 from __future__ import annotations
 
-from typing import Any, Dict, Union
+from typing import Any, Union
 
 from qgraph import ops
 from qgraph.ir import Graph, Node, Port
 
-Binding = Dict[str, Union[Node, Port]]
+Binding = dict[str, Union[Node, Port]]
 
 
 class MatchFail(Exception):

@@ -21,8 +21,12 @@ FORMAT = "qgraph-report"
 
 def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph, verdicts: dict[str, str],
           table: CalibrationTable | None, records: Sequence[PassRecord], findings: Sequence[Any],
-          options: dict[str, Any], target: targets.Target, sizes: tuple[int, int], checks: dict[str, Any]) -> dict[str, Any]:
-    """The report of one freeze. verdicts: layer -> why it stays in float. findings: of limit-saturation. sizes: bytes before and after."""
+          options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
+          checks: dict[str, Any]) -> dict[str, Any]:
+    """The report of one freeze.
+
+    verdicts: layer -> why it stays in float.  findings: of limit-saturation.  sizes: bytes before and after.
+    """
     layers = quantized_layers(graph)
     return {
         "format": FORMAT,

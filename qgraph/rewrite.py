@@ -28,9 +28,10 @@ import re
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Sequence, Type, TypeVar, get_type_hints
+from typing import Any, Callable, ClassVar, TypeVar, get_type_hints
 
 from qgraph.errors import OptionError, PassError, QGraphError
 from qgraph.ir import Graph, Node
@@ -84,8 +85,8 @@ class RewritePass(Pass):
         """Change the graph. Raise MatchFail, before changing anything, to refuse with a reason."""
 
 
-REGISTRY: dict[str, Type[Pass]] = {}
-_PassClass = TypeVar("_PassClass", bound=Type[Pass])
+REGISTRY: dict[str, type[Pass]] = {}
+_PassClass = TypeVar("_PassClass", bound=type[Pass])
 
 
 def register(cls: _PassClass) -> _PassClass:
@@ -178,7 +179,7 @@ def parse_pipeline(text: str, make: Callable[..., Pass] | None = None) -> tuple[
     return tuple(found)
 
 
-def pass_class(name: str) -> Type[Pass]:
+def pass_class(name: str) -> type[Pass]:
     """The registered pass of that name; OptionError names the close ones."""
     if name not in REGISTRY:
         close = difflib.get_close_matches(name, REGISTRY, 3) or sorted(REGISTRY)
@@ -186,14 +187,14 @@ def pass_class(name: str) -> Type[Pass]:
     return REGISTRY[name]
 
 
-def option_types(cls: Type[Pass]) -> dict[str, Any]:
+def option_types(cls: type[Pass]) -> dict[str, Any]:
     """Option name -> type, for the options of a pass that can be written as text."""
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)  # type: ignore[arg-type]
             if f.init and hints[f.name] in (int, float, bool, str)}
 
 
-def read_options(cls: Type[Pass], text: str) -> dict[str, Any]:
+def read_options(cls: type[Pass], text: str) -> dict[str, Any]:
     """``bits=4 signed=true`` -> keyword arguments of the right types."""
     types, options = option_types(cls), {}
     for word in text.replace(",", " ").split():

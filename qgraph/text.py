@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,7 @@ def format_quant(quant: QSpec) -> str:
     words += [f"axis={quant.axis}"] if quant.granularity != "tensor" else []
     words += [f"groups={quant.groups}"] if quant.granularity == "group" else []
     words += ["narrow"] if quant.narrow else []
+    words += [f"limit={quant.limit}"] if quant.limit else []
     words += [f"source={_value(quant.source)}"] if quant.source else []
     if isinstance(quant, QParams):
         zero = quant.zero_point if quant.zero_point.any() else np.int64(0)
@@ -100,9 +102,9 @@ def _parse_quant(text: str) -> QSpec:
         else:
             values[match.group(1)] = _unquote(match.group(2))
     signed = {"auto": None, "s": True, "u": False}[words[0].rstrip("0123456789")]
-    spec = {"bits": int(re.sub(r"\D", "", words[0])), "signed": signed, "granularity": words[1],
+    spec: dict[str, Any] = {"bits": int(re.sub(r"\D", "", words[0])), "signed": signed, "granularity": words[1],
             "narrow": "narrow" in words, "axis": int(values.get("axis", 0)), "groups": int(values.get("groups", 1)),
-            "source": values.get("source", "")}
+            "source": values.get("source", ""), "limit": int(values.get("limit", 0))}
     if "scale" not in values:
         return QSpec(**spec)
     if "#" in values["scale"]:
@@ -144,7 +146,7 @@ def parse_graph(text: str) -> Graph:
         pairs = {} if quant is not None else {
             m.group(1): _unquote(m.group(2)) for m in _ATTR.finditer(attrs) if m.group(1)}
         node = g.add("null" if op in ("input", "param") else op, ports(match["args"] or "", where), name,
-                     n_out=int(match["n_out"] or 1), quant=quant, **pairs)
+                     n_out=int(match["n_out"] or 1), quant=quant, attrs=pairs)
         if node.name != name:
             raise FormatError(f"{where}: %{name} is defined twice")
         if op == "param":

@@ -19,7 +19,7 @@ from qgraph.errors import FormatError, GraphError, MissingDependencyError, Unsup
 from qgraph.files import Content, write_files
 from qgraph.formats.mxnet_json import JsonGraph, JsonNode, compose, num_outputs, pack_subgraphs, parse, unpack_subgraphs
 from qgraph.formats.ndarray import dump_params, read_params
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import Graph, Node, Port, collector_paused
 
 log = logging.getLogger("qgraph")
 
@@ -37,6 +37,7 @@ _ACT_KEYS = ("act_type", "a_min", "a_max")
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
+@collector_paused()
 def load(symbol: Any, params: Any = None) -> Graph:
     """The graph of an MXNet symbol of any generation since 0.8, with its parameters.
 
@@ -270,6 +271,7 @@ def _slot_names(node: Node) -> tuple[str, ...]:
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
+@collector_paused()
 def lower_float(g: Graph) -> Graph:
     """A copy of `g` in MXNet's own ops: an activation that a node carries becomes a node behind it.
 
@@ -299,6 +301,7 @@ def _carries_act(node: Node) -> bool:
     return node.op in _MAY_CARRY_ACT and "act_type" in node.attrs
 
 
+@collector_paused()
 def to_json(g: Graph) -> str:
     """The symbol JSON of MXNet 1.9.1, in topological order: what `mx.sym.load_json(...).tojson()` would write."""
     g = lower_float(g)

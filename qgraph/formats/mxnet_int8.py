@@ -25,7 +25,7 @@ from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, mxnet_range, quantize
 
 SUBGRAPHS = "__subgraphs__"
-_RANGES = ((-128, 127), (0, 255), (0, 127))  # the last: a sum with a signed operand, see signed-residual
+_RANGES = ((-128, 127), (0, 255))
 _FUSION_ATTRS = ("act_type", "a_min", "a_max")
 
 
@@ -125,7 +125,9 @@ class _Lowering:
         if self.g.param(source) is not None:
             return
         qp = fq.quant
-        if not isinstance(qp, QParams) or qp.granularity != "tensor" or (qp.qmin, qp.qmax) not in _RANGES:
+        halved = qp is not None and qp.limit == 127 and source.node.op == "elemwise_add"  # see signed-residual
+        if not (isinstance(qp, QParams) and qp.granularity == "tensor"
+                and (halved or (qp.qmin, qp.qmax) in _RANGES)):
             raise UnsupportedError(f"{fq.name}: MXNet's int8 tensors are 8 bits with one scale; "
                                    "--target mxnet-sim carries others")
         waits = source not in self.floats and source not in self.codes

@@ -8,8 +8,8 @@ To make them find the codes k of step s, the largest elements of the channel, 12
 fixes ws at 1 / s: 127.5 saturates at 127, and -127.5 is a tie that goes to -128.  All others are stored as k s, half a
 code away from any tie.
 
-A layer that reads signed codes runs with halved weights on CPUs without VNNI: codes = rint(w * ws / 2).  Its codes go to
-+-64 and the largest are stored as 63.75 s: halved they round to 64, and with VNNI all codes are simply doubled.
+A layer that reads signed codes runs with halved weights on CPUs without VNNI: codes = rint(w * ws / 2).  Its codes go
+to +-64 and the largest are stored as 63.75 s: halved they round to 64, and with VNNI all codes are simply doubled.
 """
 
 from __future__ import annotations

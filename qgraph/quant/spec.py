@@ -27,7 +27,7 @@ class QSpec:
     bits: 2..16 for activations and weights, 32 for a bias.
     signed: None means "auto": unsigned if nothing negative was observed.
     narrow: the lowest code is left out, so that the range is symmetric (-127..127).
-    limit: largest magnitude of a code, if less than the bits allow (64: two u8 products cannot overflow int16); 0 is none.
+    limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0 is none.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
     groups: number of convolution groups, read when granularity is "group".
     source: names, joined by "|", of the tensors whose observed ranges are united ("" is the quantized tensor itself);

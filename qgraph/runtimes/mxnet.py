@@ -1,10 +1,11 @@
-"""Runs a graph on MXNet, bound without MXNet's own fusing, which renames tensors and miscomputes some residual graphs."""
+"""Runs a graph on MXNet, bound without MXNet's own fusing, which renames tensors and miscomputes some residual nets."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
