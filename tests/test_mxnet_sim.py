@@ -13,7 +13,7 @@ from qgraph import passes
 from qgraph.departure import Difference, kernel_departure
 from qgraph.errors import UnsupportedError
 from qgraph.formats import mxnet_sim
-from qgraph.ir import Graph, Port
+from qgraph.ir import Graph, Node, Port
 from qgraph.passes.insert_fake_quantize import weight_spec
 from qgraph.quant.spec import QParams, QSpec, dequantize, quantize
 from qgraph.rewrite import PassManager
@@ -36,12 +36,12 @@ LAYERS: dict[str, Callable[[Net], Graph]] = {
 }
 
 
-def grouped_deconv(n: Net):  # type: ignore[no-untyped-def]
+def grouped_deconv(n: Net) -> Node:
     weight = n.g.add_param("w", n.weight(4, 3, 3, 3))
     return n.op("Deconvolution", n.x, weight, kernel=(3, 3), num_filter=6, num_group=2, no_bias=True)
 
 
-def dense_rows(n: Net):  # type: ignore[no-untyped-def]
+def dense_rows(n: Net) -> Node:
     """flatten=False: the last axis is multiplied."""
     weight = n.g.add_param("w", n.weight(5, 7))
     return n.op("FullyConnected", n.x, weight, num_hidden=5, no_bias=True, flatten=False)
@@ -50,7 +50,7 @@ def dense_rows(n: Net):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("granularity", ["layer", "group", "channel"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_codes_and_accumulators_of_one_layer(layer: str, granularity: str) -> None:
-    """Every bit width: what the layer reads is on the grid bit for bit, and its output tells the integer accumulator."""
+    """Every bit width: what the layer reads is on the grid bit for bit, its output tells the integer accumulator."""
     net = Net(7, channels=4, size=7)
     g = LAYERS[layer](net)
     feeds = {"data": net.rng.normal(size=(2, *net.shape)).astype(np.float32)}

@@ -1,4 +1,4 @@
-"""Weights from which oneDNN recovers our codes: its formula, on both kinds of CPU, for random and adversarial channels."""
+"""Weights from which oneDNN recovers our codes: by its formula, and by asking MXNet itself."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CHANNELS = {
     "only the lowest": [-128] * 9, "only the highest": [127] * 9, "both ends": [-128, 127] * 4, "dead": [0] * 9,
     "one live, negative": [0] * 8 + [-128], "one live, positive": [127] + [0] * 8, "the lowest and its neighbour":
     [-128, -127, -126], "the highest and its neighbour": [127, 126, -127], "negative": list(range(-128, 0)),
-    "positive": list(range(128)), "all": list(range(-128, 128)), "ties of the range": [-128, 64, -64, 63, -63, 1, -1, 127],
+    "positive": list(range(128)), "all": list(range(-128, 128)), "halves": [-128, 64, -64, 63, -63, 1, -1, 127],
 }
 
 
