@@ -6,11 +6,13 @@ convolution, a depthwise convolution in between, the other operand of a sum, its
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from qgraph import ops
+from qgraph.errors import FormatError
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams
 
@@ -25,12 +27,14 @@ class Order:
     """One free order of channels.
 
     slices: (parameter node, axis, first index) that follow it.  readers: (dense convolution, its first input channel).
+    nodes: (node, first channel, channels in all) whose output follows it.
     """
 
     count: int
     frozen: bool = False
     slices: list[tuple[Node, int, int]] = field(default_factory=list)
     readers: list[tuple[Node, int]] = field(default_factory=list)
+    nodes: list[tuple[Node, int, int]] = field(default_factory=list)
     merged: Order | None = None
 
     def root(self) -> Order:
@@ -49,6 +53,9 @@ def channel_orders(g: Graph) -> list[Order]:
     made: list[Order] = []
     for node in g.toposort():
         _visit(g, node, parts, made)
+        written = parts.get(Port(node), [])
+        for order, start in _starts(written):
+            order.nodes.append((node, start, sum(_counts(written))))
     for head in g.heads:
         _freeze(parts.get(head, []))
     return [order for order in made if order.merged is None and not order.frozen and order.readers]
@@ -121,11 +128,19 @@ def _merge(a: Order, b: Order) -> None:
     b.frozen |= a.frozen
     b.slices += a.slices
     b.readers += a.readers
+    b.nodes += a.nodes
     a.merged = b
 
 
 def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
-    """Let channel i be what channel new[i] was, in every parameter (and its scales) that follows this order."""
+    """Let channel i be what channel new[i] was, in every parameter (and its scales) that follows this order.
+
+    The nodes remember it (`ops.CHANNEL_ORDER`), so that their outputs can be compared with the user's model.
+    """
+    for node, start, total in order.nodes:
+        before = np.array(json.loads(node.attrs.get(ops.CHANNEL_ORDER, "null")) or range(total))
+        before[start:start + order.count] = before[start + new]
+        node.attrs[ops.CHANNEL_ORDER] = json.dumps(before.tolist(), separators=(",", ":"))
     for param, axis, start in order.slices:
         array = g.params[param.name]
         index = np.arange(array.shape[axis])
@@ -135,3 +150,17 @@ def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
             qp = fq.quant
             if isinstance(qp, QParams) and qp.granularity == "channel" and qp.axis == axis:
                 fq.quant = replace(qp, scale=qp.scale[index], zero_point=qp.zero_point[index])
+
+
+def channel_order(node: Node) -> np.ndarray | None:
+    """The order that `reorder` left on a node, or None. Raises FormatError if a file says nonsense."""
+    text = node.attrs.get(ops.CHANNEL_ORDER)
+    if text is None:
+        return None
+    try:
+        order = np.array(json.loads(text), np.int64)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        order = np.zeros(0, np.int64)
+    if order.ndim != 1 or not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise FormatError(f"{node}: {ops.CHANNEL_ORDER}: found {text[:40]!r}, want a permutation")
+    return order

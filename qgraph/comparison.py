@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qgraph import ops
+from qgraph.channels import channel_order
 from qgraph.departure import Difference, class_scores
 from qgraph.errors import DataError, OptionError
 from qgraph.evaluation import open_for, runnable
@@ -46,9 +47,18 @@ class _Side:
     def reals(self, names: Iterable[str], values: list[np.ndarray], other: _Side) -> dict[str, np.ndarray]:
         """What the watched tensors stand for. other: the side that they will be compared with."""
         rest = iter(values)
-        return {name: next(rest) if self.is_float(name) else
-                _dequantize(next(rest), next(rest), next(rest), 128 if self._is_shifted(name, other) else 0)
+        return {name: self._in_users_order(name, next(rest) if self.is_float(name) else _dequantize(
+                    next(rest), next(rest), next(rest), 128 if self._is_shifted(name, other) else 0))
                 for name in names}
+
+    def _in_users_order(self, name: str, value: np.ndarray) -> np.ndarray:
+        """`pair-channels` may have changed the order of channels, and says so on the node."""
+        order = channel_order(self.nodes[name])
+        if order is None or value.ndim < 2 or value.shape[1] != len(order):
+            return value
+        back = np.empty_like(value)
+        back[:, order] = value
+        return back
 
     def _is_shifted(self, name: str, other: _Side) -> bool:
         """Unsigned codes of a convolution without activation: `signed-residual` has moved them by half their range."""

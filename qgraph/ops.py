@@ -127,7 +127,8 @@ ALIASES = {
 IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss", "LinearRegressionOutput"})
 """Ops that give back their first input at inference."""
 
-SPATIAL_ONES = ("stride", "dilate")
+CHANNEL_ORDER = "__channel_order__"
+"""Attribute of our own: JSON list, channel i of this node's output is channel list[i] of the user's model."""
 
 
 def info(op: str) -> OpInfo:

@@ -26,7 +26,7 @@ from qgraph.quant.spec import QParams, mxnet_range, quantize
 
 SUBGRAPHS = "__subgraphs__"
 _RANGES = ((-128, 127), (0, 255))
-_FUSION_ATTRS = ("act_type", "a_min", "a_max")
+_FUSION_ATTRS = ("act_type", "a_min", "a_max", ops.CHANNEL_ORDER)
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,8 @@ class _Lowering:
                 entry["attrs"] = dict(sorted(step_attrs.items()))
             nodes.append(entry)
         graph = {"nodes": nodes, "arg_nodes": list(range(len(names))), "heads": [[len(nodes) - 1, 0, 0]]}
+        if ops.CHANNEL_ORDER in last.attrs:
+            attrs[ops.CHANNEL_ORDER] = last.attrs[ops.CHANNEL_ORDER]
         attrs[SUBGRAPHS] = json.dumps([graph], separators=(",", ":"))
         names_of = [name for n in origin for name in (n.origin or (n.name,))]
         return self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, attrs=attrs)
