@@ -135,8 +135,8 @@ class _Flow:
                 else:
                     self._sign([p for p in ports if p != main])
             for port in ports:
-                if port != main and not self._is_integer(port):
-                    self._ensure(port, self.act)
+                if port != main:
+                    self._make_integer(port, self.act)
             self._ensure(Port(add), self.act)
 
     def _sign(self, ports: list[Port]) -> None:
@@ -147,6 +147,16 @@ class _Flow:
                 if fq.quant is not None and not fq.quant.signed:
                     fq.quant = dataclasses.replace(fq.quant, signed=True)
                     self.count += 1
+
+    def _make_integer(self, port: Port, spec: QSpec) -> None:
+        """Quantize a tensor where it is made: in front of the ops that pass integers on."""
+        if self._is_integer(port):
+            return
+        if passes_integers(port.node) and self.dtype[port.node]:
+            for source in self.g.inputs(port.node):
+                self._make_integer(source, spec)
+        else:
+            self._ensure(port, spec)
 
     def _is_integer(self, port: Port) -> bool:
         node = port.node

@@ -468,7 +468,7 @@ def weight_codes(low: int, high: int) -> np.ndarray:
 
 
 def kernel_codes(codes: np.ndarray, step: float, signed: bool, dense: bool = False) -> np.ndarray:
-    """The weight codes that MXNet's kernel finds in what we write for `codes`: it multiplies them by one, one by one."""
+    """The weight codes that MXNet's kernel finds in what we write for `codes`: it multiplies each by one."""
     count = codes.shape[1]
     g = Graph()
     data = g.add("fake_quantize", [g.add("null", name="data")], quant=QParams(8, signed, scale=np.float32(1)))

@@ -21,7 +21,7 @@ GLUON = """
 %n_conv1_weight = param float32 (8, 8, 1, 1)
 %n_conv1_fwd = Convolution(%n_relu0_fwd, %n_conv1_weight) {kernel=(1, 1) no_bias=True num_filter=8}
 %n_stage1_conv1_weight = param float32 (8, 1, 3, 3)
-%n_stage1_conv1_fwd = Convolution(%n_conv1_fwd, %n_stage1_conv1_weight) {kernel=(3,3) no_bias=1 num_filter=8 num_group=8}
+%n_stage1_conv1_fwd = Convolution(%n_conv1_fwd, %n_stage1_conv1_weight) {kernel=3 no_bias=1 num_filter=8 num_group=8}
 %n_stage1_conv2_weight = param float32 (8, 8, 1, 1)
 %n_stage1_conv2_fwd = Convolution(%n_stage1_conv1_fwd, %n_stage1_conv2_weight) {kernel=(1, 1) no_bias=True num_filter=8}
 %n_pool0_fwd = Pooling(%n_stage1_conv2_fwd) {global_pool=True pool_type=avg}
