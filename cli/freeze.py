@@ -89,6 +89,8 @@ def _scale(scale: Any) -> str:
 
 
 def _summary(report: dict[str, Any], paths: list[str]) -> list[str]:
+    from qgraph.freezing import DISTILLED
+
     quantized, left = len(report["quantized"]), report["float"]
     lines = [f"quantized   {quantized} of {quantized + len(left)} layers"
              + (f" (in float: {', '.join(x['name'] for x in left[:6])}{', ...' if len(left) > 6 else ''})" if left
@@ -98,6 +100,12 @@ def _summary(report: dict[str, Any], paths: list[str]) -> list[str]:
         alike = "" if found["top1"] is None else f"{found['top1']:g} % top-1 on {found['images']} images, "
         sqnr = "exact" if found["sqnr_db"] is None else f"{found['sqnr_db']:g} dB"
         lines.append(f"agreement   {alike}output {sqnr} (with the float model)")
+        if report["calibration"] and report["calibration"]["data"].startswith(DISTILLED):
+            lines.append("            distilled images belong to no class: judge it on real ones (qgraph eval)")
+    for found in report["saturation"]:
+        chosen = found["why"] or f"step times {found['chosen']:g}"
+        lines.append(f"saturation  {found['layer']}: {found['missed_percent']:.2g} % of its outputs off by more than a "
+                     f"code on CPUs without VNNI ({chosen})")
     if report["departure"]:
         found = report["departure"]
         worst = min(found["layers"].items(), key=lambda item: item[1]["within_one"], default=None)

@@ -47,10 +47,11 @@ class Calibrate(Pass):
 
 
 def activation_params(g: Graph, node: Node, spec: QSpec, table: CalibrationTable) -> QParams:
-    """Params that cover the united range of the spec's source tensors."""
+    """Params that cover the united range of the spec's source tensors, as chosen or (`spec.whole`) as observed."""
     sources = (spec.source or g.inputs(node)[0].key).split("|")
     table.require(sources)
-    ranges = [(table.entries[name].low, table.entries[name].high) for name in sources]
+    entries = [table.entries[name] for name in sources]
+    ranges = [(e.min, e.max) if spec.whole else (e.low, e.high) for e in entries]
     return with_range(spec, min(low for low, _ in ranges), max(high for _, high in ranges))
 
 

@@ -55,7 +55,9 @@ class _Flow:
         for node in self.order:
             self.dtype[node] = self._output_dtype(node)
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
+        # what a layer with weights reads, and what only float ops read: towards the heads nothing is clipped
         self.act = dataclasses.replace(specs[0], source="") if specs and specs[0] is not None else None
+        self.output = dataclasses.replace(self.act, whole=True) if self.act is not None else None
 
     def _output_dtype(self, node: Node) -> str:
         inputs = self.g.inputs(node)
@@ -137,7 +139,7 @@ class _Flow:
             for port in ports:
                 if port != main:
                     self._make_integer(port, self.act)
-            self._ensure(Port(add), self.act)
+            self._ensure(Port(add), self.output)  # type: ignore[arg-type]
 
     def _sign(self, ports: list[Port]) -> None:
         """Operands that are quantized from floats get signed codes."""
@@ -170,7 +172,7 @@ class _Flow:
                 continue
             if is_dense(self.g, node) and self._quantizer(Port(node)) is None:
                 continue
-            fq = self._ensure(Port(node), self.act)  # type: ignore[arg-type]
+            fq = self._ensure(Port(node), self.output)  # type: ignore[arg-type]
             assert fq.quant is not None
             if fq.quant.signed is None:
                 fq.quant = dataclasses.replace(fq.quant, signed=self.dtype[node] == "s")

@@ -50,7 +50,7 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
     ports = observed_ports(g)
     if not ports:
         raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
-    executor = Executor(g, watch=ports)
+    executor = Executor(g, watch=ports, fused=True)
     spec = QSpec(bits=act_bits, signed=act_signed)
 
     def sweep(observers: Sequence[MinMax | Ema | Histogram], what: str) -> None:
@@ -83,5 +83,3 @@ def _entry(found: MinMax | Ema, low: float, high: float, method: str) -> Entry:
         return Entry(low, high, low, high, method)
     sample = found.min_id if abs(found.low) > abs(found.high) else found.max_id
     return Entry(found.low, found.high, low, high, method, sample)
-
-

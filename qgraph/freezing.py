@@ -39,7 +39,8 @@ from qgraph.runtimes import runtime
 
 log = logging.getLogger("qgraph")
 
-DISTILLED_IMAGES = 64
+DISTILLED = "distilled"  # how the name of such data begins
+DISTILLED_IMAGES = 32
 AGREEMENT_IMAGES = 128
 REFERENCE_IMAGES = 4
 SAMPLE_IMAGES = 8  # on which passes may measure, such as limit-saturation
@@ -247,7 +248,7 @@ def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeO
 
     arrays = distill(bare, shapes, count, options.seed, progress=report_step)
     data = FreezeOptions(batch_size=options.batch_size).open(arrays, {name: () for name in shapes})
-    data.name = f"distilled from BatchNorm statistics, seed {options.seed}"
+    data.name = f"{DISTILLED} from BatchNorm statistics, seed {options.seed}"
     return data
 
 

@@ -94,7 +94,8 @@ def _quantizer(g: Graph, layer: Node) -> Node | None:
 
 def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": n.name, "op": n.op, "reason": verdicts.get(n.name) or "a later pass left it in float"}
-            for n in g.toposort() if ops.kind(n) == ops.COMPUTE and n.name not in quantized]
+            for n in g.toposort() if ops.kind(n) == ops.COMPUTE and n.name not in quantized
+            and (n.name in verdicts or not verdicts)]  # a layer that a pass has made is not the user's
 
 
 def tensors(g: Graph, table: CalibrationTable | None) -> dict[str, Any]:

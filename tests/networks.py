@@ -135,6 +135,12 @@ def concat_mixed(n: Net) -> Graph:
     return n.done(n.head(n.conv(y, 8)))
 
 
+def concat_signs(n: Net) -> Graph:
+    """Codes of both kinds, which no integer concatenation joins."""
+    x = n.conv(n.x, 8)
+    return n.done(n.head(n.conv(n.concat(n.conv(x, 8), n.conv(x, 8, act="")), 8)))
+
+
 def concat_shared_readers(n: Net) -> Graph:
     """The parts of the concatenation are read by convolutions of their own (DenseNet)."""
     x = n.conv(n.x, 8)
@@ -341,7 +347,7 @@ def constant_activation(n: Net) -> Graph:
 
 
 NETWORKS: dict[str, Callable[[Net], Graph]] = {f.__name__: f for f in (
-    conv_pool_conv, signed_all_through, concats, concat_mixed, concat_shared_readers, residual_identity,
+    conv_pool_conv, signed_all_through, concats, concat_mixed, concat_signs, concat_shared_readers, residual_identity,
     residual_downsample, residual_swapped, residual_linear, residual_preactivation, residual_unsigned_operand_no_act,
     residual_other_readers, residual_signed_other_reader, residual_of_input, residual_three, residual_of_pools, heads,
     float_between, squeeze_excite, dense_behind_flatten, dense_only, one_by_one_head, deconvolution, grouped,

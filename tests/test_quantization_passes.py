@@ -17,6 +17,7 @@ import pytest
 from qgraph import ops
 from qgraph.calibration import observed_ports
 from qgraph.errors import CalibrationError, OptionError, PassError, UnsupportedError
+from qgraph.formats import mxnet_int8
 from qgraph.ir import Graph, Node, Port
 from qgraph.options import FreezeOptions
 from qgraph.passes.bake_weights import BakeWeights
@@ -138,6 +139,21 @@ def test_quantized_networks_are_near_the_float_ones(name: str, target: str) -> N
     for a, b in zip(want, run(g, feeds)):
         noise = float(((a - b).astype(np.float64) ** 2).sum())
         assert noise < 10 ** -2.5 * float((a.astype(np.float64) ** 2).sum())
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_any_one_layer_may_be_excluded(name: str) -> None:
+    """Left in float, each in turn: the rest is still quantized, and can be written."""
+    g, feeds = networks.build(name)
+    calibration = table_of(g, feeds)
+    layers = [n.name for n in g.nodes() if ops.kind(n) == ops.COMPUTE]
+    for layer in layers:
+        q = g.copy()
+        PassManager(tuple(steps("mxnet", calibration, exclude=(layer,)))).run(q)
+        assert all(p.node.op != "fake_quantize" for p in q.inputs(q.find(layer))[1:])
+        written = mxnet_int8.lower(q)
+        assert layer in {n.name for n in written.nodes(g.find(layer).op)}
+        assert len(layers) < 3 or any(n.op.startswith("_sg_") for n in written.nodes())
 
 
 # ---- insert-fake-quantize -------------------------------------------------------------------------------------------

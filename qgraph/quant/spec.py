@@ -29,6 +29,7 @@ class QSpec:
     narrow: the lowest code is left out, so that the range is symmetric (-127..127).
     limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0 is none.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
+    whole: the whole observed range is covered, though the calibration method would clip it.
     groups: number of convolution groups, read when granularity is "group".
     source: names, joined by "|", of the tensors whose observed ranges are united ("" is the quantized tensor itself);
         this is how tensors that one integer op reads together share a scale.
@@ -42,6 +43,7 @@ class QSpec:
     groups: int = 1
     source: str = ""
     limit: int = 0
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 16 or self.bits == 32):
