@@ -46,9 +46,10 @@ def _unite(g: Graph, group: list[Node]) -> int:
         assert fq.quant is not None
         names.update(dict.fromkeys((fq.quant.source or g.inputs(fq)[0].key).split("|")))
     source, count = "|".join(names), 0
+    whole = any(fq.quant.whole for fq in group if fq.quant is not None)
     for fq in group:
         assert fq.quant is not None
-        if fq.quant.source != source:
-            fq.quant = dataclasses.replace(fq.quant, source=source)
+        if (fq.quant.source, fq.quant.whole) != (source, whole):
+            fq.quant = dataclasses.replace(fq.quant, source=source, whole=whole)
             count += 1
     return count
