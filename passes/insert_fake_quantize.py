@@ -18,6 +18,11 @@ SIGNED = {"auto": None, "signed": True, "unsigned": False}
 def layer_verdicts(g: Graph, target: targets.Target, exclude: tuple[str, ...]) -> dict[Node, str]:
     """Every layer with weights -> "" if it is quantized, else the reason why it stays in float."""
     excluded = select_nodes(g, exclude)
+    for pattern in dict.fromkeys(excluded.values()):
+        named = [n for n, why in excluded.items() if why == pattern]
+        if not any(ops.kind(n) == ops.COMPUTE for n in named):
+            raise OptionError(f"--exclude {pattern}: names {named[0].name} ({named[0].op}), which has no weights; "
+                              "layers with weights decide what is quantized, so exclude those")
     verdicts = {}
     for node in g.toposort():
         if ops.kind(node) != ops.COMPUTE:

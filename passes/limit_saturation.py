@@ -46,8 +46,8 @@ class LimitSaturation(Pass):
     """fq{u8 step s}(x)  ->  fq{u8 step f s}(x), where a layer that reads x saturates and f > 1 has the smaller error.
 
     The codes of x become smaller, so fewer pairs of products overflow 16 bits, and coarser.  Both errors are measured
-    on the sample images over all the layers that read x; with min/max ranges leaving the range as it is mostly wins.
-    Behind a fused clip the range must end at its bound, so there is no choice.
+    on the sample images over all the layers that read x, or what shares its scale; with min/max ranges leaving the
+    range as it is mostly wins.  Behind a fused clip the range must end at its bound, so there is no choice.
 
     feeds: some calibration images; without them the pass does nothing.  findings: what was measured, for the report.
     """
@@ -63,8 +63,7 @@ class LimitSaturation(Pass):
             return 0
         by_source: dict[tuple[Node, ...], list[Layer]] = {}
         for layer in sample_layers(g, self.feeds, self.rounding):
-            group = tuple(dict.fromkeys(quantizers_behind(g, g.inputs(layer.node)[0])))
-            by_source.setdefault(group, []).append(layer)
+            by_source.setdefault(_one_range(g, quantizers_behind(g, g.inputs(layer.node)[0])), []).append(layer)
         count = 0
         for group, layers in by_source.items():
             missed = {layer.node.name: layer.missed() for layer in layers}
@@ -86,6 +85,13 @@ class LimitSaturation(Pass):
                     fq.quant = dataclasses.replace(fq.quant, scale=(fq.quant.scale * best).astype(np.float32))
                 count += 1
         return count
+
+
+def _one_range(g: Graph, quantizers: list[Node]) -> tuple[Node, ...]:
+    """These, and all others that were given the same united range (`share-scales`): they must keep one scale."""
+    sources = {fq.quant.source for fq in quantizers if fq.quant is not None} - {""}
+    return tuple(fq for fq in g.nodes("fake_quantize")
+                 if fq in quantizers or (fq.quant is not None and fq.quant.source in sources))
 
 
 def _fixed(g: Graph, group: tuple[Node, ...]) -> str:

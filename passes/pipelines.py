@@ -15,16 +15,17 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     limit_saturation,
     pair_channels,
     quantize_bias,
+    round_weights,
     share_scales,
-    signed_input,
+    signed_dense,
     signed_residual,
 )
 from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, pass_class
 
 # behind the float passes; the second for targets where values stay integers between layers
 SIMULATED = ("insert-fake-quantize", "calibrate", "quantize-bias", "bake-weights")
-INTEGER = ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-input",
-           "pair-channels", "limit-saturation", "quantize-bias", "bake-weights")
+INTEGER = ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
+           "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights")
 FIRST_QUANTIZING = "insert-fake-quantize"
 
 

@@ -43,7 +43,7 @@ DISTILLED = "distilled"  # how the name of such data begins
 DISTILLED_IMAGES = 32
 AGREEMENT_IMAGES = 128
 REFERENCE_IMAGES = 4
-SAMPLE_IMAGES = 8  # on which passes may measure, such as limit-saturation
+SAMPLE_IMAGES = 16  # on which passes may measure, such as limit-saturation
 CHECK_IMAGES = 4
 
 

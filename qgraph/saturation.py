@@ -84,7 +84,7 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
         assert isinstance(qp, QParams)
         w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
         w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
-        x = _patches(node, tensor.codes, rng)
+        x = patches(node, tensor.codes, rng)
         unit = float(tensor.qp.scale) * np.broadcast_to(qp.scale, len(w)).astype(np.float64)
         layers.append(Layer(node, x, w, unit / _output_step(g, node, x, w, unit)))
     return layers
@@ -112,7 +112,7 @@ def _output_step(g: Graph, node: Node, x: np.ndarray, w: np.ndarray, unit: np.nd
     return max(float(np.abs(real).max(initial=0.0)) / 255, 1e-30)
 
 
-def _patches(node: Node, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def patches(node: Node, codes: np.ndarray, rng: np.random.Generator, positions: int = POSITIONS) -> np.ndarray:
     """(positions, C, taps) of what a layer reads, at output positions drawn over all images."""
     if node.op == "FullyConnected":
         rows = codes.reshape(len(codes), -1) if ops.attr(node, "flatten") else codes.reshape(-1, codes.shape[-1])
@@ -120,7 +120,7 @@ def _patches(node: Node, codes: np.ndarray, rng: np.random.Generator) -> np.ndar
     kernel, stride, dilate, pad = (ops.attr(node, key) for key in ("kernel", "stride", "dilate", "pad"))
     padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)])
     size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded.shape[2:], kernel, stride, dilate)]
-    count = min(POSITIONS, len(codes) * size[0] * size[1])
+    count = min(positions, len(codes) * size[0] * size[1])
     flat = np.sort(rng.choice(len(codes) * size[0] * size[1], count, replace=False))
     image, row, column = np.unravel_index(flat, (len(codes), *size))
     taps = [padded[image, :, row * stride[0] + i * dilate[0], column * stride[1] + j * dilate[1]]

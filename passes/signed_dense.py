@@ -1,0 +1,44 @@
+"""Fully connected layers that read signed codes, which MXNet computes wrongly on CPUs without VNNI."""
+
+from __future__ import annotations
+
+from qgraph.integers import quantizers_behind
+from qgraph.ir import Graph, Node
+from qgraph.quant.spec import QParams
+from qgraph.rewrite import Pass, register
+
+
+@register
+class SignedDense(Pass):
+    """dense(fq{s8}(x), fq(w), b)  ->  dense(x, w, b), in float.
+
+    MXNet's kernel adds pairs of signed products in 16 bits with all 8 bits of the weights.  A convolution that reads
+    signed codes gets weights small enough (`calibrate`, signed_input_limit), which this kernel has no way to take.
+    """
+
+    name = "signed-dense"
+    requires = ("calibrate",)
+
+    def run(self, g: Graph) -> int:
+        count = 0
+        for node in g.nodes("FullyConnected"):
+            quantizers = quantizers_behind(g, g.inputs(node)[0])
+            weight = g.inputs(node)[1].node
+            if weight.op == "fake_quantize" and quantizers and _is_signed(quantizers[0]):
+                _to_float(g, node)
+                count += 1
+        if count:
+            g.prune()
+        return count
+
+
+def _is_signed(fq: Node) -> bool:
+    return isinstance(fq.quant, QParams) and bool(fq.quant.signed)
+
+
+def _to_float(g: Graph, dense: Node) -> None:
+    for slot, port in enumerate(g.inputs(dense)):
+        if port.node.op == "fake_quantize":
+            source = g.inputs(port.node)[0]
+            if g.param(source) is not None or g.has_one_use(port):
+                g.set_input(dense, slot, source)
