@@ -14,7 +14,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import FormatError
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams
+from qgraph.quant.spec import QParams, QSpec
 
 # ops whose output channels are their input channels, in order
 _CHANNELWISE = frozenset({"fake_quantize", "Pooling", "Activation", "relu", "clip", "sigmoid", "UpSampling", "Dropout",
@@ -62,8 +62,7 @@ def channel_orders(g: Graph) -> list[Order]:
 
 
 def _visit(g: Graph, node: Node, parts: dict[Port, Parts], made: list[Order]) -> None:
-    inputs = [p for p in g.inputs(node) if g.param(_behind_quantizer(g, p)) is None]
-    known = [parts.get(p, []) for p in inputs]
+    known = [parts.get(p, []) for p in g.inputs(node)]  # []: of the network's inputs, of parameters, of what mixes
     if node.op == "Convolution" and known and _own_params(g, node):
         filters, groups = ops.attr(node, "num_filter"), ops.attr(node, "num_group")
         params = [_behind_quantizer(g, p).node for p in g.inputs(node)[1:]]
@@ -84,7 +83,7 @@ def _visit(g: Graph, node: Node, parts: dict[Port, Parts], made: list[Order]) ->
     if node.op == "Concat" and ops.attr(node, "dim") == 1 and all(known):
         parts[Port(node)] = [order.root() for part in known for order in part]
         return
-    if node.op in _CHANNELWISE and known and all(known) and all(_counts(part) == _counts(known[0]) for part in known):
+    if _is_channelwise(node) and known and all(known) and all(_counts(part) == _counts(known[0]) for part in known):
         for part in known[1:]:
             for a, b in zip(part, known[0]):
                 _merge(a.root(), b.root())
@@ -94,13 +93,22 @@ def _visit(g: Graph, node: Node, parts: dict[Port, Parts], made: list[Order]) ->
         _freeze(part)
 
 
+def _is_channelwise(node: Node) -> bool:
+    if node.op == "UpSampling" and ops.attr(node, "num_args") > 1:  # a concatenation
+        return False
+    scales = node.quant if isinstance(node.quant, QSpec) else None
+    return node.op in _CHANNELWISE and (scales is None or scales.granularity == "tensor")
+
+
 def _behind_quantizer(g: Graph, port: Port) -> Port:
     return g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
 
 
 def _own_params(g: Graph, node: Node) -> bool:
-    """All parameters belong to this layer alone."""
+    """All parameters belong to this layer alone, and no scale belongs to neighbouring channels."""
     ports = g.inputs(node)[1:]
+    if any(p.node.quant is not None and p.node.quant.granularity == "group" for p in ports):
+        return False
     chain = [p for port in ports for p in {port, _behind_quantizer(g, port)}]
     return all(g.has_one_use(p) for p in chain) and all(g.param(_behind_quantizer(g, p)) is not None for p in ports)
 
@@ -136,9 +144,11 @@ def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
     """Let channel i be what channel new[i] was, in every parameter (and its scales) that follows this order.
 
     The nodes remember it (`ops.CHANNEL_ORDER`), so that their outputs can be compared with the user's model.
+    Raises FormatError, before anything is changed, if a node remembers nonsense.
     """
-    for node, start, total in order.nodes:
-        before = np.array(json.loads(node.attrs.get(ops.CHANNEL_ORDER, "null")) or range(total))
+    remembered = {node: _remembered(node, total) for node, _, total in order.nodes}
+    for node, start, _ in order.nodes:
+        before = remembered[node]
         before[start:start + order.count] = before[start + new]
         node.attrs[ops.CHANNEL_ORDER] = json.dumps(before.tolist(), separators=(",", ":"))
     for param, axis, start in order.slices:
@@ -150,6 +160,13 @@ def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
             qp = fq.quant
             if isinstance(qp, QParams) and qp.granularity == "channel" and qp.axis == axis:
                 fq.quant = replace(qp, scale=qp.scale[index], zero_point=qp.zero_point[index])
+
+
+def _remembered(node: Node, channels: int) -> np.ndarray:
+    order = channel_order(node)
+    if order is not None and len(order) != channels:
+        raise FormatError(f"{node}: {ops.CHANNEL_ORDER}: found {len(order)} channels, want {channels}")
+    return np.arange(channels) if order is None else order
 
 
 def channel_order(node: Node) -> np.ndarray | None:
