@@ -49,7 +49,8 @@ def pairs(codes: np.ndarray) -> np.ndarray:
     n, channels, taps = codes.shape
     if channels % 2:
         codes = np.concatenate([codes, np.zeros((n, 1, taps), codes.dtype)], axis=1)
-    return codes.reshape(n, -1, 2, taps).transpose(0, 1, 3, 2).reshape(n, -1, 2)
+    half = codes.shape[1] // 2
+    return codes.reshape(n, half, 2, taps).transpose(0, 1, 3, 2).reshape(n, half * taps, 2)
 
 
 def pair_excess(x: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ mx = pytest.importorskip("mxnet")
 from qgraph.runtimes.mxnet import Executor  # noqa: E402
 
 # With VNNI the positive top weight of a layer that reads signed codes counts 63.5 instead of 64 (see `mxnet_weights`)
-SIGNED_TOPS = {"residual_linear"} if networks.VNNI else set()
+SIGNED_TOPS = {"residual_linear", "squeeze_excite", "fused_clip"} if networks.VNNI else set()
 
 
 def cases(*known: str) -> list[Any]:
