@@ -9,7 +9,8 @@ fixes ws at 1 / s: 127.5 saturates at 127, and -127.5 is a tie that goes to -128
 code away from any tie.
 
 A layer that reads signed codes runs with halved weights on CPUs without VNNI: codes = rint(w * ws / 2).  Its codes go
-to +-64 and the largest are stored as 63.75 s: halved they round to 64, and with VNNI all codes are doubled, but for +64, which saturates at 127: there the largest positive weight of a channel counts 63.5.
+to +-64 and the largest are stored as 63.75 s: halved they round to 64, and with VNNI all codes are doubled, but for
++64, which saturates at 127: there the largest positive weight of a channel counts 63.5.
 """
 
 from __future__ import annotations
