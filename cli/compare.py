@@ -8,7 +8,7 @@ import click
 
 from qgraph.cli import console
 from qgraph.cli.options import image_options, output_options
-from qgraph.errors import CheckFailed
+from qgraph.errors import CheckFailed, DataError
 
 
 @click.command("compare")
@@ -48,8 +48,10 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
     if found["worst"]:
         lines += [f"worst       {', '.join(found['worst'])}", f"try         qgraph freeze ... {found['exclude']}"]
     console.result(found, as_json, lines)
-    if min_agreement is not None and (found["agreement"] is None or found["agreement"] < min_agreement):
-        raise CheckFailed(f"top-1 agreement is {found['agreement']} %, want at least {min_agreement:g} %")
+    if min_agreement is not None and found["agreement"] is None:
+        raise DataError(f"{a}: is no classifier, so --min-agreement cannot be checked (--min-sqnr can)")
+    if min_agreement is not None and found["agreement"] < min_agreement:
+        raise CheckFailed(f"top-1 agreement is {found['agreement']:.2f} %, want at least {min_agreement:g} %")
     if min_sqnr is not None and output["sqnr_db"] is not None and output["sqnr_db"] < min_sqnr:
         raise CheckFailed(f"the output's SQNR is {output['sqnr_db']:.2f} dB, want at least {min_sqnr:g} dB")
 

@@ -7,15 +7,21 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import exclude_option, image_options, input_shape_option, model_options, output_options
+from qgraph.cli.options import (
+    exclude_option,
+    image_options,
+    input_shape_option,
+    model_options,
+    output_options,
+    target_option,
+)
 
 
 @click.command("freeze")
 @click.argument("model", metavar="MODEL-symbol.json")
 @model_options
 @click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-quantized]")
-@click.option("--target", type=click.Choice(["mxnet", "mxnet-sim"]), default="mxnet", show_default=True,
-              help="mxnet: int8 kernels. mxnet-sim: simulated in float, any bits and granularity.")
+@target_option
 @input_shape_option
 @exclude_option
 @click.option("--granularity", type=click.Choice(["layer", "group", "channel", "tensor"]), default="channel",
@@ -106,7 +112,7 @@ def _summary(report: dict[str, Any], paths: list[str]) -> list[str]:
         chosen = found["why"] or f"step times {found['chosen']:g}"
         lines.append(f"saturation  {found['layer']}: {found['missed_percent']:.2g} % of its outputs off by more than a "
                      f"code on CPUs without VNNI ({chosen})")
-    if report["departure"]:
+    if report["departure"] and report["departure"]["layers"]:
         found = report["departure"]
         worst = min(found["layers"].items(), key=lambda item: item[1]["within_one"], default=None)
         where = f", least in {worst[0]}" if worst and worst[1]["within_one"] < 100 else ""

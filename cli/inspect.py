@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import exclude_option, input_shape_option, model_options, output_options
+from qgraph.cli.options import exclude_option, input_shape_option, model_options, output_options, target_option
 
 
 @click.command("inspect")
 @click.argument("model", metavar="MODEL")
 @model_options
-@click.option("--target", default="mxnet", show_default=True, help="Say what would be quantized for this target.")
+@target_option
 @exclude_option
 @input_shape_option
 @output_options

@@ -43,6 +43,9 @@ output_options = _group(
     click.option("-v", "--verbose", is_flag=True, help="Say more, also why patterns did not match."),
 )
 
+target_option = click.option(
+    "--target", type=click.Choice(["mxnet", "mxnet-sim"]), default="mxnet", show_default=True,
+    help="mxnet: int8 kernels. mxnet-sim: simulated in float, any bits and granularity.")
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")

@@ -62,8 +62,6 @@ class InsertFakeQuantize(Pass):
         target = targets.get_target(self.target)
         granularity = {"layer": "tensor"}.get(self.granularity, self.granularity)
         targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed)
-        if self.act_signed not in SIGNED:
-            raise OptionError(f"--act-signed: found {self.act_signed!r}, want auto, signed or unsigned")
         weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
         act = dataclasses.replace(target.act, bits=self.act_bits, signed=SIGNED[self.act_signed])
         made: dict[Port, Node] = {}
@@ -93,6 +91,3 @@ def weight_spec(node: Node, base: QSpec) -> QSpec:
         return dataclasses.replace(base, axis=0, groups=ops.attr(node, "num_group"))
     granularity = "channel" if base.granularity == "group" else base.granularity
     return dataclasses.replace(base, granularity=granularity, axis=axis if granularity == "channel" else 0)
-
-
-

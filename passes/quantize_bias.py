@@ -17,8 +17,8 @@ _LARGEST = 2**31 - 1
 class QuantizeBias(Pass):
     """conv(fq(x), fq(w), b) -> conv(fq(x), fq(w), fq{s32 scale=scale_x*scale_w}(b)).
 
-    A channel whose bias would not fit int32 (its weights are tiny beside it) is left out: the bias of the whole layer
-    stays in float then, as the engines' own rule would change the weights (MXNet lowers their scale).
+    Where the bias of one channel would not fit int32 (its weights are tiny beside it) the bias of the whole layer stays
+    in float, as the engines' own rule would change the weights (MXNet lowers their scale).
     """
 
     name = "quantize-bias"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable
 
 from qgraph import ops
 from qgraph.data import Data
 from qgraph.errors import CalibrationError
 from qgraph.ir import Graph, Port
+from qgraph.options import Progress
 from qgraph.quant.observers import Ema, Histogram, MinMax
 from qgraph.quant.ranges import choose_range
 from qgraph.quant.ranges import method as method_named
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable, Entry
-
-Progress = Callable[[str, int, "int | None"], None]  # (what is done, images so far, images in all)
 
 
 def observed_ports(g: Graph) -> list[Port]:

@@ -66,7 +66,7 @@ def _reason(error: OSError, path: str) -> str:
     folder = Path(path).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and run again (the previous files are untouched)"
-    if error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT and not folder.is_dir():
         return f"the folder {folder} does not exist; create it first"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write in the folder {folder}"

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -53,8 +53,8 @@ class Frozen:
 
     graph: Graph
     lowered: Graph
-    table: CalibrationTable | None
-    report: dict[str, Any]
+    table: CalibrationTable | None = field(repr=False)
+    report: dict[str, Any] = field(repr=False)
     default_prefix: str = ""
 
     def files(self, prefix: str) -> dict[str, Content]:
@@ -83,11 +83,20 @@ class Frozen:
         mx = import_mxnet("Frozen.module")
         names = inputs_of(self.lowered)
         by_name = shapes if isinstance(shapes, dict) else {names[0]: shapes}
+        if missing := [name for name in names if name not in by_name]:
+            raise OptionError(f"module: want a shape for every input, found none for {', '.join(missing)}")
         symbol, arg, aux = to_mxnet(self.lowered)
         module = mx.mod.Module(symbol, data_names=names, label_names=None)
-        module.bind(data_shapes=[(n, tuple(by_name[n])) for n in names], for_training=False)
+        try:
+            module.bind(data_shapes=[(n, tuple(by_name[n])) for n in names], for_training=False)
+        except RuntimeError as error:
+            raise OptionError(f"module: MXNet cannot bind this model to {by_name}: {_last_line(error)}") from error
         module.set_params(arg, aux)
         return module
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[-1]
 
 
 def report_text(data: dict[str, Any]) -> str:
@@ -257,8 +266,8 @@ def _collect(float_graph: Graph, data: Data, options: FreezeOptions, progress: P
 
     table = collect(float_graph, data, options.calib, act_bits=options.act_bits,
                     act_signed=SIGNED[options.act_signed], progress=progress)
-    log.info("calibrated %d tensors on %d images of %s with %s", len(table.entries), table.images, table.data,
-             table.method)
+    log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
+             table.data)
     return table
 
 
@@ -295,9 +304,7 @@ def _verdicts(float_graph: Graph, steps: Sequence[Pass]) -> dict[str, str]:
 def _checks(g: Graph, float_graph: Graph, lowered: Graph, data: Data, target: targets.Target,
             executor: Any) -> dict[str, Any]:
     """Agreement with the float model, and the kernels' departure from exact arithmetic."""
-    batches: list[Batch] = []
-    for batch in islice(data, -(-AGREEMENT_IMAGES // data.batch_size)):
-        batches.append(batch)
+    batches = list(islice(data, -(-AGREEMENT_IMAGES // data.batch_size)))
     feeds = {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in batches[0].feeds.items()}
     return {"agreement": departure.agreement(float_graph, lowered, batches, executor),
             "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, executor)}

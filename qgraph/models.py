@@ -59,7 +59,8 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
     symbol, prefix = find_symbol(model)
     found = params or find_params(prefix, epoch)
     if not os.path.isfile(found):
-        raise OptionError(f"{found}: no such file; --params FILE names the parameters of {symbol}")
+        what = "a folder" if os.path.isdir(found) else "no such file"
+        raise OptionError(f"{found}: {what}; --params FILE names the parameters of {symbol}")
     return Model(load(symbol, found), prefix, (symbol, found))
 
 

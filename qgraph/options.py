@@ -78,6 +78,10 @@ class FreezeOptions(DataOptions):
         for name in ("input_shape", "exclude", "user_passes"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise OptionError(f"{name} is {value!r}, want a whole number from {least}")
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for and is not the default, as plain values; where the files go is left out."""

@@ -57,7 +57,8 @@ class Preprocess:
         for name in ("mean", "std"):
             values = _floats(name, getattr(self, name))
             if len(values) not in (1, self.channels):
-                raise OptionError(f"--{name} has {len(values)} values, want 1 or {self.channels} (one per channel)")
+                want = "1" if self.channels == 1 else f"1 or {self.channels} (one per channel)"
+                raise OptionError(f"--{name} has {len(values)} values, want {want}")
             object.__setattr__(self, name, values)
         if not np.array(self.std, np.float32).all():
             raise OptionError(f"--std is {self.std}: it divides, so it cannot be 0")

@@ -15,8 +15,8 @@ Subclass `RewritePass` when one local pattern tells the whole story, `Pass` othe
 
 The graph is valid before and after; nothing is promised in between.  A pass works in place and returns how many things
 it changed, 0 meaning untouched: `PassManager` verifies the graph and checks that the count is honest.  Fields of the
-class are its options (a frozen dataclass), in Python ``InsertFakeQuantize(bits=4)`` and on the command line
-``insert-fake-quantize{bits=4}``.  Never scan the whole graph per node.
+class are its options (a frozen dataclass), in Python ``InsertFakeQuantize(weight_bits=4)`` and on the command line
+``insert-fake-quantize{weight_bits=4}``.  Never scan the whole graph per node.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ _SPEC = re.compile(r"\s*([\w\-]+)\s*(?:\{([^}]*)\})?\s*(?:,|\Z)")
 
 
 def parse_pipeline(text: str, make: Callable[..., Pass] | None = None) -> tuple[Pass, ...]:
-    """``fold-bn,insert-fake-quantize{bits=4 signed=true}`` -> passes. Raises OptionError with close names.
+    """``fold-bn,insert-fake-quantize{weight_bits=4 act_bits=6}`` -> passes. Raises OptionError with close names.
 
     make: called with (class, options) to build each pass, for callers that add options of their own.
     """
@@ -182,8 +182,9 @@ def parse_pipeline(text: str, make: Callable[..., Pass] | None = None) -> tuple[
 def pass_class(name: str) -> type[Pass]:
     """The registered pass of that name; OptionError names the close ones."""
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, 3) or sorted(REGISTRY)
-        raise OptionError(f"no pass is called {name!r}; did you mean {', '.join(close)}? (`qgraph passes` lists all)")
+        close = difflib.get_close_matches(name, REGISTRY, 3)
+        guess = f"did you mean {', '.join(close)}? (`qgraph passes` lists all)" if close else "`qgraph passes` lists all"
+        raise OptionError(f"no pass is called {name!r}; {guess}")
     return REGISTRY[name]
 
 
@@ -195,7 +196,7 @@ def option_types(cls: type[Pass]) -> dict[str, Any]:
 
 
 def read_options(cls: type[Pass], text: str) -> dict[str, Any]:
-    """``bits=4 signed=true`` -> keyword arguments of the right types."""
+    """``weight_bits=4 act_bits=6`` -> keyword arguments of the right types."""
     types, options = option_types(cls), {}
     for word in text.replace(",", " ").split():
         key, sep, value = word.partition("=")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Callable
+from typing import Any, Callable
 
 from qgraph import ops
 from qgraph.errors import OptionError, UnsupportedError
@@ -84,6 +84,10 @@ def get_target(name: str) -> Target:
     return TARGETS[name]
 
 
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join("layer" if value == "tensor" else str(value) for value in values)
+
+
 def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,
                 act_signed: str = "auto") -> None:
     """UnsupportedError, naming the targets that can, if the target cannot carry these choices exactly."""
@@ -93,8 +97,9 @@ def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: in
         allowed = getattr(target, field)
         if value not in allowed:
             others = [t.name for t in TARGETS.values() if value in getattr(t, field)]
-            shown = "layer" if value == "tensor" else value
+            shown = _listed((value,))
             if not others:
-                raise OptionError(f"{flag} {shown}: want {', '.join(map(str, allowed))}")
+                takes = "; ".join(f"{t.name} takes {_listed(getattr(t, field))}" for t in TARGETS.values())
+                raise OptionError(f"{flag} {shown}: {takes}")
             raise UnsupportedError(f"target {target.name} cannot carry {flag} {shown} exactly; "
                                    f"{' or '.join(others)} can (--target {others[0]})")

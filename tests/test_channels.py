@@ -212,12 +212,7 @@ def test_nodes_remember_their_order() -> None:
 
 # ---- compare --------------------------------------------------------------------------------------------------------
 
-INTEGER_SUMS = pytest.mark.xfail(strict=True, reason="mxnet_int8 writes integer sums without their channel order")
-
-
-@pytest.mark.parametrize("name", [
-    pytest.param(n, marks=[INTEGER_SUMS]) if n in ("residual_unsigned_operand_no_act", "residual_of_pools") else n
-    for n in networks.NETWORKS])
+@pytest.mark.parametrize("name", networks.NETWORKS)
 def test_compare_speaks_of_the_users_channels(name: str) -> None:
     pytest.importorskip("mxnet")
     from qgraph.comparison import compare

@@ -94,7 +94,7 @@ def test_network_on_a_cpu_without_vnni(name: str, avx2: dict[str, networks.Facts
 
 
 def test_weight_codes_on_a_cpu_without_vnni(avx2: dict[str, Any]) -> None:
-    """Wrong ones of 12,288 each. A signed FullyConnected is never written, see `signed-input`."""
+    """Wrong ones of 12,288 each. A signed FullyConnected is never written, see `signed-dense`."""
     assert avx2["wrong_codes"] == {"False True": 0, "False False": 0, "True False": 0}
 
 

@@ -66,7 +66,8 @@ def _input_shapes(shapes: tuple[Shape | Mapping[str, Shape], ...]) -> dict[str, 
         named = {f"data{i}": shape for i, shape in enumerate(shapes)}
     for name, shape in named.items():
         if not re.fullmatch(r"\S+", name) or not all(isinstance(d, int) and d > 0 for d in shape):
-            raise OptionError(f"from_gluon: {name!r}: found shape {shape!r}, want positive whole numbers")
+            raise OptionError(f"from_gluon: {name!r}: found shape {shape!r}, want positive whole numbers, such as "
+                              "(1, 3, 224, 224)")
     return {name: tuple(shape) for name, shape in named.items()}
 
 

@@ -173,7 +173,7 @@ class _Lowering:
     def _convolution(self, conv: Node, qp: QParams, add: Node | None = None, operand: Codes | None = None) -> Node:
         """_sg_mkldnn_conv: inputs data, weight, [bias], [sum], data min, max, [sum min, max]; codes, min, max."""
         last = add or conv
-        data = self.codes[self.g.inputs(conv)[0]]
+        data = self._codes_of(conv)
         inputs = [data.ports[0], *self._weights(conv)]
         names = ["data", "weight", "bias"][: len(inputs)]
         if operand is not None:
@@ -198,7 +198,7 @@ class _Lowering:
 
     def _fully_connected(self, node: Node, qp: QParams | None) -> Node:
         """_sg_mkldnn_fully_connected with one scale per unit: inputs data, weight, [bias], data min, max."""
-        data = self.codes[self.g.inputs(node)[0]]
+        data = self._codes_of(node)
         inputs = [data.ports[0], *self._weights(node, flat=True)]
         names = ["data", "weight", "bias"][: len(inputs)]
         inputs += data.ports[1:]
@@ -231,7 +231,15 @@ class _Lowering:
             raise UnsupportedError(f"{add}: MXNet's int8 addition has no fused activation")
         return self.out.add("_contrib_quantized_elemwise_add",
                             [left.ports[0], right.ports[0], *left.ports[1:], *right.ports[1:]], add.name, n_out=3,
-                            origin=add.origin, attrs=self._range(qp))
+                            origin=add.origin, attrs={**self._range(qp), **_order_of(add)})
+
+    def _codes_of(self, layer: Node) -> Codes:
+        """What a layer with integer weights reads."""
+        port = self.g.inputs(layer)[0]
+        if port not in self.codes:
+            raise UnsupportedError(f"{layer}: has integer weights, but {port.key} comes in floats; a pipeline for this "
+                                   "target needs integer-flow and share-scales")
+        return self.codes[port]
 
     def _weights(self, node: Node, flat: bool = False) -> list[Port]:
         """The layer's parameters, written so that the kernel finds the codes that the graph says."""
@@ -286,11 +294,14 @@ class _Lowering:
                 entry["attrs"] = dict(sorted(step_attrs.items()))
             nodes.append(entry)
         graph = {"nodes": nodes, "arg_nodes": list(range(len(names))), "heads": [[len(nodes) - 1, 0, 0]]}
-        if ops.CHANNEL_ORDER in last.attrs:
-            attrs[ops.CHANNEL_ORDER] = last.attrs[ops.CHANNEL_ORDER]
+        attrs.update(_order_of(last))
         attrs[SUBGRAPHS] = json.dumps([graph], separators=(",", ":"))
         names_of = [name for n in origin for name in (n.origin or (n.name,))]
         return self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, attrs=attrs)
+
+
+def _order_of(node: Node) -> dict[str, str]:
+    return {key: node.attrs[key] for key in (ops.CHANNEL_ORDER,) if key in node.attrs}
 
 
 def _activation(act: str) -> tuple[str, dict[str, str], list[str]]:
