@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
+import numpy as np
+
 from qgraph.data import Data, open_data
 from qgraph.errors import OptionError
 from qgraph.preprocess import Preprocess
@@ -80,7 +82,7 @@ class FreezeOptions(DataOptions):
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
+            if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
                 raise OptionError(f"{name} is {value!r}, want a whole number from {least}")
 
     def to_dict(self) -> dict[str, Any]:

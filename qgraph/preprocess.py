@@ -7,8 +7,6 @@ every other array is taken as ready, N x C x H x W.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import math
 import sys
 from dataclasses import asdict, dataclass, fields, replace
@@ -89,10 +87,6 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def digest(self) -> str:
-        """Names this preprocessing in reports; the same on every machine."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def __call__(self, image: Image.Image, where: str = "image") -> np.ndarray:
         """PIL image -> C x H x W float32."""

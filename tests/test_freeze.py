@@ -317,3 +317,17 @@ def test_evaluate_counts(images: tuple[np.ndarray, np.ndarray]) -> None:
     assert found["top5"] == 100.0 and found["ms_per_image"] > 0
     with pytest.raises(qgraph.QGraphError, match="to 77, but the model has 10 classes"):
         qgraph.evaluate(MODEL, {"data": data, "label": np.where(labels == 9, 77, labels)})
+
+
+@pytest.mark.parametrize("bad", [{"num_calib": 0}, {"seed": "a"}, {"weight_bits": "8"}, {"act_bits": 7.5}])
+def test_options_that_are_no_whole_numbers_are_refused(bad: dict) -> None:
+    with pytest.raises(OptionError, match="want a whole number from"):
+        FreezeOptions(**bad)
+
+
+def test_a_module_of_the_wrong_shape_is_an_error_of_the_caller(frozen: dict) -> None:
+    with pytest.raises(OptionError, match="cannot bind"):
+        frozen["mxnet"].module((1, 3, 24, 24))
+    with pytest.raises(OptionError, match="none for data"):
+        frozen["mxnet"].module({"dta": (1, 1, 24, 24)})
+    assert len(repr(frozen["mxnet"])) < 300
