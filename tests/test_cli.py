@@ -129,6 +129,7 @@ MISTAKES = {
     "a folder": (["freeze", "."], "a folder"),
     "params for symbol": (["freeze", "net-0000.params"], "these are parameters"),
     "no params": ([*FREEZE, "--params", "nope.params"], "nope.params: no such file"),
+    "params are a folder": ([*FREEZE, "--params", "."], ".: a folder"),
     "no epoch": ([*FREEZE, "--epoch", "3"], "--epoch can be 0"),
     "empty folder": ([*FREEZE, "--calib-data", "empty"], "holds no images"),
     "no data": ([*FREEZE, "--calib-data", "nope.rec"], "no such file"),
@@ -139,6 +140,7 @@ MISTAKES = {
     "output is a folder": ([*FREEZE, "--output", "empty/"], "want a prefix"),
     "output is the model": ([*FREEZE, "--output", "net"], "overwrite the model"),
     "bits": ([*FREEZE, "--weight-bits", "4"], "--target mxnet-sim"),
+    "bits that no target has": ([*FREEZE, "--weight-bits", "9"], "mxnet takes 8; mxnet-sim takes 2, 3"),
     "input name": ([*FREEZE, "--input-shape", "dat:1,1,24,24"], "did you mean data"),
     "input numbers": ([*FREEZE, "--input-shape", "data:1,1,x"], "--input-shape is"),
     "input that data contradict": ([*FREEZE, "--input-shape", "data:1,3,24,24"], "want (3, 24, 24)"),
@@ -152,7 +154,6 @@ MISTAKES = {
     "damaged params": ([*FREEZE, "--params", "text"], "text"),
     "no labels": (["eval", "net", "--data", "net-calib.npz", "--min-top1", "1"], "no labels"),
     "missing reference": (["eval", "net", "--data", "test.npz", "--reference", "nett"], "nett"),
-    "target": (["inspect", "net", "--target", "mxnt"], "did you mean mxnet"),
     "shape": (["inspect", "net", "--input-shape", "data:1,5,8,8"], "digits_conv0_fwd"),
     "no pass": (["passes", "fold-bm"], "did you mean fold-bn"),
 }
@@ -179,12 +180,25 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
 
 @pytest.mark.parametrize("args", [["freez"], ["freeze"], ["freeze", "x", "--nosuch"],
                                   ["freeze", "x", "--calib", "best"], ["freeze", "x", "--target", "tpu"],
+                                  ["inspect", "x", "--target", "tpu"],
                                   ["eval", "x"], ["passes", "a", "b"],
                                   ["freeze", "x", "-q", "-v"], ["freeze", "x", "--num-calib", "0"]])
 def test_usage_errors_exit_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     out, err = lines_of(capsys)
     assert out == [] and err[-1].startswith("Error: ")
+
+
+def test_the_choices_are_those_of_the_library() -> None:
+    from qgraph.cli.freeze import command
+    from qgraph.quant.ranges import method
+    from qgraph.targets import TARGETS
+
+    choices = {p.name: list(p.type.choices) for p in command.params if hasattr(p.type, "choices")}
+    assert choices["target"] == list(TARGETS)
+    assert choices["act_signed"] == list(TARGETS["mxnet-sim"].act_signed)
+    for name in choices["calib"]:
+        assert method(name)
 
 
 def test_an_interrupt_keeps_the_old_files(net: Path, capsys: pytest.CaptureFixture[str],
