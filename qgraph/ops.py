@@ -136,10 +136,6 @@ def info(op: str) -> OpInfo:
     return OPS.get(op, OpInfo(("*",)))
 
 
-def is_known(op: str) -> bool:
-    return op in OPS
-
-
 def kind(node: Node) -> str:
     """What this node means to quantization, see the constants above."""
     if node.op == "Pooling":

@@ -183,8 +183,8 @@ def pass_class(name: str) -> type[Pass]:
     """The registered pass of that name; OptionError names the close ones."""
     if name not in REGISTRY:
         close = difflib.get_close_matches(name, REGISTRY, 3)
-        guess = f"did you mean {', '.join(close)}? (`qgraph passes` lists all)" if close else "`qgraph passes` lists all"
-        raise OptionError(f"no pass is called {name!r}; {guess}")
+        guess = f"did you mean {', '.join(close)}? " if close else ""
+        raise OptionError(f"no pass is called {name!r}; {guess}(`qgraph passes` lists all)")
     return REGISTRY[name]
 
 
