@@ -91,6 +91,8 @@ _PassClass = TypeVar("_PassClass", bound=type[Pass])
 
 def register(cls: _PassClass) -> _PassClass:
     """Class decorator: make the pass a frozen dataclass and known by its name."""
+    if not isinstance(getattr(cls, "name", None), str):
+        raise PassError(f'{cls.__module__}.{cls.__name__}: a pass needs a name, such as name = "fold-bn"')
     cls = dataclass(frozen=True)(cls)  # type: ignore[assignment]
     REGISTRY[cls.name] = cls
     return cls
@@ -183,8 +185,8 @@ def pass_class(name: str) -> type[Pass]:
     """The registered pass of that name; OptionError names the close ones."""
     if name not in REGISTRY:
         close = difflib.get_close_matches(name, REGISTRY, 3)
-        guess = f"did you mean {', '.join(close)}? " if close else ""
-        raise OptionError(f"no pass is called {name!r}; {guess}(`qgraph passes` lists all)")
+        guess = f"; did you mean {', '.join(close)}?" if close else ""
+        raise OptionError(f"no pass is called {name!r}{guess} (`qgraph passes` lists all)")
     return REGISTRY[name]
 
 
@@ -228,7 +230,10 @@ def load_user_pass(spec: str) -> tuple[Pass, str]:
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         raise OptionError(f"--pass: {module_name}.{class_name} is not a subclass of qgraph.Pass")
-    return cls(), after
+    try:
+        return cls(), after
+    except TypeError as error:
+        raise OptionError(f"--pass: {module_name}.{class_name} needs arguments that --pass cannot give: {error}") from None
 
 
 def insert_after(passes: Sequence[Pass], new: Pass, after: str) -> tuple[Pass, ...]:

@@ -146,6 +146,8 @@ MISTAKES = {
     "input that data contradict": ([*FREEZE, "--input-shape", "data:1,3,24,24"], "want (3, 24, 24)"),
     "pass": ([*FREEZE, "--passes", "fold-bm"], "did you mean fold-bn"),
     "pass without ranges": ([*FREEZE, "--passes", "fold-bn,insert-fake-quantize"], "calibrate"),
+    "user's pass without a name": ([*FREEZE, "--pass", "nameless_cli:X@fold-bn"], "a pass needs a name"),
+    "user's pass that wants arguments": ([*FREEZE, "--pass", "wanting_cli:X@fold-bn"], "needs arguments"),
     "user's pass": ([*FREEZE, "--pass", "nomodule:X@fold-bn"], "no module 'nomodule'"),
     "table": ([*FREEZE, "--calib-table", "text"], "not JSON"),
     "no table": ([*FREEZE, "--calib-table", "none.json"], "none.json"),
@@ -164,6 +166,9 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
     pytest.importorskip("mxnet")
     Path("empty").mkdir()
     Path("text").write_text("this is not what you think")
+    user_pass = "from qgraph import Pass, register\n@register\nclass X(Pass):\n  {}\n  def run(self, g): return 0\n"
+    Path("nameless_cli.py").write_text(user_pass.format("k: int = 0"))
+    Path("wanting_cli.py").write_text(user_pass.format("name = 'x'; k: int"))
     Path("bad-symbol.json").write_text(Path("net-symbol.json").read_text()[:500])
     for suffix in SUFFIXES:
         Path(f"net-quantized{suffix}").write_text("old")
