@@ -23,7 +23,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
 from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, pass_class
 
 # behind the float passes; the second for targets where values stay integers between layers
-SIMULATED = ("insert-fake-quantize", "calibrate", "quantize-bias", "bake-weights")
+SIMULATED = ("insert-fake-quantize", "calibrate", "round-weights", "quantize-bias", "bake-weights")
 INTEGER = ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
            "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights")
 FIRST_QUANTIZING = "insert-fake-quantize"
