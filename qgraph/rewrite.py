@@ -233,7 +233,7 @@ def load_user_pass(spec: str) -> tuple[Pass, str]:
     try:
         return cls(), after
     except TypeError as error:
-        raise OptionError(f"--pass: {module_name}.{class_name} needs arguments that --pass cannot give: {error}") from None
+        raise OptionError(f"--pass: {class_name} needs arguments that --pass cannot give: {error}") from None
 
 
 def insert_after(passes: Sequence[Pass], new: Pass, after: str) -> tuple[Pass, ...]:
