@@ -189,7 +189,7 @@ class _Lowering:
             attrs["with_sum"] = "true"
         if act:
             attrs["with_postsum_act" if add is not None else "with_act"] = "true"
-        steps = [("Convolution", {k: v for k, v in conv.attrs.items() if k not in _FUSION_ATTRS}, names[:len(names)])]
+        steps = [("Convolution", {k: v for k, v in conv.attrs.items() if k not in _FUSION_ATTRS}, names)]
         if operand is not None:
             steps = [("Convolution", steps[0][1], names[:-1]), ("elemwise_add", {}, ["", "sum"])]
         if act:
