@@ -147,7 +147,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     else:
         table.check(float_graph.digest())
         table.check_bits(options.act_bits)
-    sample = None if first is None else {name: x[:SAMPLE_IMAGES] for name, x in first.feeds.items()}
+    sample = None if data is None else _sample(data)
     after = tuple(_bind(step, table=table, data=data, float_graph=float_graph, feeds=sample) for step in after)
     PassManager(after, options.dump_passes or "", records).run(g)
     for node in g.nodes("fake_quantize"):
@@ -232,6 +232,16 @@ def _inputs(opened: Model, bare: Graph, options: FreezeOptions, calib_data: Any,
     if not needed:
         return None, shapes
     return _distilled(bare, shapes, options, progress), shapes
+
+
+def _sample(data: Data) -> dict[str, np.ndarray]:
+    """The first images, as many whatever the batch size."""
+    batches: list[Batch] = []
+    for batch in data:
+        batches.append(batch)
+        if sum(map(len, batches)) >= SAMPLE_IMAGES:
+            break
+    return {name: np.concatenate([b.feeds[name] for b in batches])[:SAMPLE_IMAGES] for name in batches[0].feeds}
 
 
 def _peek(data: Data) -> Batch:

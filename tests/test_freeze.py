@@ -91,6 +91,15 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_the_batch_size_does_not_matter(target: str) -> None:
+    """With one table, what passes measure on images is the same for every batch size."""
+    table = qgraph.freeze(MODEL, FreezeOptions(target=target)).table
+    runs = [qgraph.freeze(MODEL, FreezeOptions(target=target, batch_size=size), calib_table=table)
+            for size in (4, 10, 50)]
+    assert len({run.lowered.digest() for run in runs}) == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_table_stands_in_for_the_data(target: str, frozen: dict[str, Frozen], tmp_path: Path) -> None:
     """The table of one target serves the other, without data; a table of another model is refused."""
     for suffix in ("-symbol.json", "-0000.params"):
