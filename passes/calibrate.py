@@ -8,6 +8,7 @@ from typing import Optional
 import numpy as np
 
 from qgraph.errors import CalibrationError
+from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams, QSpec, with_range
 from qgraph.quant.table import CalibrationTable
@@ -18,8 +19,9 @@ from qgraph.rewrite import Pass, register
 class Calibrate(Pass):
     """fake_quantize{spec} -> fake_quantize{spec, scale, zero_point}.
 
-    An activation takes the range of its source tensors in `table`; a weight takes the largest magnitude per tensor,
-    group or channel.  signed_input_limit: largest code of a weight whose layer reads signed codes (0: no limit).
+    An activation takes the range of its source tensors in `table`; a weight takes the smallest range that covers it,
+    per tensor, group or channel.  signed_input_limit: largest code of a weight whose layer reads signed codes, 0 is
+    none.
     """
 
     name = "calibrate"
@@ -30,12 +32,13 @@ class Calibrate(Pass):
     def run(self, g: Graph) -> int:
         open_nodes = [n for n in g.nodes("fake_quantize") if not isinstance(n.quant, QParams)]
         activations = [n for n in open_nodes if g.param(g.inputs(n)[0]) is None]
+        weights = [n for n in open_nodes if g.param(g.inputs(n)[0]) is not None]
         if activations and self.table is None:
             raise CalibrationError("calibrate: no calibration table; collect one with qgraph.calibration.collect")
         for node in activations:
             assert node.quant is not None and self.table is not None
             node.quant = activation_params(g, node, node.quant, self.table)
-        for node in (n for n in open_nodes if n not in set(activations)):
+        for node in weights:
             assert node.quant is not None
             spec = node.quant
             if self.signed_input_limit and any(_reads_signed(g, layer) for layer in g.readers(node)):
@@ -68,7 +71,4 @@ def weight_params(node: Node, weight: np.ndarray, spec: QSpec) -> QParams:
 
 
 def _reads_signed(g: Graph, layer: Node) -> bool:
-    data = g.inputs(layer)[0].node
-    while data.op != "fake_quantize" and g.inputs(data):
-        data = g.inputs(data)[0].node
-    return bool(data.quant is not None and data.quant.signed)
+    return any(fq.quant is not None and fq.quant.signed for fq in quantizers_behind(g, g.inputs(layer)[0]))

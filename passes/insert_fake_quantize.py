@@ -6,12 +6,12 @@ import dataclasses
 
 from qgraph import ops, targets
 from qgraph.errors import OptionError
+from qgraph.integers import quantizer_name
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QSpec
+from qgraph.quant.spec import QSpec, as_granularity
 from qgraph.rewrite import Pass, register
 from qgraph.select import select_nodes
 
-SUFFIX = "_q"
 SIGNED = {"auto": None, "signed": True, "unsigned": False}
 
 
@@ -60,7 +60,7 @@ class InsertFakeQuantize(Pass):
 
     def run(self, g: Graph) -> int:
         target = targets.get_target(self.target)
-        granularity = {"layer": "tensor"}.get(self.granularity, self.granularity)
+        granularity = as_granularity(self.granularity)
         targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed)
         weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
         act = dataclasses.replace(target.act, bits=self.act_bits, signed=SIGNED[self.act_signed])
@@ -74,7 +74,7 @@ class InsertFakeQuantize(Pass):
                 if port.node.op == "fake_quantize":
                     continue
                 if port not in made:
-                    made[port] = g.add("fake_quantize", [port], port.key.replace(":", "_") + SUFFIX, quant=spec,
+                    made[port] = g.add("fake_quantize", [port], quantizer_name(port), quant=spec,
                                        origin=port.node.origin or (port.node.name,))
                 g.set_input(node, slot, made[port])
                 count += 1

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from qgraph import ops
-from qgraph.integers import is_dense, passes_integers
+from qgraph.integers import is_dense, passes_integers, quantizer_name
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 from qgraph.rewrite import Pass, register
-
-SUFFIX = "_q"
 
 
 @register
@@ -92,7 +90,7 @@ class _Flow:
         """The fake_quantize of a port, read by all its readers; a new one if there is none."""
         fq = self._quantizer(port)
         if fq is None:
-            fq = self.g.insert_after(port, "fake_quantize", port.key.replace(":", "_") + SUFFIX, quant=spec)
+            fq = self.g.insert_after(port, "fake_quantize", quantizer_name(port), quant=spec)
             self.dtype[fq] = self.dtype[port.node]
             self.count += 1
         else:

@@ -62,8 +62,10 @@ class LimitSaturation(Pass):
         if self.feeds is None:
             return 0
         by_source: dict[tuple[Node, ...], list[Layer]] = {}
+        quantizers = g.nodes("fake_quantize")
         for layer in sample_layers(g, self.feeds, self.rounding):
-            by_source.setdefault(_one_range(g, quantizers_behind(g, g.inputs(layer.node)[0])), []).append(layer)
+            read = quantizers_behind(g, g.inputs(layer.node)[0])
+            by_source.setdefault(_one_range(quantizers, read), []).append(layer)
         count = 0
         for group, layers in by_source.items():
             missed = {layer.node.name: layer.missed() for layer in layers}
@@ -87,11 +89,10 @@ class LimitSaturation(Pass):
         return count
 
 
-def _one_range(g: Graph, quantizers: list[Node]) -> tuple[Node, ...]:
-    """These, and all others that were given the same united range (`share-scales`): they must keep one scale."""
-    sources = {fq.quant.source for fq in quantizers if fq.quant is not None} - {""}
-    return tuple(fq for fq in g.nodes("fake_quantize")
-                 if fq in quantizers or (fq.quant is not None and fq.quant.source in sources))
+def _one_range(quantizers: list[Node], read: list[Node]) -> tuple[Node, ...]:
+    """Those read, and all others that were given the same united range (`share-scales`): they must keep one scale."""
+    sources = {fq.quant.source for fq in read if fq.quant is not None} - {""}
+    return tuple(fq for fq in quantizers if fq in read or (fq.quant is not None and fq.quant.source in sources))
 
 
 def _fixed(g: Graph, group: tuple[Node, ...]) -> str:

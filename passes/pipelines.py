@@ -20,6 +20,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     signed_dense,
     signed_residual,
 )
+from qgraph.quant.spec import as_granularity
 from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, pass_class
 
 # behind the float passes; the second for targets where values stay integers between layers
@@ -32,7 +33,7 @@ FIRST_QUANTIZING = "insert-fake-quantize"
 def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     """Passes that are ready but for the calibration table. Raises OptionError, UnsupportedError for bad choices."""
     target = targets.get_target(options.target)
-    granularity = {"layer": "tensor"}.get(options.granularity, options.granularity)
+    granularity = as_granularity(options.granularity)
     targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed)
     given: dict[str, dict[str, Any]] = {
         "insert-fake-quantize": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph import ops
-from qgraph.integers import quantizers_behind
+from qgraph.integers import quantizer_name, quantizers_behind
 from qgraph.ir import Graph
 from qgraph.quant.spec import QParams
 from qgraph.rewrite import Pass, register
@@ -45,7 +45,7 @@ class QuantizeBias(Pass):
             if (scale32 <= 0).any() or (np.abs(bias) > scale * _LARGEST).any():
                 continue
             params = QParams(bits=32, signed=True, granularity="channel", axis=0, scale=scale32)
-            g.set_input(node, 2, g.add("fake_quantize", [inputs[2]], inputs[2].node.name + "_q", quant=params,
+            g.set_input(node, 2, g.add("fake_quantize", [inputs[2]], quantizer_name(inputs[2]), quant=params,
                                        origin=(inputs[2].node.name,)))
             count += 1
         return count

@@ -6,6 +6,11 @@ from qgraph import ops
 from qgraph.ir import Graph, Node, Port
 
 
+def quantizer_name(port: Port) -> str:
+    """How the fake_quantize of a tensor is called."""
+    return port.key.replace(":", "_") + "_q"
+
+
 def passes_integers(node: Node) -> bool:
     """Ops that the integer kernels run on codes as they are."""
     return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)

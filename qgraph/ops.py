@@ -196,8 +196,3 @@ def _number(text: str) -> Any:
         raise ValueError(text)
     digits = text.rstrip("L")
     return int(digits) if digits.lstrip("+-").isdecimal() else float(text)
-
-
-def slot(node: Node, name: str) -> int:
-    """Index of a named input slot of the op."""
-    return info(node.op).inputs.index(name)

@@ -11,8 +11,9 @@ import numpy as np
 
 import qgraph
 from qgraph import ops, targets
+from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
-from qgraph.quant.spec import QParams
+from qgraph.quant.spec import QParams, shown_granularity
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import PassRecord
 
@@ -73,23 +74,12 @@ def quantized_layers(g: Graph) -> list[dict[str, Any]]:
     for node in g.toposort():
         if ops.kind(node) == ops.COMPUTE and is_quantized(g, node):
             weight = g.inputs(node)[1].node.quant
-            data = _quantizer(g, node)
+            data = next(iter(quantizers_behind(g, g.inputs(node)[0])), None)
             assert weight is not None
             found.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
                           "data": data.quant.dtype if data is not None and data.quant else "float",
                           "weight": weight.dtype, "granularity": shown_granularity(weight.granularity)})
     return found
-
-
-def shown_granularity(name: str) -> str:
-    return {"tensor": "layer"}.get(name, name)
-
-
-def _quantizer(g: Graph, layer: Node) -> Node | None:
-    node = g.inputs(layer)[0].node
-    while node.op != "fake_quantize" and g.inputs(node):
-        node = g.inputs(node)[0].node
-    return node if node.op == "fake_quantize" else None
 
 
 def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str]) -> list[dict[str, str]]:

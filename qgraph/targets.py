@@ -12,7 +12,7 @@ from typing import Any, Callable
 from qgraph import ops
 from qgraph.errors import OptionError, UnsupportedError
 from qgraph.ir import Graph, Node
-from qgraph.quant.spec import QSpec
+from qgraph.quant.spec import QSpec, shown_granularity
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Target:
     granularities, weight_bits, act_bits: what it can carry exactly.
     act_signed: the choices of signedness that it can carry.
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
-    int16_pairs: on CPUs without VNNI its kernels add pairs of products in 16 bits, see `qgraph.saturation`.
     refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
     integer_flow: values stay integers between layers, so every place where they are rounded gets its own
         fake_quantize node (False: only the inputs of convolutions and fully connected layers are quantized).
@@ -41,7 +40,6 @@ class Target:
     integer_flow: bool
     act_signed: tuple[str, ...] = ("auto", "signed", "unsigned")
     signed_input_limit: int = 0
-    int16_pairs: bool = False
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
 
 
@@ -69,7 +67,7 @@ _ACT = QSpec(bits=8, signed=None)
 TARGETS: dict[str, Target] = {t.name: t for t in (
     Target("mxnet", "int8 on MXNet's oneDNN kernels (x86-64)", "mxnet", _WIDE_WEIGHT, _ACT,
            granularities=("channel",), weight_bits=(8,), act_bits=(8,), integer_flow=True,
-           act_signed=("auto",), signed_input_limit=64, int16_pairs=True, refuse=_refuse_mxnet),
+           act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
     Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, integer_flow=False),
 )}
@@ -85,7 +83,7 @@ def get_target(name: str) -> Target:
 
 
 def _listed(values: tuple[Any, ...]) -> str:
-    return ", ".join("layer" if value == "tensor" else str(value) for value in values)
+    return ", ".join(shown_granularity(str(value)) for value in values)
 
 
 def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,

@@ -18,13 +18,13 @@ import numpy as np
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
+from qgraph.formats.mxnet import SUBGRAPHS
 from qgraph.formats.mxnet_sim import avoid_sum_fusion, quantize_v2
 from qgraph.formats.mxnet_weights import dictate
 from qgraph.integers import is_dense, passes_integers
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, mxnet_range, quantize
 
-SUBGRAPHS = "__subgraphs__"
 _RANGES = ((-128, 127), (0, 255))
 _FUSION_ATTRS = ("act_type", "a_min", "a_max", ops.CHANNEL_ORDER)
 
@@ -50,7 +50,6 @@ class _Lowering:
         self.codes: dict[Port, Codes] = {}
 
     def run(self) -> Graph:
-        heads = set(self.g.heads)
         for node in self.g.toposort():
             if node.op == "null":
                 self._copy(node, ())
@@ -62,7 +61,7 @@ class _Lowering:
                 # a layer or sum waits: its reader decides what it writes
             else:
                 self._copy(node, [self.as_float(p) for p in self.g.inputs(node)])
-        self.out.heads = [self.as_float(p, keep_name=p in heads) for p in self.g.heads]
+        self.out.heads = [self.as_float(p) for p in self.g.heads]
         self.out.prune()
         avoid_sum_fusion(self.out)
         return self.out
@@ -76,7 +75,7 @@ class _Lowering:
         for index in range(node.n_out):
             self.floats[Port(node, index)] = Port(twin, index)
 
-    def as_float(self, port: Port, keep_name: bool = False) -> Port:
+    def as_float(self, port: Port) -> Port:
         """The written tensor that holds this value in float."""
         if port in self.floats:
             return self.floats[port]

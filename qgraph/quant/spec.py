@@ -20,6 +20,16 @@ GRANULARITIES = ("tensor", "group", "channel")
 _F32_TINY = float(np.finfo(np.float32).tiny)
 
 
+def as_granularity(name: str) -> str:
+    """`layer`, as users say, is `tensor` here."""
+    return "tensor" if name == "layer" else name
+
+
+def shown_granularity(name: str) -> str:
+    """The inverse of `as_granularity`, for messages and reports."""
+    return "layer" if name == "tensor" else name
+
+
 @dataclass(frozen=True)
 class QSpec:
     """A decision: how one tensor is quantized, before the numbers are known.
