@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from qgraph import ops
-from qgraph.integers import is_dense, passes_integers, quantizer_name
+from qgraph.integers import is_dense, passes_integers, quantizer_name, upper_end
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 from qgraph.rewrite import Pass, register
@@ -50,8 +50,11 @@ class _Flow:
         self.order = g.toposort()
         self.position = {n: i for i, n in enumerate(self.order)}
         self.dtype: dict[Node, str] = {}  # "u" or "s": the codes that the node's kernel writes; "" is float
+        self.end: dict[Node, float | None] = {}  # where these codes end, see `upper_end`
         for node in self.order:
             self.dtype[node] = self._output_dtype(node)
+            passed = passes_integers(node) or node.op == "fake_quantize"
+            self.end[node] = self.end[g.inputs(node)[0].node] if passed else upper_end(node)
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
         # what a layer with weights reads, and what only float ops read: towards the heads nothing is clipped
         self.act = dataclasses.replace(specs[0], source="") if specs and specs[0] is not None else None
@@ -65,8 +68,8 @@ class _Flow:
         if node.op == "elemwise_add":
             return self._sum_dtype(node, inputs)
         if node.op == "fake_quantize" or passes_integers(node):
-            dtypes = {self.dtype[p.node] for p in inputs}
-            return dtypes.pop() if len(dtypes) == 1 else ""
+            kinds = {(self.dtype[p.node], self.end[p.node]) for p in inputs}  # one range must be right for all
+            return kinds.pop()[0] if len(kinds) == 1 else ""
         return ""
 
     def _sum_dtype(self, add: Node, inputs: list[Port]) -> str:

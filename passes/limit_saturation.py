@@ -10,8 +10,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.integers import quantizers_behind
+from qgraph.integers import quantizers_behind, upper_end
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams
 from qgraph.rewrite import Pass, register
@@ -99,7 +98,7 @@ def _fixed(g: Graph, group: tuple[Node, ...]) -> str:
     """Why the range of these quantizers cannot be widened, or ""."""
     for fq in group:
         source = g.inputs(fq)[0].node
-        if "act_type" in ops.info(source.op).defaults and ops.attr(source, "act_type") == "clip":
+        if upper_end(source) is not None:
             return f"the range of {source.name} must end at its fused clip"
     return "" if group else "what it reads is not quantized by one scale"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph.integers import quantizers_behind
+from qgraph.integers import quantizers_behind, upper_end
 from qgraph.ir import Graph, Node
 from qgraph.rewrite import Pass, register
 
@@ -14,6 +14,8 @@ class ShareScales(Pass):
     """The inputs of a Concat that are all quantized share one range: the union of what each asked for.
 
         concat(fq{source=a}(a), fq{source=b}(b))  ->  both {source=a|b}
+
+    Inputs that fused clips end differently stay apart: their ranges must end where the clips do.
 
     Sets grow over chains of Concat (union-find), so a tensor read by two of them ties both together.
     """
@@ -31,7 +33,8 @@ class ShareScales(Pass):
 
         for node in g.nodes("Concat"):
             group = [fq for port in g.inputs(node) for fq in quantizers_behind(g, port)]
-            if len(group) > 1 and all(quantizers_behind(g, port) for port in g.inputs(node)):
+            whole = all(quantizers_behind(g, port) for port in g.inputs(node))
+            if len(group) > 1 and whole and len({upper_end(g.inputs(fq)[0].node) for fq in group}) == 1:
                 for fq in group[1:]:
                     parent[find(fq)] = find(group[0])
         members: dict[Node, list[Node]] = {}

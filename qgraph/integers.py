@@ -16,6 +16,13 @@ def passes_integers(node: Node) -> bool:
     return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)
 
 
+def upper_end(node: Node) -> float | None:
+    """Where a fused clip ends the values that a layer writes; its integer range must end there too. None is nowhere."""
+    if "act_type" in ops.info(node.op).defaults and ops.attr(node, "act_type") == "clip":
+        return float(ops.attr(node, "a_max"))
+    return None
+
+
 def quantizers_behind(g: Graph, port: Port) -> list[Node]:
     """The fake_quantize nodes whose codes arrive at this port, past ops that pass them on; empty if floats do."""
     if port.node.op == "fake_quantize":

@@ -141,6 +141,13 @@ def concat_signs(n: Net) -> Graph:
     return n.done(n.head(n.conv(n.concat(n.conv(x, 8), n.conv(x, 8, act="")), 8)))
 
 
+def concat_clips(n: Net) -> Graph:
+    """One part ends at its clip, the other beyond it: no one range is right for both."""
+    x = n.conv(n.x, 8)
+    ended = n.op("clip", n.conv(x, 8, act=""), a_min=0.0, a_max=0.5)
+    return n.done(n.head(n.conv(n.concat(n.conv(x, 8), ended), 8)))
+
+
 def concat_shared_readers(n: Net) -> Graph:
     """The parts of the concatenation are read by convolutions of their own (DenseNet)."""
     x = n.conv(n.x, 8)
@@ -347,12 +354,12 @@ def constant_activation(n: Net) -> Graph:
 
 
 NETWORKS: dict[str, Callable[[Net], Graph]] = {f.__name__: f for f in (
-    conv_pool_conv, signed_all_through, concats, concat_mixed, concat_signs, concat_shared_readers, residual_identity,
-    residual_downsample, residual_swapped, residual_linear, residual_preactivation, residual_unsigned_operand_no_act,
-    residual_other_readers, residual_signed_other_reader, residual_of_input, residual_three, residual_of_pools, heads,
-    float_between, squeeze_excite, dense_behind_flatten, dense_only, one_by_one_head, deconvolution, grouped,
-    shared_weight, shared_weight_both_signs, fused_clip, clip_two_sided, leaky, upsampling, dead_channels,
-    constant_activation)}
+    conv_pool_conv, signed_all_through, concats, concat_mixed, concat_signs, concat_clips, concat_shared_readers,
+    residual_identity, residual_downsample, residual_swapped, residual_linear, residual_preactivation,
+    residual_unsigned_operand_no_act, residual_other_readers, residual_signed_other_reader, residual_of_input,
+    residual_three, residual_of_pools, heads, float_between, squeeze_excite, dense_behind_flatten, dense_only,
+    one_by_one_head, deconvolution, grouped, shared_weight, shared_weight_both_signs, fused_clip, clip_two_sided,
+    leaky, upsampling, dead_channels, constant_activation)}
 IMAGES = 4
 _CPU = Path("/proc/cpuinfo")
 VNNI = _CPU.exists() and "vnni" in _CPU.read_text()

@@ -103,6 +103,7 @@ OPS = {
     "conv_pool_conv": {"_sg_mkldnn_conv": 3, "_contrib_quantized_pooling": 1, "_sg_mkldnn_fully_connected": 1},
     "concats": {"_sg_mkldnn_conv": 5, "_contrib_quantized_concat": 3, "_contrib_quantized_pooling": 3},
     "concat_signs": {"Concat": 1, "_contrib_quantized_concat": 0},  # it would round once more
+    "concat_clips": {"Concat": 1, "_contrib_quantized_concat": 0},
     "concat_shared_readers": {"_sg_mkldnn_conv": 4, "_contrib_quantized_concat": 2},
     "residual_identity": {"_sg_mkldnn_conv": 5, "_contrib_dequantize": 1},
     "residual_downsample": {"_sg_mkldnn_conv": 5, "_contrib_dequantize": 1},
