@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qgraph import ops
 from qgraph.ir import Graph, Node, Port
+from qgraph.quant.spec import QParams
 
 
 def quantizer_name(port: Port) -> str:
@@ -40,3 +41,15 @@ def is_dense(g: Graph, conv: Node) -> bool:
         source = g.inputs(source)[0].node
     return (conv.op == "Convolution" and ops.attr(conv, "kernel") == (1, 1) and ops.attr(conv, "num_group") == 1
             and ops.attr(conv, "pad") == (0, 0) and source.op == "Pooling" and ops.attr(source, "global_pool"))
+
+
+def fits_codes(node: Node, reader: Node) -> bool:
+    """`reader` quantizes what `node` writes to codes that end where its fused activation ends, which so does nothing."""
+    qp = reader.quant
+    if reader.op != "fake_quantize" or not isinstance(qp, QParams) or qp.granularity != "tensor":
+        return False
+    low = 0.0 if ops.attr(node, "act_type") == "relu" else float(ops.attr(node, "a_min"))
+    if float(qp.scale) * (qp.qmin - int(qp.zero_point)) < low:
+        return False
+    end = upper_end(node)
+    return end is None or round(end / float(qp.scale)) + int(qp.zero_point) >= qp.qmax

@@ -1,0 +1,346 @@
+"""ONNX (opset 21, IR 10) from a graph, in float or, where it has fake_quantize nodes, as QDQ.
+
+    fq(x)       ->  QuantizeLinear [-> Clip] -> DequantizeLinear          Clip: where 8 bits hold more than the codes
+    fq(weight)  ->  integer initializer -> DequantizeLinear
+    fq(bias)    ->  int32 initializer -> DequantizeLinear
+
+Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
+Converters of single ops are in the tables of `onnx_nn`, `onnx_math` and `onnx_shape`; see `onnx_convert` to add one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import qgraph
+from qgraph import ops
+from qgraph.errors import FormatError, UnsupportedError
+from qgraph.formats import onnx_math, onnx_nn, onnx_shape  # noqa: F401  (the import fills the table)
+from qgraph.formats.onnx_convert import CONVERTERS, Context, missing
+from qgraph.integers import fits_codes
+from qgraph.ir import Graph, Node, Port
+from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.shapes import Shape, infer, value_inputs
+
+OPSET, IR_VERSION = 21, 10
+BATCH = "N"
+CODES = "/codes"  # tensor that holds the integers of a fake_quantize: its name and this
+ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Where an integer tensor of a model is, and what its codes stand for: scale * (code - zero_point)."""
+
+    tensor: str
+    scale: float
+    zero_point: int
+
+
+class OnnxModel:
+    """An ONNX model in memory, ours or anybody's."""
+
+    def __init__(self, proto: Any, size: int | None = None) -> None:
+        self.proto = proto
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """Bytes of its file."""
+        return int(self.proto.ByteSize()) if self._size is None else self._size
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """What is fed: name -> shape, 0 for a dimension that may vary."""
+        constants = {t.name for t in self.proto.graph.initializer}
+        return {i.name: tuple(d.dim_value for d in i.type.tensor_type.shape.dim)
+                for i in self.proto.graph.input if i.name not in constants}
+
+    @property
+    def outputs(self) -> list[str]:
+        return [o.name for o in self.proto.graph.output]
+
+    @property
+    def channel_orders(self) -> dict[str, np.ndarray]:
+        """Tensors whose channels lie in another order than the user's, see `ops.CHANNEL_ORDER`."""
+        for entry in self.proto.metadata_props:
+            if entry.key == ORDERS:
+                return {name: np.array(order) for name, order in json.loads(entry.value).items()}
+        return {}
+
+    def codes(self) -> dict[str, Codes]:
+        """Float tensor -> the integers it is rounded to, for every QuantizeLinear of one scale."""
+        from onnx import numpy_helper
+
+        constants = {t.name: t for t in self.proto.graph.initializer}
+        found: dict[str, Codes] = {}
+        for node in self.proto.graph.node:
+            if node.op_type != "QuantizeLinear" or node.input[0] in found:
+                continue
+            scale = constants.get(node.input[1])
+            zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+            if scale is not None and not scale.dims and (zero is not None or len(node.input) < 3):
+                found[node.input[0]] = Codes(node.output[0], float(numpy_helper.to_array(scale)),
+                                             0 if zero is None else int(numpy_helper.to_array(zero)))
+        return found
+
+    def to_bytes(self) -> bytes:
+        return bytes(self.proto.SerializeToString(deterministic=True))
+
+
+def load(path: str | os.PathLike[str]) -> OnnxModel:
+    """Read an .onnx file. Raises FormatError for what is none, or keeps its weights in other files."""
+    import onnx
+
+    name = os.fspath(path)
+    try:
+        proto = onnx.load(name, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's own DecodeError has no common base with onnx's
+        raise FormatError(f"{name}: no ONNX model can be read from it: {str(error).splitlines()[0]}") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise FormatError(f"{name}: found no operators or no outputs, want an ONNX model")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise FormatError(f"{name}: keeps its weights in other files, want one file (onnx.save without external data)")
+    return OnnxModel(proto, os.path.getsize(name))
+
+
+def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4: bool = False,
+            check: bool = True) -> OnnxModel:
+    """The graph as an ONNX model, whose batch size may vary.
+
+    shapes: of the inputs by name, with any batch size; some ops need them, and without them heights and widths may vary
+    too.  int4: weights of 4 bits or fewer are stored as INT4.  check: run `onnx.checker`, with shape inference.
+    Raises UnsupportedError naming the node that ONNX, or a converter, cannot carry.
+    """
+    return OnnxModel(_Emitter(g, dict(shapes or {}), int4).run(check))
+
+
+class _Emitter:
+    def __init__(self, g: Graph, shapes: dict[str, Sequence[int]], int4: bool) -> None:
+        self.g, self.int4 = g, int4
+        self.order = g.toposort()
+        self.shapes = _shapes(g, shapes)
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self.tensors: dict[Port, str] = {}
+        self.taken = {Port(n, i).key for n in self.order for i in range(n.n_out)}
+        self._shared: dict[tuple, str] = {}
+
+    # ---- the whole --------------------------------------------------------------------------------------------------
+
+    def run(self, check: bool) -> Any:
+        import onnx
+        from onnx import helper
+
+        feeds = [n for n in self.order if n.op == "null" and n.name not in self.g.params]
+        reached = self._reached()
+        for node in self.order:
+            if node.op == "null":
+                if node.name not in self.g.params:
+                    self.tensors[Port(node)] = node.name
+            elif node in reached:
+                self._node(node)
+        outputs = [self._output(i, head) for i, head in enumerate(self.g.heads)]
+        proto = helper.make_model(
+            helper.make_graph(
+                self.nodes, "qgraph",
+                [helper.make_tensor_value_info(n.name, onnx.TensorProto.FLOAT, self._dims(n)) for n in feeds
+                 if n in reached],
+                [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
+                list(self.constants.values())),
+            opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qgraph",
+            producer_version=qgraph.__version__)
+        orders = {Port(n).key: json.loads(n.attrs[ops.CHANNEL_ORDER]) for n in self.order
+                  if ops.CHANNEL_ORDER in n.attrs}
+        if orders:
+            helper.set_model_props(proto, {ORDERS: json.dumps(orders)})
+        if check:
+            self._check(proto)
+        return proto
+
+    def _reached(self) -> set[Node]:
+        """Nodes that an output depends on; labels of the training do not count."""
+        reached: set[Node] = set()
+        pending = [h.node for h in self.g.heads]
+        while pending:
+            node = pending.pop()
+            if node not in reached:
+                reached.add(node)
+                pending += [p.node for p in value_inputs(self.g, node)]
+        return reached
+
+    def _dims(self, node: Node) -> list[Any] | None:
+        known = self.shapes.get(Port(node))
+        if known is None:
+            return None
+        return [BATCH if d == -1 and axis == 0 else f"{node.name}_{axis}" if d == -1 else d
+                for axis, d in enumerate(known)]
+
+    def _output(self, index: int, head: Port) -> str:
+        """Outputs are distinct tensors that some node makes."""
+        name = self.tensor(head)
+        made = any(name in n.output for n in self.nodes)
+        if made and all(self.tensors.get(h) != name for h in self.g.heads[:index]):
+            return name
+        return self._emit(head.node, "Identity", [name], f"output{index}")
+
+    @staticmethod
+    def _check(proto: Any) -> None:
+        import onnx
+
+        if proto.ByteSize() >= 1 << 31:  # protobuf cannot hand it to the checker
+            return
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise UnsupportedError(f"the ONNX model is not valid: {' '.join(str(error).split())[:300]}") from error
+
+    # ---- tensors ----------------------------------------------------------------------------------------------------
+
+    def tensor(self, port: Port) -> str:
+        """The ONNX tensor that holds this value; a parameter becomes an initializer when it is first read."""
+        if port not in self.tensors:
+            self.tensors[port] = self._constant(port.key, self.g.params[port.node.name], reserved=True)
+        return self.tensors[port]
+
+    def name(self, node: Node, hint: str) -> str:
+        base = name = f"{node.name}/{hint}"
+        number = 0
+        while name in self.taken:
+            number += 1
+            name = f"{base}{number}"
+        self.taken.add(name)
+        return name
+
+    def _constant(self, name: str, array: np.ndarray, reserved: bool = False, kind: int | None = None) -> str:
+        from onnx import helper, numpy_helper
+
+        array = np.ascontiguousarray(array)
+        if kind is None:
+            self.constants[name] = numpy_helper.from_array(array, name)
+        else:  # a type that NumPy has not
+            self.constants[name] = helper.make_tensor(name, kind, array.shape, _nibbles(array), raw=True)
+        return name
+
+    def constant(self, node: Node, array: np.ndarray, hint: str) -> str:
+        """An initializer; small equal ones are shared."""
+        array = np.asarray(array)
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
+        if key is not None and key in self._shared:
+            return self._shared[key]
+        name = self._constant(self.name(node, hint), array)
+        if key is not None:
+            self._shared[key] = name
+        return name
+
+    def _emit(self, node: Node, op: str, inputs: Sequence[str], hint: str, n_out: int = 1, **attrs: Any) -> str:
+        from onnx import helper
+
+        outputs = [self.name(node, hint) for _ in range(n_out)]
+        self.nodes.append(helper.make_node(op, list(inputs), outputs, name=outputs[0], **attrs))
+        return outputs[0]
+
+    # ---- nodes ------------------------------------------------------------------------------------------------------
+
+    def _node(self, node: Node) -> None:
+        if node.op == "fake_quantize":
+            self._quantizer(node)
+            return
+        if node.op not in CONVERTERS:
+            raise missing(node)
+        context = Context(self, node, value_inputs(self.g, node))
+        found = CONVERTERS[node.op](context, *context.inputs)
+        results = [found] if isinstance(found, str) else list(found)
+        for index, result in enumerate(results):
+            self.tensors[Port(node, index)] = self._renamed(context, result, Port(node, index).key)
+
+    def _renamed(self, context: Context, name: str, wanted: str) -> str:
+        """What a converter made last takes the name of the graph's node; what it only passed on keeps its own."""
+        for made in context.made:
+            if name in made.output:
+                made.output[list(made.output).index(name)] = wanted
+                if made.output[0] == wanted:
+                    made.name = wanted
+                for other in context.made:
+                    for slot, read in enumerate(other.input):
+                        if read == name:
+                            other.input[slot] = wanted
+                return wanted
+        return name
+
+    def drops_activation(self, node: Node) -> bool:
+        """Every reader rounds to codes that end where the fused activation ends: it changes nothing."""
+        uses = self.g.uses(node)
+        return bool(uses) and not self.g.is_head(node) and all(fits_codes(node, reader) for reader, _ in uses)
+
+    # ---- quantizers -------------------------------------------------------------------------------------------------
+
+    def _quantizer(self, fq: Node) -> None:
+        source = self.g.inputs(fq)[0]
+        qp = fq.quant
+        if not isinstance(qp, QParams):
+            raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
+        array = self.g.param(source)
+        if array is not None:
+            self.tensors[Port(fq)] = self._weight(fq, array, qp)
+            return
+        if qp.granularity != "tensor" or qp.bits > 8:
+            raise UnsupportedError(f"{fq.name}: want activations with one scale and at most 8 bits, found "
+                                   f"{qp.granularity}, {qp.bits} bits")
+        dtype = np.dtype(np.int8 if qp.signed else np.uint8)
+        scale = self.constant(fq, qp.scale, "scale")
+        zero = self.constant(fq, qp.zero_point.astype(dtype), "zero_point")
+        codes = self._emit(fq, "QuantizeLinear", [self.tensor(source), scale, zero], "codes")
+        limits = np.iinfo(dtype)
+        if (qp.qmin, qp.qmax) != (limits.min, limits.max):
+            ends = [self.constant(fq, np.array(end, dtype), "end") for end in (qp.qmin, qp.qmax)]
+            codes = self._emit(fq, "Clip", [codes, *ends], "clipped")
+        self.tensors[Port(fq)] = self._dequantize(fq, codes, scale, zero)
+
+    def _dequantize(self, fq: Node, codes: str, scale: str, zero: str, **attrs: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [fq.name], name=fq.name, **attrs))
+        return fq.name
+
+    def _weight(self, fq: Node, array: np.ndarray, qp: QParams) -> str:
+        import onnx
+
+        if qp.bits > 8 and qp.bits != 32:  # 9 to 16 bits are simulated: the values are on the grid already
+            return self._constant(fq.name, array)
+        codes = quantize(array, qp)
+        scale, zero = qp.scale, qp.zero_point
+        if qp.granularity == "group":  # ONNX knows one scale per channel
+            scale, zero = (np.ravel(per_axis(values, qp, array.shape)) for values in (scale, zero))
+        kind = onnx.TensorProto.INT4 if self.int4 and qp.bits <= 4 and qp.signed else None
+        dtype = np.dtype(np.int32 if qp.bits == 32 else np.int8 if qp.signed else np.uint8)
+        name = self._constant(self.name(fq, "codes"), codes.astype(dtype), kind=kind)
+        zeros = np.broadcast_to(zero, scale.shape).astype(dtype)
+        zero_name = (self._constant(self.name(fq, "zero_point"), zeros, kind=kind) if kind is not None
+                     else self.constant(fq, zeros, "zero_point"))
+        axis = {} if scale.ndim == 0 else {"axis": qp.axis}
+        return self._dequantize(fq, name, self.constant(fq, scale, "scale"), zero_name, **axis)
+
+
+def _nibbles(codes: np.ndarray) -> bytes:
+    """Two 4-bit codes a byte, the first in the low half."""
+    flat = codes.astype(np.uint8).ravel() & 15
+    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8)).reshape(-1, 2)
+    return bytes((flat[:, 0] | flat[:, 1] << 4).tobytes())
+
+
+def _shapes(g: Graph, shapes: dict[str, Sequence[int]]) -> dict[Port, Shape]:
+    """Shape of every known port, -1 for a dimension that depends on the batch size."""
+    if not all(n.name in shapes for n in g.data_inputs() if g.uses(n)) and not shapes:
+        return {}
+    first, second = (infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()}) for batch in (2, 3))
+    return {port: tuple(a if a == b else -1 for a, b in zip(shape, second[port])) for port, shape in first.items()
+            if port in second and len(second[port]) == len(shape)}
