@@ -21,11 +21,11 @@ def command(name: str | None, as_json: bool) -> None:
       qgraph passes
       qgraph passes fold-bn
     """
-    from qgraph.passes.pipelines import INTEGER, PIPELINES
+    from qgraph.passes.pipelines import PIPELINES, QUANTIZING
     from qgraph.rewrite import REGISTRY, option_types, pass_class
 
     if name is None:
-        order = [*(p.name for p in PIPELINES["float"]), *INTEGER]
+        order = [*(p.name for p in PIPELINES["float"]), *dict.fromkeys(n for names in QUANTIZING.values() for n in names)]
         names = [*order, *sorted(REGISTRY.keys() - set(order))]
         rows = {n: _first_line(REGISTRY[n]) for n in names}
         if as_json:

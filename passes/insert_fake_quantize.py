@@ -48,6 +48,7 @@ class InsertFakeQuantize(Pass):
     Readers of one tensor share one node.  target: a row of `qgraph.targets`, which also decides what stays in float.
     granularity: of the weights, layer, group or channel.  act_signed: auto, signed or unsigned.
     exclude: patterns of `qgraph.select` (in Python a tuple, on the command line `--exclude`).
+    activations: False quantizes weights alone.
     """
 
     name = "insert-fake-quantize"
@@ -57,6 +58,7 @@ class InsertFakeQuantize(Pass):
     act_bits: int = 8
     act_signed: str = "auto"
     exclude: tuple[str, ...] = ()
+    activations: bool = True
 
     def run(self, g: Graph) -> int:
         target = targets.get_target(self.target)
@@ -71,7 +73,7 @@ class InsertFakeQuantize(Pass):
                 continue
             data_port, weight_port = g.inputs(node)[:2]
             for slot, port, spec in ((0, data_port, act), (1, weight_port, weight_spec(node, weight))):
-                if port.node.op == "fake_quantize":
+                if port.node.op == "fake_quantize" or (slot == 0 and not self.activations):
                     continue
                 if port not in made:
                     made[port] = g.add("fake_quantize", [port], quantizer_name(port), quant=spec,

@@ -26,15 +26,18 @@ class PairChannels(Pass):
     channels are neighbours is ours to choose: wherever pairs overflow on the sample images, channels are traded
     between hot and calm pairs while that lowers the mean amount that saturation takes away.
 
-    feeds: some calibration images; without them the pass does nothing.
+    feeds: some calibration images; without them the pass does nothing.  active: False where nothing saturates.
     """
 
     name = "pair-channels"
     requires = ("calibrate",)
     rounding: str = "mxnet"
+    active: bool = True
     feeds: Optional[Mapping[str, Any]] = None
 
     def run(self, g: Graph) -> int:
+        if not self.active:
+            return 0
         if self.feeds is None:
             log.info("%s: no images, so nothing is known about saturation", self.name)
             return 0

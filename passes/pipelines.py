@@ -13,7 +13,9 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     insert_fake_quantize,
     integer_flow,
     limit_saturation,
+    limit_weights,
     pair_channels,
+    quantize_between,
     quantize_bias,
     round_weights,
     share_scales,
@@ -23,10 +25,17 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
 from qgraph.quant.spec import as_granularity
 from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, pass_class
 
-# behind the float passes; the second for targets where values stay integers between layers
-SIMULATED = ("insert-fake-quantize", "calibrate", "round-weights", "quantize-bias", "bake-weights")
-INTEGER = ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
-           "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights")
+# behind the float passes, by `Target.flow`
+QUANTIZING = {
+    # only what layers with weights read is quantized
+    "simulated": ("insert-fake-quantize", "calibrate", "round-weights", "quantize-bias", "bake-weights"),
+    # values stay integers from layer to layer, with sums and activations inside MXNet's kernels
+    "fused": ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
+              "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights"),
+    # the same with a quantizer behind every op, which the engine fuses as it likes
+    "qdq": ("insert-fake-quantize", "quantize-between", "calibrate", "pair-channels", "limit-weights", "round-weights",
+            "quantize-bias", "bake-weights"),
+}
 FIRST_QUANTIZING = "insert-fake-quantize"
 
 
@@ -38,8 +47,12 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     given: dict[str, dict[str, Any]] = {
         "insert-fake-quantize": {
             "target": target.name, "granularity": granularity, "exclude": options.exclude,
-            "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed},
+            "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed,
+            "activations": not options.int4},
         "calibrate": {"signed_input_limit": target.signed_input_limit},
+        "round-weights": {"rounding": target.rounding},
+        "pair-channels": {"rounding": target.rounding, "active": options.isa != "vnni"},
+        "limit-weights": {"rounding": target.rounding, "isa": options.isa},
         "bake-weights": {"rounding": target.rounding},
     }
 
@@ -49,7 +62,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     if options.passes is not None:
         steps = parse_pipeline(options.passes, make)
     else:
-        names = INTEGER if target.integer_flow else SIMULATED
+        names = QUANTIZING[target.flow]
         steps = (*PIPELINES["float"], *(make(pass_class(name), {}) for name in names))
     for spec in options.user_passes:
         steps = insert_after(steps, *load_user_pass(spec))

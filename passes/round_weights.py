@@ -8,7 +8,6 @@ from typing import Any, Optional
 import numpy as np
 
 from qgraph import ops
-from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams, quantize
 from qgraph.rewrite import Pass, register
@@ -50,7 +49,8 @@ class RoundWeights(Pass):
             source = g.inputs(weight_fq)[0].node
             qp, weight = weight_fq.quant, g.params[source.name]
             assert isinstance(qp, QParams)
-            codes = best_codes(weight, qp, patches(node, tensor.centered, rng, _POSITIONS))
+            x = tensor.centered if tensor.qp is not None else tensor.real
+            codes = best_codes(weight, qp, patches(node, x, rng, _POSITIONS))
             rounded = (codes * qp.scale.reshape([-1] + [1] * (weight.ndim - 1))).astype(np.float32)
             if not np.array_equal(rounded, weight):
                 g.params[source.name] = rounded
@@ -59,12 +59,12 @@ class RoundWeights(Pass):
 
 
 def _concerned(g: Graph, node: Node) -> bool:
-    """Layers of codes with one scale per output channel, dense or with one channel per group, and own weights."""
+    """Layers with one weight scale per output channel, dense or with one channel per group, and own weights."""
     if node.op not in ("Convolution", "FullyConnected"):
         return False
     inputs = g.inputs(node)
     qp = inputs[1].node.quant
-    if not isinstance(qp, QParams) or qp.granularity != "channel" or not quantizers_behind(g, inputs[0]):
+    if not isinstance(qp, QParams) or qp.granularity != "channel":
         return False
     source = g.inputs(inputs[1].node)[0]
     weight = g.param(source)
@@ -75,7 +75,7 @@ def _concerned(g: Graph, node: Node) -> bool:
 
 
 def best_codes(weight: np.ndarray, qp: QParams, x: np.ndarray) -> np.ndarray:
-    """weight (O, C or 1, ...), x (positions, C, taps) codes -> int32 codes, each one of the two nearest.
+    """weight (O, C or 1, ...), x (positions, C, taps) codes or reals -> int32 codes, each one of the two nearest.
 
     With one weight channel and C == O > 1 the layer is depthwise, and every channel is weighed by what it alone reads.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qgraph import ops
+from qgraph import ops, runtimes
 from qgraph.data import Data
 from qgraph.errors import CalibrationError
 from qgraph.ir import Graph, Port
@@ -17,7 +17,7 @@ from qgraph.quant.table import CalibrationTable, Entry
 
 
 def observed_ports(g: Graph) -> list[Port]:
-    """Every tensor that any target may quantize: what layers with weights and sums read and write.
+    """Every tensor that any target may quantize: what layers with weights, sums and products read and write, averages.
 
     The set depends on the graph only, so that one table serves every target and every exclusion.
     """
@@ -28,27 +28,27 @@ def observed_ports(g: Graph) -> list[Port]:
             if g.param(data) is None:
                 ports[data] = None
             ports[Port(node)] = None
-        elif node.op in ("elemwise_add", "Concat"):
-            if node.op == "elemwise_add":
-                ports.update((p, None) for p in g.inputs(node) if g.param(p) is None)
+        elif node.op == "Concat" or ops.kind(node) == ops.AVERAGE:
+            ports[Port(node)] = None
+        elif node.op in ("elemwise_add", "broadcast_add", "elemwise_mul", "broadcast_mul"):
+            ports.update((p, None) for p in g.inputs(node) if g.param(p) is None)
             ports[Port(node)] = None
     return list(ports)
 
 
 def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
-            progress: Progress | None = None) -> CalibrationTable:
+            progress: Progress | None = None, runtime: str = "auto") -> CalibrationTable:
     """The calibration table of a float graph: one or two sweeps over `data`, in memory that does not grow with it.
 
     method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed: what the ranges are for.
+    runtime: of `qgraph.runtimes`.
     Raises CalibrationError (nothing to observe, NaN or Inf: tensor and sample are named) and DataError.
     """
-    from qgraph.runtimes.mxnet import Executor
-
     how = method_named(method)
     ports = observed_ports(g)
     if not ports:
         raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
-    executor = Executor(g, watch=ports, fused=True)
+    executor = runtimes.runtime("calibrating", runtime)(g, watch=ports, fused=True)
     spec = QSpec(bits=act_bits, signed=act_signed)
 
     def sweep(observers: Sequence[MinMax | Ema | Histogram], what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from qgraph.quant.spec import QParams
 from qgraph.runtimes.reference import Executor as Reference
 from qgraph.runtimes.reference import Tensor, evaluate
 from qgraph.shapes import value_inputs
+
+if TYPE_CHECKING:
+    from qgraph.formats.onnx import OnnxModel
 
 
 @dataclass
@@ -59,9 +62,11 @@ def class_scores(array: np.ndarray) -> np.ndarray | None:
     return flat if flat.shape[1] == array.shape[1] > 1 else None
 
 
-def agreement(float_graph: Graph, lowered: Graph, batches: Iterable[Any], executor: Any) -> dict[str, Any]:
-    """Top-1 agreement in percent (None if the model is no classifier) and SQNR of the first output."""
-    first, second = executor(float_graph), executor(lowered)
+def agreement(first: Any, second: Any, batches: Iterable[Any]) -> dict[str, Any]:
+    """Top-1 agreement in percent (None if the model is no classifier) and SQNR of the first output.
+
+    first, second: executors of the float and of the frozen model.
+    """
     images = same = 0
     classifies = True
     total = Difference()
@@ -78,17 +83,23 @@ def agreement(float_graph: Graph, lowered: Graph, batches: Iterable[Any], execut
     return {"images": images, "top1": top1, **total.to_dict()}
 
 
-def kernel_departure(g: Graph, lowered: Graph, feeds: Mapping[str, np.ndarray], rounding: str,
-                     executor: Any) -> dict[str, Any]:
+def kernel_departure(g: Graph, lowered: Graph | OnnxModel, feeds: Mapping[str, np.ndarray], rounding: str,
+                     open_executor: Callable[..., Any]) -> dict[str, Any]:
     """Each integer tensor of the frozen model against exact arithmetic *on the same integers*, layer by layer.
 
     The reference goes on with the kernel's codes, so that no layer is blamed for the one before.
+    open_executor: (model, watch=...) -> an executor.
     Returns {"images", "within_one": least percentage of codes within 1 of the exact ones, "layers": {name: {"equal",
     "within_one" in percent, "max" in codes}}, "output": largest error of an output as a part of its largest value}.
     """
-    carriers = _carriers(g, lowered)
+    ports: list[Any]
+    if isinstance(lowered, Graph):
+        carriers: Mapping[Node, Any] = _carriers(g, lowered)
+        outputs_of: list[Any] = list(lowered.heads)
+    else:
+        carriers, outputs_of = lowered.integers, list(lowered.outputs)
     ports = list(dict.fromkeys(carriers.values()))
-    values = executor(lowered, watch=[*ports, *lowered.heads]).run(dict(feeds))
+    values = open_executor(lowered, watch=[*ports, *outputs_of]).run(dict(feeds))
     codes = dict(zip(ports, values))
     layers: dict[str, dict[str, float]] = {}
     known: dict[Port, Tensor] = {}

@@ -12,25 +12,25 @@ from qgraph.data import Data
 from qgraph.departure import class_scores
 from qgraph.errors import DataError
 from qgraph.ir import Graph
-from qgraph.models import inputs_of, known_channels, open_model
+from qgraph.models import input_sizes, inputs_of, open_model
 from qgraph.options import DataOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
-from qgraph.runtimes import runtime
+from qgraph.runtimes import executor
 
 
 def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptions | None = None,
-             progress: Progress | None = None) -> dict[str, Any]:
+             progress: Progress | None = None, runtime: str = "auto") -> dict[str, Any]:
     """{"images", "top1", "top5", "agreement" (percent), "ms_per_image"}; None for what cannot be known.
 
     model, reference: what `open_model` takes.  data: what `qgraph.open_data` takes.  top1 and top5 want labels,
-    agreement a reference.  ms_per_image is wall time of the model alone, without the first batch, which warms up.
+    agreement a reference.  runtime: the engine, of `qgraph.runtimes`.  ms_per_image is wall time of the model alone, without the first batch, which warms up.
     Raises DataError for a model that is no classifier.
     """
-    executor = runtime("evaluating a model")
     graph = runnable(open_model(model).graph)
     other = runnable(open_model(reference).graph) if reference is not None else None
+    run = executor(graph, "evaluating a model", runtime)
+    run_other = executor(other, "evaluating a model", runtime) if other is not None else None
     opened = open_for(graph, data, options or DataOptions())
-    run, run_other = executor(graph), executor(other) if other is not None else None
 
     images = top1 = top5 = same = labelled = 0
     seconds, timed = 0.0, 0
@@ -64,17 +64,16 @@ def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptio
             "ms_per_image": round(1000 * seconds / timed, 3)}
 
 
-def runnable(g: Graph) -> Graph:
-    """`g` without labels, which an engine would want to be fed. Changes `g`."""
-    if len(inputs_of(g)) != len(g.data_inputs()):
+def runnable(g: Any) -> Any:
+    """`g` without labels, which an engine would want to be fed. Changes `g`; an ONNX model is as it should be."""
+    if isinstance(g, Graph) and len(inputs_of(g)) != len(g.data_inputs()):
         Canonicalize().run(g)
     return g
 
 
-def open_for(g: Graph, data: Any, options: DataOptions) -> Data:
-    """Data that fit the graph's inputs."""
-    channels = known_channels(g)
-    return options.open(data, {name: channels.get(name, ()) for name in inputs_of(g)})
+def open_for(g: Any, data: Any, options: DataOptions) -> Data:
+    """Data that fit the inputs of a graph or ONNX model."""
+    return options.open(data, input_sizes(g))
 
 
 def _scores(output: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,6 +17,8 @@ from qgraph import departure, floatcheck, report, targets
 from qgraph.data import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.files import Content, write_files
+from qgraph.formats.onnx import OnnxModel, to_onnx
+from qgraph.fusion import fusion
 from qgraph.ir import Graph
 from qgraph.models import (
     Model,
@@ -35,6 +37,7 @@ from qgraph.passes.pipelines import pipeline, split
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import Pass, PassManager, PassRecord
+from qgraph.runtimes import executor as open_executor
 from qgraph.runtimes import runtime
 
 log = logging.getLogger("qgraph")
@@ -52,22 +55,20 @@ class Frozen:
     """A frozen model. graph: with fake_quantize nodes; lowered: in the target's ops; report: plain data, as JSON."""
 
     graph: Graph
-    lowered: Graph
+    lowered: Graph | OnnxModel
     table: CalibrationTable | None = field(repr=False)
     report: dict[str, Any] = field(repr=False)
     default_prefix: str = ""
 
     def files(self, prefix: str) -> dict[str, Content]:
-        from qgraph.formats.mxnet import checkpoint_files
-
-        found = checkpoint_files(self.lowered, prefix)
+        found = model_files(self.lowered, prefix)
         if self.table is not None:
             found[f"{prefix}.calib.json"] = self.table.to_json()
         found[f"{prefix}.report.json"] = report_text(self.report)
         return found
 
     def save(self, prefix: str | os.PathLike[str] | None = None) -> list[str]:
-        """Write symbol, params, table and report, all or none; returns the paths. Default: ``MODEL-quantized``."""
+        """Write the model, its table and report, all or none; returns the paths. Default: ``MODEL-quantized``."""
         base = os.fspath(prefix) if prefix is not None else self.default_prefix
         if not base:
             raise OptionError("save: give a prefix for the files")
@@ -80,6 +81,8 @@ class Frozen:
         from qgraph.formats.mxnet import to_mxnet
         from qgraph.runtimes.mxnet import import_mxnet
 
+        if not isinstance(self.lowered, Graph):
+            raise OptionError("module: this model is frozen for ONNX; onnxruntime.InferenceSession runs it")
         mx = import_mxnet("Frozen.module")
         names = inputs_of(self.lowered)
         by_name = shapes if isinstance(shapes, dict) else {names[0]: shapes}
@@ -114,8 +117,9 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     options = options or FreezeOptions()
     target = targets.get_target(options.target)
     float_steps, quant_steps = split(pipeline(options))
-    executor = runtime("freezing a model")
+    executor = runtime("freezing a model", options.runtime)
     opened = open_model(model, options.params, options.epoch, _block_shapes(options))
+    opened.as_graph("freezing")
     _refuse_frozen(opened)
     table = calib_table if calib_table is not None else options.calib_table
     if isinstance(table, (str, os.PathLike)):
@@ -154,9 +158,11 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
         if not isinstance(node.quant, QParams):
             raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
 
-    lowered = lower(g, target)
+    lowered = lower(g, target, shapes, options.int4)
     checks = _checks(g, float_graph, lowered, data, target, executor) if data is not None else {
         "agreement": None, "departure": None}
+    if isinstance(lowered, OnnxModel):
+        checks["onnxruntime"] = fusion(g, lowered)
     frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
@@ -166,15 +172,27 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     return frozen
 
 
-def lower(g: Graph, target: targets.Target) -> Graph:
-    """The graph in the target's own ops."""
-    if target.integer_flow:
+def lower(g: Graph, target: targets.Target, shapes: Mapping[str, Sequence[int]] | None = None,
+          int4: bool = False) -> Graph | OnnxModel:
+    """The graph in the target's own ops. shapes: of the inputs, which some ONNX ops need.  int4: see `to_onnx`."""
+    if target.flow == "qdq":
+        return to_onnx(g, shapes, int4=int4)
+    if target.flow == "fused":
         from qgraph.formats.mxnet_int8 import lower as lower_int8
 
         return lower_int8(g)
     from qgraph.formats.mxnet_sim import lower as lower_sim
 
     return lower_sim(g)
+
+
+def model_files(lowered: Graph | OnnxModel, prefix: str) -> dict[str, Content]:
+    """Path -> content of the model's own files."""
+    if isinstance(lowered, OnnxModel):
+        return {f"{prefix}.onnx": lowered.to_bytes()}
+    from qgraph.formats.mxnet import checkpoint_files
+
+    return checkpoint_files(lowered, prefix)
 
 
 def check_output(model: str, prefix: str) -> None:
@@ -275,7 +293,7 @@ def _collect(float_graph: Graph, data: Data, options: FreezeOptions, progress: P
     from qgraph.calibration import collect
 
     table = collect(float_graph, data, options.calib, act_bits=options.act_bits,
-                    act_signed=SIGNED[options.act_signed], progress=progress)
+                    act_signed=SIGNED[options.act_signed], progress=progress, runtime=options.runtime)
     log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
              table.data)
     return table
@@ -311,19 +329,26 @@ def _verdicts(float_graph: Graph, steps: Sequence[Pass]) -> dict[str, str]:
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
-def _checks(g: Graph, float_graph: Graph, lowered: Graph, data: Data, target: targets.Target,
+def _checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel, data: Data, target: targets.Target,
             executor: Any) -> dict[str, Any]:
-    """Agreement with the float model, and the kernels' departure from exact arithmetic."""
+    """Agreement with the float model, and the kernels' departure from exact arithmetic.
+
+    Where MXNet is not there to run what is frozen for it, the simulation is judged, and no kernels.
+    """
     batches = list(islice(data, -(-AGREEMENT_IMAGES // data.batch_size)))
     feeds = {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in batches[0].feeds.items()}
-    return {"agreement": departure.agreement(float_graph, lowered, batches, executor),
-            "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, executor)}
+    if isinstance(lowered, Graph) and executor.__module__ != "qgraph.runtimes.mxnet":
+        log.warning("warning: the files for MXNet are judged by simulation: its kernels do not run on this runtime")
+        return {"agreement": departure.agreement(executor(float_graph), executor(g), batches), "departure": None}
+    def run(model: Any, watch: Sequence[Any] | None = None) -> Any:
+        return open_executor(model, "judging the frozen model", watch=watch)
+
+    return {"agreement": departure.agreement(executor(float_graph), run(lowered), batches),
+            "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, run)}
 
 
-def _written_size(lowered: Graph) -> int:
-    """Bytes of the symbol and params that `save` writes."""
-    from qgraph.formats.mxnet import checkpoint_files
-
+def _written_size(lowered: Graph | OnnxModel) -> int:
+    """Bytes of the model's files that `save` writes."""
     class Counter:
         size = 0
 
@@ -332,7 +357,7 @@ def _written_size(lowered: Graph) -> int:
             return memoryview(chunk).nbytes
 
     counter = Counter()
-    for content in checkpoint_files(lowered, "").values():
+    for content in model_files(lowered, "").values():
         if callable(content):
             content(counter)  # type: ignore[arg-type]
         else:

@@ -44,7 +44,7 @@ def is_dense(g: Graph, conv: Node) -> bool:
 
 
 def fits_codes(node: Node, reader: Node) -> bool:
-    """`reader` quantizes what `node` writes to codes that end where its fused activation ends, which so does nothing."""
+    """`reader` quantizes what `node` writes to codes that end where its fused activation ends, which so is idle."""
     qp = reader.quant
     if reader.op != "fake_quantize" or not isinstance(qp, QParams) or qp.granularity != "tensor":
         return False

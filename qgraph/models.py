@@ -23,21 +23,30 @@ _SUFFIX = "-symbol.json"
 
 @dataclass
 class Model:
-    """A graph that qgraph may change. prefix: of its files, without ``-symbol.json``, or ""."""
+    """A graph that qgraph may change, or an ONNX model. prefix: of its files, without ``-symbol.json``, or ""."""
 
-    graph: Graph
+    graph: Any
     prefix: str = ""
     files: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of its files, or of its parameters."""
-        return sum(os.path.getsize(f) for f in self.files) or sum(a.nbytes for a in self.graph.params.values())
+        if self.files or not isinstance(self.graph, Graph):
+            return sum(os.path.getsize(f) for f in self.files) or int(self.graph.size)
+        return sum(a.nbytes for a in self.graph.params.values())
+
+    def as_graph(self, what_for: str) -> Graph:
+        """The graph. Raises OptionError for an ONNX model, of which there is none."""
+        if not isinstance(self.graph, Graph):
+            raise OptionError(f"{self.files[0] if self.files else 'the model'}: {what_for} wants an MXNet model "
+                              f"(MODEL{_SUFFIX}), found an ONNX model, which is what comes out in the end")
+        return self.graph
 
 
 def open_model(model: Any, params: str | None = None, epoch: int | None = None,
                shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
-    """model: path of a symbol JSON or its prefix, a Graph (copied), a Gluon block, or a `Frozen`.
+    """model: path of a symbol JSON or its prefix, or of an .onnx file, a Graph (copied), a Gluon block, or a `Frozen`.
 
     params: path; without, ``<prefix>-<epoch>.params``; without an epoch the highest there is.
     shapes: of a Gluon block's inputs.  Raises OptionError for files that are not there, and what `load` raises.
@@ -47,13 +56,17 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
     if isinstance(model, Graph):
         return Model(model.copy())
     if hasattr(model, "lowered"):
-        return Model(model.lowered.copy())
+        return Model(model.lowered.copy() if isinstance(model.lowered, Graph) else model.lowered)
+    if hasattr(model, "proto"):
+        return Model(model)
     if hasattr(model, "hybridize"):
         from qgraph.formats.gluon import from_gluon
 
         return Model(from_gluon(model, *([dict(shapes)] if shapes else [])))
     if not isinstance(model, (str, os.PathLike)):
         raise OptionError(f"found a {type(model).__name__}, want a path, a qgraph.Graph or a Gluon HybridBlock")
+    if os.fspath(model).endswith(".onnx"):
+        return _open_onnx(os.fspath(model), params)
     from qgraph.formats.mxnet import load
 
     symbol, prefix = find_symbol(model)
@@ -64,11 +77,24 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
     return Model(load(symbol, found), prefix, (symbol, found))
 
 
+def _open_onnx(path: str, params: str | None) -> Model:
+    from qgraph.formats.onnx import load
+
+    if params:
+        raise OptionError(f"--params {params}: an ONNX model has its parameters inside")
+    if not os.path.isfile(path):
+        raise OptionError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}, want an .onnx model"
+                          + _close(path, ".onnx"))
+    return Model(load(path), path[: -len(".onnx")], (path,))
+
+
 def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:
     """(path of the symbol JSON, prefix)"""
     path = os.fspath(model)
     if not path.endswith(".json") and os.path.isfile(path + _SUFFIX):
         return path + _SUFFIX, path
+    if not os.path.splitext(path)[1] and not os.path.isfile(path) and os.path.isfile(path + ".onnx"):
+        raise OptionError(f"{path}: there is no {path}{_SUFFIX}, but {path}.onnx: give its whole name")
     if not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "no such file"
         raise OptionError(f"{path}: {what}, want a MODEL{_SUFFIX} (or its prefix){_close(path)}")
@@ -77,10 +103,10 @@ def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:
     return path, path[: -len(_SUFFIX)] if path.endswith(_SUFFIX) else os.path.splitext(path)[0]
 
 
-def _close(path: str) -> str:
+def _close(path: str, suffix: str = _SUFFIX) -> str:
     folder = Path(path if os.path.isdir(path) else os.path.dirname(path) or ".")
     try:
-        names = sorted(n for n in os.listdir(folder) if n.endswith(_SUFFIX))
+        names = sorted(n for n in os.listdir(folder) if n.endswith(suffix))
     except OSError:
         return f"; the folder {folder} is not there"
     close = difflib.get_close_matches(os.path.basename(path), names, 3, 0.5) or names[:3]
@@ -145,6 +171,14 @@ def known_channels(g: Graph) -> dict[str, tuple[int, ...]]:
                 if weight is not None and weight.ndim == 4:
                     found[node.name] = (0, weight.shape[1] * ops.attr(reader, "num_group"), 0, 0)
     return found
+
+
+def input_sizes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape as far as it is known (0: any size), or (); of a Graph or an `OnnxModel`."""
+    if not isinstance(model, Graph):
+        return {name: (0, *shape[1:]) for name, shape in model.inputs.items()}
+    channels = known_channels(model)
+    return {name: channels.get(name, ()) for name in inputs_of(model)}
 
 
 def is_quantized_op(node: Node) -> bool:

@@ -55,6 +55,8 @@ class FreezeOptions(DataOptions):
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.select`.
     calib: a method of `qgraph.quant.ranges`.  passes: a pipeline of one's own instead of the standard one.
     user_passes: ``--pass MODULE:CLASS@AFTER``.  output: prefix of the files that are written.
+    isa: what executes an ONNX model, of `qgraph.passes.limit_weights`.  int4: 4-bit weights in 4-bit storage, and
+    activations in float (ONNX).  runtime: of `qgraph.runtimes`, the engine that runs models meanwhile.
     """
 
     params: str | None = None
@@ -75,11 +77,18 @@ class FreezeOptions(DataOptions):
     passes: str | None = None
     user_passes: tuple[str, ...] = ()
     dump_passes: str | None = None
+    isa: str = "auto"
+    int4: bool = False
+    runtime: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("input_shape", "exclude", "user_passes"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if self.int4:
+            if self.target != "onnx":
+                raise OptionError(f"--int4: target {self.target} has no 4-bit storage; --target onnx has")
+            object.__setattr__(self, "weight_bits", min(self.weight_bits, 4))
         for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
@@ -88,7 +97,7 @@ class FreezeOptions(DataOptions):
     def to_dict(self) -> dict[str, Any]:
         """What was asked for and is not the default, as plain values; where the files go is left out."""
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
-                 if f.name not in ("output", "dump_passes") and getattr(self, f.name) != f.default}
+                 if f.name not in ("output", "dump_passes", "runtime") and getattr(self, f.name) != f.default}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
 
 

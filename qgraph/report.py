@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from qgraph.quant.spec import QParams, shown_granularity
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import PassRecord
 
+if TYPE_CHECKING:
+    from qgraph.formats.onnx import OnnxModel
+
 FORMAT = "qgraph-report"
 
 
-def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph, verdicts: dict[str, str],
+def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel, verdicts: dict[str, str],
           table: CalibrationTable | None, records: Sequence[PassRecord], findings: Sequence[Any],
           options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
           checks: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph, 
 
 def versions() -> dict[str, str]:
     found = {"qgraph": qgraph.__version__, "numpy": np.__version__}
-    for package in ("mxnet",):
+    for package in ("mxnet", "onnx", "onnxruntime"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -59,7 +62,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def count_ops(g: Graph) -> dict[str, int]:
+def count_ops(g: Graph | OnnxModel) -> dict[str, int]:
+    if not isinstance(g, Graph):
+        return dict(sorted(Counter(node.op_type for node in g.proto.graph.node).items()))
     return dict(sorted(Counter(n.op for n in g.toposort() if n.op != "null").items()))
 
 

@@ -3,6 +3,8 @@
 That instruction adds the products of two neighbouring input channels, 2k and 2k + 1, at the same tap of the kernel, and
 saturates the sum to int16, silently.  oneDNN uses it for dense convolutions and fully connected layers that read
 unsigned codes; depthwise convolutions are exact, and a layer that reads signed codes gets weights small enough to be.
+onnxruntime (MLAS) uses it alike, for convolutions with groups too, on inputs in the order (tap, channel): the same
+pairs, but where the number of channels is odd they cross taps ("tap-major").
 """
 
 from __future__ import annotations
@@ -27,26 +29,37 @@ class Layer:
 
     x: codes (positions, C, taps).  w: codes (O, C, taps).  unit: codes of the output per unit of the accumulator,
     (O,): s_x s_w / s_y, where s_y is the step of what is written (of 8 bits over the sample, if that is in float).
+    rows: which output channels these are, of how many; all but for a convolution with groups.  top: the largest code
+    that it can read.  tap_major: how neighbours are counted, see `pairs`.
     """
 
     node: Node
     x: np.ndarray
     w: np.ndarray
     unit: np.ndarray
+    rows: slice = slice(None)
+    top: int = 255
+    tap_major: bool = False
 
     def excess(self, order: np.ndarray | None = None) -> np.ndarray:
         """(positions, O): how much saturation takes away, in codes of the output. order: of the input channels."""
         x, w = (self.x, self.w) if order is None else (self.x[:, order], self.w[:, order])
-        return pair_excess(pairs(x), pairs(w)) * self.unit
+        return pair_excess(pairs(x, self.tap_major), pairs(w, self.tap_major)) * self.unit
 
     def missed(self, order: np.ndarray | None = None) -> float:
         """Part of the outputs that saturation moves by more than one code."""
         return float((np.abs(self.excess(order)) > 1).mean())
 
 
-def pairs(codes: np.ndarray) -> np.ndarray:
-    """(N, C, taps) -> (N, C / 2 * taps, 2), an odd last channel paired with zeros."""
+def pairs(codes: np.ndarray, tap_major: bool = False) -> np.ndarray:
+    """(N, C, taps) -> (N, C / 2 * taps, 2), an odd last channel paired with zeros.
+
+    tap_major: neighbours in the order (tap, channel), so that an odd last channel meets the first one of the next tap.
+    """
     n, channels, taps = codes.shape
+    if tap_major:
+        flat = codes.transpose(0, 2, 1).reshape(n, channels * taps)
+        return np.pad(flat, [(0, 0), (0, channels * taps % 2)]).reshape(n, -1, 2)
     if channels % 2:
         codes = np.concatenate([codes, np.zeros((n, 1, taps), codes.dtype)], axis=1)
     half = codes.shape[1] // 2
@@ -70,9 +83,20 @@ def pair_excess(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return out
 
 
-def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed: int = 0) -> list[Layer]:
-    """Every layer of a baked graph that `vpmaddubsw` can saturate, with what it reads on these images."""
-    nodes = [n for n in g.toposort() if _can_saturate(g, n)]
+def can_overflow(weights: np.ndarray, top: int) -> np.ndarray:
+    """(O, M, 2) signed -> (O,): whether some pair of products with codes of 0 to `top` leaves int16."""
+    w = weights.astype(np.int64)
+    high, low = np.maximum(w, 0).sum(axis=2) * top, np.minimum(w, 0).sum(axis=2) * top
+    return np.asarray(((high > _HIGH) | (low < _LOW)).any(axis=1))
+
+
+def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed: int = 0,
+                  mlas: bool = False) -> list[Layer]:
+    """Every layer of a graph with scales that `vpmaddubsw` can saturate, with what it reads on these images.
+
+    mlas: as onnxruntime does it; a convolution with groups is one layer per group then.
+    """
+    nodes = [n for n in g.toposort() if _can_saturate(g, n, mlas)]
     ports = [g.inputs(n)[0] for n in nodes]
     tensors = Executor(g, watch=ports, rounding=rounding).run_tensors(feeds) if nodes else []
     rng = np.random.default_rng(seed)
@@ -85,17 +109,26 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
         assert isinstance(qp, QParams)
         w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
         w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
-        x = patches(node, tensor.codes, rng)
-        unit = float(tensor.qp.scale) * np.broadcast_to(qp.scale, len(w)).astype(np.float64)
-        layers.append(Layer(node, x, w, unit / _output_step(g, node, x, w, unit)))
+        x = patches(node, tensor.codes, rng, zero=int(tensor.qp.zero_point))
+        per_channel = np.repeat(np.ravel(qp.scale), len(w) // qp.scale.size).astype(np.float64)
+        unit = float(tensor.qp.scale) * per_channel
+        groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
+        step = _output_step(g, node, x, w, unit) if groups == 1 else None
+        for group in range(groups):
+            rows = slice(group * len(w) // groups, (group + 1) * len(w) // groups)
+            read = x[:, group * w.shape[1]:(group + 1) * w.shape[1]]
+            own = step or _output_step(g, node, read, w[rows], unit[rows])
+            layers.append(Layer(node, read, w[rows], unit[rows] / own, rows, tensor.qp.qmax, mlas))
     return layers
 
 
-def _can_saturate(g: Graph, node: Node) -> bool:
+def _can_saturate(g: Graph, node: Node, grouped: bool) -> bool:
     inputs = g.inputs(node)
     if node.op not in ("Convolution", "FullyConnected") or not isinstance(inputs[1].node.quant, QParams):
         return False
-    return node.op == "FullyConnected" or ops.attr(node, "num_group") == 1
+    if node.op == "FullyConnected" or ops.attr(node, "num_group") == 1:
+        return True
+    return grouped and ops.attr(node, "num_group") < ops.attr(node, "num_filter")
 
 
 def _output_step(g: Graph, node: Node, x: np.ndarray, w: np.ndarray, unit: np.ndarray) -> float:
@@ -113,13 +146,14 @@ def _output_step(g: Graph, node: Node, x: np.ndarray, w: np.ndarray, unit: np.nd
     return max(float(np.abs(real).max(initial=0.0)) / 255, 1e-30)
 
 
-def patches(node: Node, codes: np.ndarray, rng: np.random.Generator, positions: int = POSITIONS) -> np.ndarray:
-    """(positions, C, taps) of what a layer reads, at output positions drawn over all images."""
+def patches(node: Node, codes: np.ndarray, rng: np.random.Generator, positions: int = POSITIONS,
+            zero: int = 0) -> np.ndarray:
+    """(positions, C, taps) of what a layer reads, at output positions drawn over all images. zero: code of padding."""
     if node.op == "FullyConnected":
         rows = codes.reshape(len(codes), -1) if ops.attr(node, "flatten") else codes.reshape(-1, codes.shape[-1])
         return rows[:, :, None]
     kernel, stride, dilate, pad = (ops.attr(node, key) for key in ("kernel", "stride", "dilate", "pad"))
-    padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)])
+    padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)], constant_values=zero)
     size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded.shape[2:], kernel, stride, dilate)]
     count = min(positions, len(codes) * size[0] * size[1])
     flat = np.sort(rng.choice(len(codes) * size[0] * size[1], count, replace=False))

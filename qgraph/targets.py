@@ -25,8 +25,7 @@ class Target:
     act_signed: the choices of signedness that it can carry.
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
     refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
-    integer_flow: values stay integers between layers, so every place where they are rounded gets its own
-        fake_quantize node (False: only the inputs of convolutions and fully connected layers are quantized).
+    flow: which line of quantizing passes makes its graph, a key of `qgraph.passes.pipelines.QUANTIZING`.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Target:
     granularities: tuple[str, ...]
     weight_bits: tuple[int, ...]
     act_bits: tuple[int, ...]
-    integer_flow: bool
+    flow: str
     act_signed: tuple[str, ...] = ("auto", "signed", "unsigned")
     signed_input_limit: int = 0
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
@@ -59,17 +58,26 @@ def _refuse_mxnet(g: Graph, node: Node) -> str:
     return ""
 
 
+def _refuse_onnx(g: Graph, node: Node) -> str:
+    """Layers that onnxruntime has no integer kernel of."""
+    return "onnxruntime has no int8 transposed convolution" if node.op == "Deconvolution" else ""
+
+
 _BITS = tuple(range(2, 9))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)
 _WIDE_WEIGHT = QSpec(bits=8, signed=True)  # oneDNN rounds the largest weight of a channel to 127 or to -128
 _ACT = QSpec(bits=8, signed=None)
+_AFFINE_ACT = QSpec(bits=8, signed=False, symmetric=False)
 
 TARGETS: dict[str, Target] = {t.name: t for t in (
     Target("mxnet", "int8 on MXNet's oneDNN kernels (x86-64)", "mxnet", _WIDE_WEIGHT, _ACT,
-           granularities=("channel",), weight_bits=(8,), act_bits=(8,), integer_flow=True,
+           granularities=("channel",), weight_bits=(8,), act_bits=(8,), flow="fused",
            act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
     Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,
-           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, integer_flow=False),
+           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="simulated"),
+    Target("onnx", "QDQ for onnxruntime and others: 2 to 8 bits, any granularity", "half-even", _WEIGHT, _AFFINE_ACT,
+           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="qdq",
+           act_signed=("auto",), refuse=_refuse_onnx),
 )}
 
 

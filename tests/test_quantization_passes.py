@@ -24,7 +24,7 @@ from qgraph.passes.bake_weights import BakeWeights
 from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize, layer_verdicts
 from qgraph.passes.integer_flow import IntegerFlow
-from qgraph.passes.pipelines import INTEGER, SIMULATED, pipeline, split
+from qgraph.passes.pipelines import QUANTIZING, pipeline, split
 from qgraph.passes.quantize_bias import QuantizeBias
 from qgraph.passes.share_scales import ShareScales
 from qgraph.passes.signed_residual import SignedResidual
@@ -103,7 +103,7 @@ def test_every_step_on_every_network_once_and_again(name: str, target: str) -> N
         digest = g.digest()
         assert step.run(g) == 0, step.name
         assert g.digest() == digest, step.name
-    assert {r.name for r in manager.records} == set(INTEGER if target == "mxnet" else SIMULATED)
+    assert {r.name for r in manager.records} == set(QUANTIZING["fused" if target == "mxnet" else "simulated"])
     assert all(isinstance(n.quant, QParams) for n in g.nodes("fake_quantize"))
     assert Graph.parse(g.text()).text() == g.text()
 

@@ -28,7 +28,7 @@ from qgraph.departure import kernel_departure
 from qgraph.ir import Graph, Node, Port
 from qgraph.passes.limit_saturation import FACTORS, NOTICED, LimitSaturation, error_with
 from qgraph.passes.pair_channels import PairChannels
-from qgraph.passes.pipelines import INTEGER
+from qgraph.passes.pipelines import QUANTIZING
 from qgraph.passes.signed_dense import SignedDense
 from qgraph.quant.spec import QParams
 from qgraph.rewrite import PassManager

@@ -21,7 +21,7 @@ import numpy as np
 import qgraph
 from qgraph import ops
 from qgraph.errors import FormatError, UnsupportedError
-from qgraph.formats import onnx_math, onnx_nn, onnx_shape  # noqa: F401  (the import fills the table)
+from qgraph.formats import onnx_math, onnx_nn, onnx_resample, onnx_shape  # noqa: F401  (the import fills the table)
 from qgraph.formats.onnx_convert import CONVERTERS, Context, missing
 from qgraph.integers import fits_codes
 from qgraph.ir import Graph, Node, Port
@@ -30,7 +30,6 @@ from qgraph.shapes import Shape, infer, value_inputs
 
 OPSET, IR_VERSION = 21, 10
 BATCH = "N"
-CODES = "/codes"  # tensor that holds the integers of a fake_quantize: its name and this
 ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
 
 
@@ -44,10 +43,13 @@ class Codes:
 
 
 class OnnxModel:
-    """An ONNX model in memory, ours or anybody's."""
+    """An ONNX model in memory, ours or anybody's.
 
-    def __init__(self, proto: Any, size: int | None = None) -> None:
-        self.proto = proto
+    integers: fake_quantize -> tensor of its codes, in a model that was just written.
+    """
+
+    def __init__(self, proto: Any, size: int | None = None, integers: dict[Node, str] | None = None) -> None:
+        self.proto, self.integers = proto, integers or {}
         self._size = size
 
     @property
@@ -120,7 +122,8 @@ def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4
     too.  int4: weights of 4 bits or fewer are stored as INT4.  check: run `onnx.checker`, with shape inference.
     Raises UnsupportedError naming the node that ONNX, or a converter, cannot carry.
     """
-    return OnnxModel(_Emitter(g, dict(shapes or {}), int4).run(check))
+    emitter = _Emitter(g, dict(shapes or {}), int4)
+    return OnnxModel(emitter.run(check), integers=emitter.integers)
 
 
 class _Emitter:
@@ -132,6 +135,7 @@ class _Emitter:
         self.constants: dict[str, Any] = {}
         self.tensors: dict[Port, str] = {}
         self.taken = {Port(n, i).key for n in self.order for i in range(n.n_out)}
+        self.integers: dict[Node, str] = {}
         self._shared: dict[tuple, str] = {}
 
     # ---- the whole --------------------------------------------------------------------------------------------------
@@ -303,6 +307,7 @@ class _Emitter:
         if (qp.qmin, qp.qmax) != (limits.min, limits.max):
             ends = [self.constant(fq, np.array(end, dtype), "end") for end in (qp.qmin, qp.qmax)]
             codes = self._emit(fq, "Clip", [codes, *ends], "clipped")
+        self.integers[fq] = codes
         self.tensors[Port(fq)] = self._dequantize(fq, codes, scale, zero)
 
     def _dequantize(self, fq: Node, codes: str, scale: str, zero: str, **attrs: Any) -> str:

@@ -37,6 +37,7 @@ class QSpec:
     bits: 2..16 for activations and weights, 32 for a bias.
     signed: None means "auto": unsigned if nothing negative was observed.
     narrow: the lowest code is left out, so that the range is symmetric (-127..127).
+    symmetric: zero_point is 0; else it is chosen so that the codes cover just [low, high], zero among them.
     limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0 is none.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
     whole: the whole observed range is covered, though the calibration method would clip it.
@@ -48,6 +49,7 @@ class QSpec:
     bits: int = 8
     signed: bool | None = None
     narrow: bool = False
+    symmetric: bool = True
     granularity: str = "tensor"
     axis: int = 0
     groups: int = 1
@@ -182,18 +184,32 @@ def fake_quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np
 
 
 def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -> QParams:
-    """`spec` with the smallest step whose codes cover [low, high], zero_point 0: max(low / qmin, high / qmax).
+    """`spec` with the smallest step whose codes cover [low, high].
+
+    symmetric:  scale = max(low / qmin, high / qmax), zero_point = 0
+    else:       scale = (high - low) / (qmax - qmin), zero_point = qmin + round(-low / scale), with zero in [low, high]
 
     low, high: real values, shape () or (n,). Signedness "auto" becomes unsigned if no `low` is negative. A range of
     zero width gets step 1 (all codes are zero then, and a finite scale is what the engines want).
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    if not spec.symmetric:
+        return _affine(spec, np.minimum(low, 0), np.maximum(high, 0))
     spec = replace(spec, signed=bool((low < 0).any())) if spec.signed is None else spec
     below = low / spec.qmin if spec.qmin else np.zeros_like(low)
     scale = np.maximum(np.maximum(below, high / spec.qmax), 0)
     scale = np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32)
     known = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
     return QParams(**known, scale=_kept_by_mxnet(scale, bool(spec.signed)))
+
+
+def _affine(spec: QSpec, low: np.ndarray, high: np.ndarray) -> QParams:
+    spec = replace(spec, signed=bool(spec.signed))
+    scale = (high - low) / (spec.qmax - spec.qmin)
+    scale = np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32)
+    zero = np.clip(spec.qmin + np.rint(-low / scale), spec.qmin, spec.qmax).astype(np.int64)
+    known = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
+    return QParams(**known, scale=scale, zero_point=zero)
 
 
 def _kept_by_mxnet(scale: np.ndarray, signed: bool) -> np.ndarray:

@@ -1,16 +1,49 @@
-"""What executes a graph: the NumPy reference and the engines, behind one interface."""
+"""What executes a model: the NumPy reference and the engines, behind one interface."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
+from qgraph.errors import OptionError
+from qgraph.ir import Graph
 
-def runtime(what_for: str) -> Any:
-    """The `Executor` class of the engine that runs float and frozen models here.
+RUNTIMES = ("auto", "mxnet", "onnxruntime")
 
-    Raises MissingDependencyError, saying what it was needed for, where no engine is installed.
+
+def runtime(what_for: str, name: str = "auto") -> Any:
+    """The `Executor` class of the engine that runs float graphs: that named, or MXNet where it is installed.
+
+    Raises MissingDependencyError, saying what it was needed for, where the engine is not installed.
     """
-    from qgraph.runtimes import mxnet
+    if name not in RUNTIMES:
+        raise OptionError(f"--runtime {name}: want one of {', '.join(RUNTIMES)}")
+    if name == "mxnet" or (name == "auto" and importlib.util.find_spec("mxnet") is not None):
+        from qgraph.runtimes import mxnet
 
-    mxnet.import_mxnet(what_for)
-    return mxnet.Executor
+        mxnet.import_mxnet(what_for)
+        return mxnet.Executor
+    from qgraph.runtimes import onnxruntime
+
+    return onnxruntime.Executor
+
+
+def executor(model: Any, what_for: str, name: str = "auto", watch: Sequence[Any] | None = None) -> Any:
+    """An Executor of a Graph, frozen ones for MXNet included, or of an `OnnxModel`.
+
+    Raises OptionError for an engine that cannot run this model, and as `runtime`.
+    """
+    from qgraph.models import is_quantized_op
+
+    if not isinstance(model, Graph):
+        if name == "mxnet":
+            raise OptionError("--runtime mxnet: MXNet cannot run an ONNX model, onnxruntime can")
+        return runtime(what_for, "onnxruntime")(model, watch)
+    if any(is_quantized_op(node) for node in model.dag):
+        if name == "onnxruntime":
+            raise OptionError("--runtime onnxruntime: this model is frozen for MXNet's own operators; freeze the float "
+                              "model with --target onnx instead")
+        name = "mxnet"
+        what_for += ", which is frozen for MXNet (--target onnx makes one for onnxruntime),"
+    return runtime(what_for, name)(model, watch)

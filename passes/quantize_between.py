@@ -1,0 +1,154 @@
+"""Quantize what flows between integer layers, as QDQ engines want it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qgraph import ops
+from qgraph.calibration import observed_ports
+from qgraph.integers import quantizer_name
+from qgraph.ir import Graph, Node, Port
+from qgraph.quant.spec import QSpec
+from qgraph.rewrite import Pass, register
+
+# what an engine runs on codes, behind and in front of quantizers, besides layers with weights
+_JOINS = frozenset({"elemwise_add", "broadcast_add", "elemwise_mul", "broadcast_mul", "Concat"})
+
+
+@register
+class QuantizeBetween(Pass):
+    """A fake_quantize on every tensor that an integer op reads or writes; the engine fuses each op with its own.
+
+        conv(fq(x), fq(w))               ->  fq(conv(fq(x), fq(w)))
+        conv1 + conv2, read by a layer   ->  fq(fq(conv1) + fq(conv2))
+        maxpool(fq(x)), read by a layer  ->  fq'(maxpool(fq(x))), one scale for fq and fq'
+
+    Layers with weights write codes, but for a FullyConnected that only float ops read.  Sums, products, concatenations,
+    poolings and what only moves values run on codes where they read some and a layer with weights, or such an op that
+    does, reads them.
+
+    Shared scales: what goes through ops that pass values on keeps its scale, and the inputs of a Concat take that of its
+    output, but for inputs behind an activation when others are signed: their zero must stay at the lowest code, or the
+    engine could not drop the activation.
+    """
+
+    name = "quantize-between"
+    requires = ("insert-fake-quantize",)
+
+    def run(self, g: Graph) -> int:
+        return _Between(g).run()
+
+
+class _Between:
+    def __init__(self, g: Graph) -> None:
+        self.g, self.count = g, 0
+        self.order = g.toposort()
+        self.integer = self._integer_nodes()
+        self.parent: dict[Node, Node] = {}
+
+    def run(self) -> int:
+        specs = [n.quant for n in self.order if n.op == "fake_quantize" and self.g.param(self.g.inputs(n)[0]) is None]
+        if not specs or specs[0] is None:
+            return 0
+        act = dataclasses.replace(specs[0], source="")
+        for node in self.order:
+            if node not in self.integer:
+                continue
+            reads = [self._ensure(port, act) for port in self._data(node)]
+            if node.op != "FullyConnected" or self.wanted[node]:
+                # towards float ops nothing is clipped
+                self._ensure(Port(node), act if self.wanted[node] else dataclasses.replace(act, whole=True))
+            if node.op == "Concat" or ops.kind(node) == ops.PASS:
+                self._share(node, reads)
+        self._unite()
+        return self.count
+
+    def _data(self, node: Node) -> list[Port]:
+        """The inputs that flow: not the parameters, and in layers with weights only the data."""
+        inputs = self.g.inputs(node)
+        return inputs[:1] if ops.kind(node) == ops.COMPUTE else [p for p in inputs if self.g.param(p) is None]
+
+    def _integer_nodes(self) -> set[Node]:
+        carries: dict[Node, bool] = {}  # its output comes in codes, or could for nothing
+        for node in self.order:
+            if node.op == "fake_quantize":
+                source = self.g.inputs(node)[0]
+                carries[node] = self.g.param(source) is None
+            elif ops.kind(node) == ops.COMPUTE:
+                carries[node] = self._is_integer_layer(node)
+            elif node.op in _JOINS:
+                ports = self._data(node)
+                carries[node] = len(ports) > 1 and any(carries[p.node] for p in ports)
+            else:
+                carries[node] = self._moves(node) and carries[self.g.inputs(node)[0].node]
+        self.wanted: dict[Node, bool] = {}  # a layer with weights reads it, maybe through such ops
+        found: set[Node] = set()
+        for node in reversed(self.order):
+            readers = self.g.readers(node)
+            self.wanted[node] = any(v in found and (ops.kind(v) == ops.COMPUTE or self.wanted[v])
+                                    or v.op == "fake_quantize" and self.wanted[v] for v in readers)
+            if ops.kind(node) == ops.COMPUTE:
+                if carries[node]:
+                    found.add(node)
+            elif carries[node] and self.wanted[node] and node.op != "fake_quantize":
+                found.add(node)
+        return found
+
+    def _is_integer_layer(self, node: Node) -> bool:
+        inputs = self.g.inputs(node)
+        return len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs[:2])
+
+    def _moves(self, node: Node) -> bool:
+        """One input, one output, of values from the input's range."""
+        return ops.kind(node) in (ops.PASS, ops.AVERAGE) and node.n_out == 1 and len(self.g.inputs(node)) == 1
+
+    def _ensure(self, port: Port, spec: QSpec) -> Node:
+        """The fake_quantize of a port, read by all its readers; a new one if there is none."""
+        if port.node.op == "fake_quantize":
+            return port.node
+        fq = next((v for v, _ in self.g.uses(port) if v.op == "fake_quantize"), None)
+        if fq is None:
+            fq = self.g.insert_after(port, "fake_quantize", quantizer_name(port), quant=spec)
+            self.count += 1
+        else:
+            self.count += self.g.replace_uses(port, fq, keep=[fq])
+        return fq
+
+    # ---- scales -----------------------------------------------------------------------------------------------------
+
+    def _find(self, fq: Node) -> Node:
+        while self.parent.setdefault(fq, fq) is not fq:
+            self.parent[fq] = fq = self.parent[self.parent[fq]]
+        return fq
+
+    def _share(self, node: Node, reads: list[Node]) -> None:
+        written = next(v for v, _ in self.g.uses(node) if v.op == "fake_quantize")
+        if node.op == "Concat":
+            ended = [self._ends_at_zero(fq) for fq in reads]
+            if not all(ended):
+                reads = [fq for fq, end in zip(reads, ended) if not end]
+        for fq in reads:
+            self.parent[self._find(fq)] = self._find(written)
+
+    def _ends_at_zero(self, fq: Node) -> bool:
+        """Its values come from a fused activation, through ops that pass values on."""
+        node = self.g.inputs(fq)[0].node
+        while node.op == "fake_quantize" or node.op == "Concat" or self._moves(node):
+            node = self.g.inputs(node)[0].node
+        return "act_type" in ops.info(node.op).defaults and ops.attr(node, "act_type") in ("relu", "clip")
+
+    def _unite(self) -> None:
+        """One range for what shares a scale: the union of those of its tensors that calibration looks at."""
+        observed = {port.key for port in observed_ports(self.g)}
+        groups: dict[Node, list[Node]] = {}
+        for node in self.g.nodes("fake_quantize"):
+            if node in self.parent:
+                groups.setdefault(self._find(node), []).append(node)
+        for group in groups.values():
+            names = [name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group) if name in observed]
+            whole = any(fq.quant.whole for fq in group if fq.quant is not None)
+            for fq in group:
+                assert fq.quant is not None
+                if (fq.quant.source, fq.quant.whole) != ("|".join(names), whole):
+                    fq.quant = dataclasses.replace(fq.quant, source="|".join(names), whole=whole)
+                    self.count += 1
