@@ -46,6 +46,7 @@ _WEIGHTED = ("data", "weight", "bias")
 _ACT = {"act_type": "", "a_min": 0.0, "a_max": 0.0}
 _SCALAR = OpInfo(defaults={"scalar": 0.0})
 _BINARY = OpInfo(("lhs", "rhs"))
+_SOFTMAX = OpInfo(defaults={"axis": -1, "temperature": "None", "use_length": False})
 _REDUCE = OpInfo(defaults={"axis": (), "keepdims": False, "exclude": False})
 
 OPS: dict[str, OpInfo] = {
@@ -81,7 +82,8 @@ OPS: dict[str, OpInfo] = {
     # element by element
     "Activation": OpInfo(defaults={"act_type": ""}),
     "clip": OpInfo(defaults={"a_min": 0.0, "a_max": 0.0}),
-    "relu": OpInfo(), "sigmoid": OpInfo(), "tanh": OpInfo(), "exp": OpInfo(), "sqrt": OpInfo(), "abs": OpInfo(),
+    "relu": OpInfo(), "sigmoid": OpInfo(), "tanh": OpInfo(), "softsign": OpInfo(),
+    "exp": OpInfo(), "sqrt": OpInfo(), "abs": OpInfo(),
     "LeakyReLU": OpInfo(("data", "gamma"), defaults={"act_type": "leaky", "slope": 0.25}),
     "hard_sigmoid": OpInfo(defaults={"alpha": 0.2, "beta": 0.5}),
     "_plus_scalar": _SCALAR, "_minus_scalar": _SCALAR, "_rminus_scalar": _SCALAR, "_mul_scalar": _SCALAR,
@@ -90,16 +92,61 @@ OPS: dict[str, OpInfo] = {
     "elemwise_mul": _BINARY, "elemwise_sub": _BINARY, "elemwise_div": _BINARY,
     "broadcast_add": _BINARY, "broadcast_mul": _BINARY, "broadcast_sub": _BINARY, "broadcast_div": _BINARY,
     "add_n": OpInfo(("*",), defaults={"num_args": 1}),
+    **dict.fromkeys(("log", "log2", "log10", "log1p", "expm1", "rsqrt", "cbrt", "rcbrt", "square", "reciprocal", "sign",
+                     "floor", "ceil", "round", "rint", "trunc", "fix", "negative", "erf", "sin", "cos", "tan", "arcsin",
+                     "arccos", "arctan", "sinh", "cosh", "arcsinh", "arccosh", "arctanh", "logical_not"), OpInfo()),
+    **dict.fromkeys(("_rpower_scalar", "_mod_scalar", "_rmod_scalar", "_hypot_scalar", "_equal_scalar",
+                     "_not_equal_scalar", "_greater_scalar", "_greater_equal_scalar", "_lesser_scalar",
+                     "_lesser_equal_scalar", "_logical_and_scalar", "_logical_or_scalar", "_logical_xor_scalar",
+                     "smooth_l1"), _SCALAR),
+    **{prefix + word: _BINARY for prefix in ("broadcast_", "_") for word in (
+        "maximum", "minimum", "mod", "power", "hypot", "equal", "not_equal", "greater", "greater_equal", "lesser",
+        "lesser_equal", "logical_and", "logical_or", "logical_xor")},
+    # moved and made values
+    "stack": OpInfo(("*",), defaults={"axis": 0, "num_args": 1}),
+    "_split_v2": OpInfo(defaults={"indices": (), "axis": 1, "squeeze_axis": False, "sections": 0}),
+    "tile": OpInfo(defaults={"reps": ()}),
+    "repeat": OpInfo(defaults={"repeats": 1, "axis": ()}),
+    "broadcast_axis": OpInfo(defaults={"axis": (), "size": ()}),
+    "broadcast_to": OpInfo(defaults={"shape": ()}),
+    "broadcast_like": OpInfo(("lhs", "rhs"), defaults={"lhs_axes": (), "rhs_axes": ()}),
+    "reshape_like": OpInfo(("lhs", "rhs"), defaults=dict.fromkeys(("lhs_begin", "lhs_end", "rhs_begin", "rhs_end"),
+                                                                  ())),
+    "reverse": OpInfo(defaults={"axis": ()}),
+    "shape_array": OpInfo(), "size_array": OpInfo(), "ones_like": OpInfo(), "zeros_like": OpInfo(),
+    "_ones": OpInfo((), defaults={"shape": ()}), "_zeros": OpInfo((), defaults={"shape": ()}),
+    "_full": OpInfo((), defaults={"shape": (), "value": 0.0}),
+    "_arange": OpInfo((), defaults={"start": 0.0, "stop": "None", "step": 1.0, "repeat": 1, "infer_range": False}),
+    "_contrib_arange_like": OpInfo(defaults={"start": 0.0, "step": 1.0, "repeat": 1, "axis": ()}),
+    "depth_to_space": OpInfo(defaults={"block_size": 1}), "space_to_depth": OpInfo(defaults={"block_size": 1}),
+    "where": OpInfo(("condition", "x", "y")),
+    "take": OpInfo(("a", "indices"), defaults={"axis": 0, "mode": "clip"}),
+    "Embedding": OpInfo(("data", "weight"), defaults={"input_dim": 0, "output_dim": 0}),
+    "pick": OpInfo(("data", "index"), defaults={"axis": (-1,), "keepdims": False, "mode": "clip"}),
+    "gather_nd": OpInfo(("data", "indices")),
+    "one_hot": OpInfo(("indices",), defaults={"depth": 1, "on_value": 1.0, "off_value": 0.0}),
+    "topk": OpInfo(defaults={"axis": (-1,), "k": 1, "ret_typ": "indices", "is_ascend": False}),
+    "sort": OpInfo(defaults={"axis": (-1,), "is_ascend": True}),
+    "argsort": OpInfo(defaults={"axis": (-1,), "is_ascend": True}),
+    "argmax": OpInfo(defaults={"axis": (), "keepdims": False}),
+    "argmin": OpInfo(defaults={"axis": (), "keepdims": False}),
+    "_contrib_box_decode": OpInfo(("data", "anchors"), defaults={"std0": 1.0, "std1": 1.0, "std2": 1.0, "std3": 1.0,
+                                                                 "clip": -1.0, "format": "center"}),
+    # products of matrices
+    "dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
+    "batch_dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
     # normalization
     "BatchNorm": OpInfo(("data", "gamma", "beta", "moving_mean", "moving_var"), ("moving_mean", "moving_var"), _BN),
+    "_contrib_SyncBatchNorm": OpInfo(("data", "gamma", "beta", "moving_mean", "moving_var"),
+                                     ("moving_mean", "moving_var"), _BN),
     "InstanceNorm": OpInfo(("data", "gamma", "beta"), defaults={"eps": 1e-3}),
     "LayerNorm": OpInfo(("data", "gamma", "beta"), defaults={"axis": -1, "eps": 1e-5}),
     "L2Normalization": OpInfo(defaults={"eps": 1e-10, "mode": "instance"}),
     "LRN": OpInfo(defaults={"alpha": 1e-4, "beta": 0.75, "knorm": 2.0, "nsize": 0}),
     # reductions and heads
-    "sum": _REDUCE, "mean": _REDUCE, "max": _REDUCE,
-    "softmax": OpInfo(defaults={"axis": -1, "temperature": "None"}),
-    "log_softmax": OpInfo(defaults={"axis": -1}),
+    "sum": _REDUCE, "mean": _REDUCE, "max": _REDUCE, "min": _REDUCE, "prod": _REDUCE,
+    "norm": OpInfo(defaults={"ord": 2, "axis": (), "keepdims": False}),
+    "softmax": _SOFTMAX, "log_softmax": _SOFTMAX, "softmin": _SOFTMAX,
     "SoftmaxActivation": OpInfo(defaults={"mode": "instance"}),
     "SoftmaxOutput": OpInfo(("data", "label"), defaults={"multi_output": False, "preserve_shape": False}),
     "LinearRegressionOutput": OpInfo(("data", "label")),
@@ -121,7 +168,10 @@ ALIASES = {
     "Softmax": "SoftmaxOutput", "concat": "Concat", "flatten": "Flatten", "reshape": "Reshape", "split": "SliceChannel",
     "swapaxes": "SwapAxis", "stop_gradient": "BlockGrad", "pad": "Pad", "cast": "Cast", "crop": "slice",
     "BatchNorm_v1": "BatchNorm", "CuDNNBatchNorm": "BatchNorm", "Pooling_v1": "Pooling",
-    "Convolution_v1": "Convolution", "sum_axis": "sum", "max_axis": "max",
+    "Convolution_v1": "Convolution", "sum_axis": "sum", "max_axis": "max", "min_axis": "min",
+    "_Power": "_power", "_Maximum": "_maximum", "_Minimum": "_minimum", "_Mod": "_mod", "_Hypot": "_hypot",
+    "_RPowerScalar": "_rpower_scalar", "_ModScalar": "_mod_scalar", "_RModScalar": "_rmod_scalar",
+    "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
 IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss", "LinearRegressionOutput"})

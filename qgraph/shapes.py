@@ -143,8 +143,8 @@ def _pooling(node: Node, shapes: list[Shape]) -> Shape:
     return (*shapes[0][:2], *spatial)
 
 
-@rule("fake_quantize", "Activation", "clip", "relu", "sigmoid", "tanh", "exp", "sqrt", "abs", "hard_sigmoid",
-      "_plus_scalar", "_minus_scalar", "_rminus_scalar", "_mul_scalar", "_div_scalar", "_rdiv_scalar",
+@rule("fake_quantize", "Activation", "clip", "relu", "sigmoid", "tanh", "softsign", "exp", "sqrt", "abs",
+      "hard_sigmoid", "_plus_scalar", "_minus_scalar", "_rminus_scalar", "_mul_scalar", "_div_scalar", "_rdiv_scalar",
       "_maximum_scalar", "_minimum_scalar", "_power_scalar", "SoftmaxActivation", "SoftmaxOutput",
       "LinearRegressionOutput", "LogisticRegressionOutput", "Dropout", "BlockGrad", "_copy", "identity", "make_loss",
       "Cast", "L2Normalization", "LeakyReLU")
@@ -152,7 +152,7 @@ def _same(node: Node, shapes: list[Shape]) -> Shape:
     return shapes[0]
 
 
-@rule("softmax", "log_softmax")
+@rule("softmax", "log_softmax", "softmin")
 def _softmax(node: Node, shapes: list[Shape]) -> Shape:
     axis_of(node, ops.attr(node, "axis"), len(shapes[0]))
     return shapes[0]
@@ -165,7 +165,7 @@ def _lrn(node: Node, shapes: list[Shape]) -> Shape:
     return shapes[0]
 
 
-@rule("BatchNorm", "InstanceNorm", "LayerNorm")
+@rule("BatchNorm", "_contrib_SyncBatchNorm", "InstanceNorm", "LayerNorm")
 def _normalization(node: Node, shapes: list[Shape]) -> Shape:
     axis = 1 if node.op == "InstanceNorm" else ops.attr(node, "axis")
     want = (shapes[0][axis_of(node, axis, len(shapes[0]))],)
