@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import image_options, output_options
+from qgraph.cli.options import image_options, output_options, runtime_option
 from qgraph.errors import CheckFailed, DataError
 
 
@@ -18,16 +18,19 @@ from qgraph.errors import CheckFailed, DataError
 @click.option("--min-agreement", type=float, metavar="X", help="Exit with 3 if the top-1 agreement is below X percent.")
 @click.option("--min-sqnr", type=float, metavar="X", help="Exit with 3 if the output's SQNR is below X dB.")
 @image_options
+@runtime_option
 @output_options
-def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: float | None, as_json: bool, quiet: bool,
-            verbose: bool, **flags: Any) -> None:
+def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: float | None, runtime: str, as_json: bool,
+            quiet: bool, verbose: bool, **flags: Any) -> None:
     """Where model B (frozen) departs from model A (float): signal to noise, cosine, largest error of every layer.
 
-    A and B are -symbol.json files or their prefixes. "added" is noise / signal that the layer adds to what it reads.
+    A and B are -symbol.json files or their prefixes, or .onnx files. "added" is noise / signal that the layer adds to
+    what it reads.
 
     \b
     Examples:
       qgraph compare net net-quantized --data val.rec --select ::10 --preprocess imagenet
+      qgraph compare net net-quantized.onnx --data val.rec --select ::10 --preprocess imagenet
       qgraph compare net net-quantized --data test.npz --min-agreement 98 --json
     """
     console.set_up(quiet, verbose)
@@ -35,7 +38,7 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
     from qgraph.options import DataOptions
 
     with console.Bars() as bars:
-        found = compare(a, b, data, options=DataOptions(**flags), progress=bars)
+        found = compare(a, b, data, options=DataOptions(**flags), progress=bars, runtime=runtime)
     output = found["output"]
     if not as_json:
         rows = [(x["name"], x["op"], _db(x["sqnr_db"]), f"{x['cosine']:.6f}", f"{x['max_error']:.4g}",

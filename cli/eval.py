@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import image_options, model_options, output_options
+from qgraph.cli.options import image_options, model_options, output_options, runtime_option
 from qgraph.errors import CheckFailed, DataError
 
 
@@ -18,16 +18,18 @@ from qgraph.errors import CheckFailed, DataError
 @click.option("--reference", metavar="MODEL", help="Also the percentage of images on which the top class is the same.")
 @click.option("--min-top1", type=float, metavar="X", help="Exit with 3 if the top-1 accuracy is below X percent.")
 @image_options
+@runtime_option
 @output_options
 def command(model: str, data: str, params: str | None, epoch: int | None, reference: str | None,
-            min_top1: float | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+            min_top1: float | None, runtime: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Accuracy of a model, float or frozen, and its agreement with another.
 
-    MODEL is a -symbol.json or its prefix.
+    MODEL is a -symbol.json or its prefix, or an .onnx file.
 
     \b
     Examples:
       qgraph eval net-quantized --data val.rec --skip ::10 --preprocess imagenet --reference net
+      qgraph eval net-quantized.onnx --data val.rec --preprocess imagenet --reference net
       qgraph eval net-quantized --data test.npz --min-top1 97.5 --json
     """
     console.set_up(quiet, verbose)
@@ -36,7 +38,8 @@ def command(model: str, data: str, params: str | None, epoch: int | None, refere
     from qgraph.options import DataOptions
 
     with console.Bars() as bars:
-        found = evaluate(open_model(model, params, epoch), data, reference, options=DataOptions(**flags), progress=bars)
+        found = evaluate(open_model(model, params, epoch), data, reference, options=DataOptions(**flags), progress=bars,
+                         runtime=runtime)
     if min_top1 is not None and found["top1"] is None:
         raise DataError(f"{data}: has no labels, so --min-top1 cannot be checked")
     words = {"images": "{}", "top1": "{:.2f} %", "top5": "{:.2f} %", "agreement": "{:.2f} %", "ms_per_image": "{:.3f}"}

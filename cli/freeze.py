@@ -13,7 +13,8 @@ from qgraph.cli.options import (
     input_shape_option,
     model_options,
     output_options,
-    target_option,
+    runtime_option,
+    targets_option,
 )
 
 
@@ -21,7 +22,7 @@ from qgraph.cli.options import (
 @click.argument("model", metavar="MODEL-symbol.json")
 @model_options
 @click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-quantized]")
-@target_option
+@targets_option
 @input_shape_option
 @exclude_option
 @click.option("--granularity", type=click.Choice(["layer", "group", "channel", "tensor"]), default="channel",
@@ -36,43 +37,54 @@ from qgraph.cli.options import (
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @image_options
+@click.option("--isa", type=click.Choice(["auto", "vnni", "avx2"]), default="auto", show_default=True,
+              help="onnx: what executes it. auto: any CPU, fewer weight codes where sums overflow on the calibration "
+                   "images on x86 without VNNI; avx2: wherever they could; vnni: all 8 bits.")
+@click.option("--int4", is_flag=True, help="onnx: 4-bit weights in 4-bit storage, activations in float.")
+@runtime_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
 @click.option("--pass", "user_passes", multiple=True, metavar="MODULE:CLASS@AFTER",
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
-    Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), PREFIX.calib.json (the ranges,
-    for --calib-table) and PREFIX.report.json.
+    Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, and PREFIX.calib.json
+    (the ranges, for --calib-table) and PREFIX.report.json (with several targets PREFIX.TARGET.report.json).
 
     \b
     Examples:
       qgraph freeze net-symbol.json --exclude conv0 --calib kl
       qgraph freeze net-symbol.json --calib-data val.rec --select ::10 --preprocess imagenet
+      qgraph freeze net-symbol.json --target onnx --calib kl --calib-data images/ --preprocess imagenet
       qgraph freeze net-symbol.json --target mxnet-sim --weight-bits 4 --granularity layer
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose)
-    from qgraph.freezing import check_output, freeze, report_text
+    from qgraph.freezing import check_output, freeze_all, report_text
     from qgraph.models import default_prefix
     from qgraph.options import FreezeOptions
 
-    options = FreezeOptions(**flags)
-    prefix = options.output or default_prefix(model)
+    wanted = [FreezeOptions(target=target, **flags) for target in dict.fromkeys(targets)]
+    prefix = wanted[0].output or default_prefix(model)
     check_output(model, prefix)
     with console.Bars() as bars:
-        frozen = freeze(model, options, progress=bars)
-    paths = frozen.save(prefix)
-    if not quiet:
-        _tables(frozen.report, verbose)
+        frozen, paths = freeze_all(model, wanted, prefix, progress=bars)
+    for found in frozen:
+        if not quiet:
+            _tables(found.report, verbose)
     if as_json:
-        click.echo(report_text(frozen.report), nl=False)
-    else:
-        click.echo("\n".join(_summary(frozen.report, paths)))
+        reports = {found.report["target"]: found.report for found in frozen}
+        click.echo(report_text(frozen[0].report if len(frozen) == 1 else reports), nl=False)
+        return
+    for found in frozen:
+        if len(frozen) > 1:
+            click.echo(f"target      {found.report['target']}")
+        click.echo("\n".join(_summary(found.report)))
+    click.echo("\n".join(f"wrote       {path}" for path in paths))
 
 
 def _tables(report: dict[str, Any], verbose: bool) -> None:
@@ -94,7 +106,7 @@ def _scale(scale: Any) -> str:
     return f"{scale[0]:.3g} .. {scale[1]:.3g}" if isinstance(scale, list) else f"{scale:.4g}"
 
 
-def _summary(report: dict[str, Any], paths: list[str]) -> list[str]:
+def _summary(report: dict[str, Any]) -> list[str]:
     from qgraph.freezing import DISTILLED
 
     quantized, left = len(report["quantized"]), report["float"]
@@ -117,6 +129,11 @@ def _summary(report: dict[str, Any], paths: list[str]) -> list[str]:
         worst = min(found["layers"].items(), key=lambda item: item[1]["within_one"], default=None)
         where = f", least in {worst[0]}" if worst and worst[1]["within_one"] < 100 else ""
         lines.append(f"kernels     {found['within_one']:g} % of the codes within 1 of exact arithmetic{where}")
+    if engine := report.get("onnxruntime"):
+        left = engine["float"]
+        lines.append(f"onnxruntime {engine['integer']} integer ops"
+                     + (f"; in float: {', '.join(list(left)[:4])}{', ...' if len(left) > 4 else ''} "
+                        f"({next(iter(left.values()))})" if left else ", every quantized layer among them"))
     size = report["size"]
     lines.append(f"size        {console.size(size['before'])} -> {console.size(size['after'])}")
-    return [*lines, *(f"wrote       {path}" for path in paths)]
+    return lines

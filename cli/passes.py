@@ -25,7 +25,8 @@ def command(name: str | None, as_json: bool) -> None:
     from qgraph.rewrite import REGISTRY, option_types, pass_class
 
     if name is None:
-        order = [*(p.name for p in PIPELINES["float"]), *dict.fromkeys(n for names in QUANTIZING.values() for n in names)]
+        quantizing = dict.fromkeys(n for names in QUANTIZING.values() for n in names)
+        order = [*(p.name for p in PIPELINES["float"]), *quantizing]
         names = [*order, *sorted(REGISTRY.keys() - set(order))]
         rows = {n: _first_line(REGISTRY[n]) for n in names}
         if as_json:

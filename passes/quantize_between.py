@@ -54,6 +54,8 @@ class _Between:
         for node in self.order:
             if node not in self.integer:
                 continue
+            if node.op == "FullyConnected":
+                self._flatten(node)
             reads = [self._ensure(port, act) for port in self._data(node)]
             if node.op != "FullyConnected" or self.wanted[node]:
                 # towards float ops nothing is clipped
@@ -62,6 +64,21 @@ class _Between:
                 self._share(node, reads)
         self._unite()
         return self.count
+
+    def _flatten(self, node: Node) -> None:
+        """dense(fq(x))  ->  dense(fq'(flatten(fq(x)))), as engines fuse a dense layer with the quantizer right before.
+
+        Behind a quantizer that others read, or of a tensor that an integer op writes, both stay, with one scale.
+        """
+        fq = self.g.inputs(node)[0].node
+        source = self.g.inputs(fq)[0]
+        if not ops.attr(node, "flatten") or source.node.op in ("Flatten", "FullyConnected"):
+            return
+        flat = self.g.add("Flatten", [fq], node.name + "_flatten", origin=source.node.origin or (source.node.name,))
+        behind = self.g.add("fake_quantize", [flat], quantizer_name(Port(flat)), quant=fq.quant, origin=flat.origin)
+        self.g.set_input(node, 0, behind)
+        self._share(flat, [fq])
+        self.count += 1
 
     def _data(self, node: Node) -> list[Port]:
         """The inputs that flow: not the parameters, and in layers with weights only the data."""

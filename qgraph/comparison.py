@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,17 @@ from qgraph.channels import channel_order
 from qgraph.departure import Difference, class_scores
 from qgraph.errors import DataError, OptionError
 from qgraph.evaluation import open_for, runnable
+from qgraph.formats.onnx import OnnxModel
 from qgraph.ir import Graph, Node, Port
-from qgraph.models import inputs_of, is_quantized_op, open_model
+from qgraph.models import input_sizes, is_quantized_op, open_model
 from qgraph.options import DataOptions, Progress
 from qgraph.passes import PIPELINES
 from qgraph.passes.fuse_relu import FuseRelu
-from qgraph.runtimes import runtime
+from qgraph.runtimes import executor
 
 WORST = 3
+_ONNX_LAYERS = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose", "Add", "Concat", "MaxPool", "AveragePool",
+                          "GlobalAveragePool", "GlobalMaxPool"})
 _SIGNED, _UNSIGNED = 127.5, 255.5  # steps in the range that MXNet carries beside its codes
 
 
@@ -37,6 +40,19 @@ class _Side:
             step.run(self.graph)
         self.nodes = {n.name: n for n in self.graph.toposort() if n.op != "null"}
 
+    def comparable(self) -> list[str]:
+        """Layers, sums, concatenations and poolings, in order."""
+        return [name for name, node in self.nodes.items() if _is_tensor(node)
+                and (ops.kind(node) in (ops.COMPUTE, ops.JOIN, ops.AVERAGE) or node.op == "Pooling"
+                     or is_quantized_op(node))]
+
+    def has(self, name: str) -> bool:
+        return name in self.nodes and _is_tensor(self.nodes[name])
+
+    def watch(self, names: Sequence[str]) -> list[Any]:
+        """The first output, then what `reals` reads."""
+        return [self.graph.heads[0], *self.ports(names)]
+
     def is_float(self, name: str) -> bool:
         return not is_quantized_op(self.nodes[name])
 
@@ -44,7 +60,7 @@ class _Side:
         """The tensors to watch: one per float name, codes with their minimum and maximum per integer name."""
         return [Port(self.nodes[name], i) for name in names for i in range(1 if self.is_float(name) else 3)]
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: _Side) -> dict[str, np.ndarray]:
+    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
         """What the watched tensors stand for. other: the side that they will be compared with."""
         rest = iter(values)
         return {name: self._in_users_order(name, next(rest) if self.is_float(name) else _dequantize(
@@ -54,17 +70,65 @@ class _Side:
     def _in_users_order(self, name: str, value: np.ndarray) -> np.ndarray:
         """`pair-channels` may have changed the order of channels, and says so on the node."""
         order = channel_order(self.nodes[name])
-        if order is None or value.ndim < 2 or value.shape[1] != len(order):
-            return value
-        back = np.empty_like(value)
-        back[:, order] = value
-        return back
+        return value if order is None else _reordered(value, order)
 
-    def _is_shifted(self, name: str, other: _Side) -> bool:
+    def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
+        return _layers(self.graph, found)
+
+    def _is_shifted(self, name: str, other: Any) -> bool:
         """Unsigned codes of a convolution without activation: `signed-residual` has moved them by half their range."""
+        if not isinstance(other, _Side):
+            return False
         mine, theirs = self.nodes[name], other.nodes[name]
         return (mine.op == "_sg_mkldnn_conv" and mine.attrs.get("min_calib_range") == "0.0"
                 and theirs.op == "Convolution" and "act_type" not in theirs.attrs)
+
+
+class _OnnxSide:
+    """The same of an ONNX model. Of a quantized layer the codes are watched, so that onnxruntime fuses it as ever."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.graph = model
+        self.codes, self.orders = model.codes(), model.channel_orders
+        self.made = {name: node.op_type for node in model.proto.graph.node for name in node.output}
+
+    def comparable(self) -> list[str]:
+        return [name for name, op in self.made.items() if op in _ONNX_LAYERS or name in self.codes]
+
+    def has(self, name: str) -> bool:
+        return name in self.made
+
+    def watch(self, names: Sequence[str]) -> list[Any]:
+        return [self.graph.outputs[0], *(self.codes[name].tensor if name in self.codes else name for name in names)]
+
+    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+        found = {}
+        for name, value in zip(names, values):
+            if name in self.codes:
+                known = self.codes[name]
+                value = (value.astype(np.float32) - known.zero_point) * np.float32(known.scale)
+            order = self.orders.get(name)
+            found[name] = value if order is None else _reordered(value, order)
+        return found
+
+    def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
+        """One row per tensor; what a layer adds is not told apart where there is no graph of ours."""
+        return [{"name": name, "op": self.made[name], "origin": [name], **difference.to_dict(), "added_noise": 0.0}
+                for name, difference in found.items()]
+
+
+def _open_side(model: Any) -> Any:
+    opened = open_model(model)
+    return _Side(opened) if isinstance(opened.graph, Graph) else _OnnxSide(opened.graph)
+
+
+def _reordered(value: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Channels back in the user's order."""
+    if value.ndim < 2 or value.shape[1] != len(order):
+        return value
+    back = np.empty_like(value)
+    back[:, order] = value
+    return back
 
 
 def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray, zero: int) -> np.ndarray:
@@ -74,7 +138,7 @@ def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray, zero: int)
 
 
 def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
-            progress: Progress | None = None) -> dict[str, Any]:
+            progress: Progress | None = None, runtime: str = "auto") -> dict[str, Any]:
     """`b` judged by `a` on the same images; both are what `open_model` takes.
 
     Returns {"images", "agreement": top-1 in percent or None, "output": DIFF, "layers": [{"name", "op", "origin",
@@ -82,11 +146,10 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
     bit), cosine, max_error.  added_noise is the layer's noise / signal less that of what it reads.  Integer tensors are
     compared as the reals that they stand for.
     """
-    executor = runtime("comparing models")
-    first, second = _Side(a), _Side(b)
+    first, second = _open_side(a), _open_side(b)
     names = _common(first, second)
     opened = open_for(first.graph, data, options or DataOptions())
-    runs = [executor(side.graph, watch=[side.graph.heads[0], *side.ports(names)]) for side in (first, second)]
+    runs = [executor(side.graph, "comparing models", runtime, side.watch(names)) for side in (first, second)]
 
     found = {name: Difference() for name in names}
     output = Difference()
@@ -113,21 +176,19 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
             progress("comparing", images, opened.num_items)
     if not images:
         raise DataError(f"{opened.name}: no image was read")
-    layers = _layers(first.graph, found)
-    worst = _worst(layers, first)
+    layers = first.rows(found)
+    worst = _worst(layers, first) if isinstance(first, _Side) else []
     return {"images": images, "agreement": round(100 * same / images, 2) if classifies else None,
             "output": output.to_dict(), "layers": layers, "worst": worst,
             "exclude": " ".join(f"--exclude {name}" for name in worst)}
 
 
-def _common(first: _Side, second: _Side) -> list[str]:
+def _common(first: Any, second: Any) -> list[str]:
     """Names of layers, sums, concatenations and poolings that both models have, in the order of the first."""
-    odd = sorted(set(inputs_of(first.graph)) ^ set(inputs_of(second.graph)))
+    odd = sorted(set(input_sizes(first.graph)) ^ set(input_sizes(second.graph)))
     if odd:
         raise OptionError(f"only one of the models has the input {', '.join(odd)}, want two of the same network")
-    names = [name for name, node in first.nodes.items() if name in second.nodes
-             and (ops.kind(node) in (ops.COMPUTE, ops.JOIN, ops.AVERAGE) or node.op == "Pooling"
-                  or is_quantized_op(node)) and _is_tensor(node) and _is_tensor(second.nodes[name])]
+    names = [name for name in first.comparable() if second.has(name)]
     if not names:
         raise OptionError("the models have no layer of the same name, want a model and its frozen form")
     return names
@@ -137,7 +198,7 @@ def _is_tensor(node: Node) -> bool:
     return node.n_out >= 3 if is_quantized_op(node) and node.op != "_contrib_dequantize" else node.n_out == 1
 
 
-def _layers(g: Graph, found: dict[str, Difference]) -> list[dict[str, Any]]:
+def _layers(g: Graph, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
     """One row per layer in topological order. The noise of a node that is not compared is that of what it reads."""
     noise: dict[Node, float] = {}
     rows = []

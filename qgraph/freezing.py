@@ -172,6 +172,26 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     return frozen
 
 
+def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
+               progress: Progress | None = None) -> tuple[list[Frozen], list[str]]:
+    """Freeze for several targets with one calibration, and write all or none; (frozen models, paths)."""
+    frozen: list[Frozen] = []
+    files: dict[str, Content] = {}
+    table: CalibrationTable | None = None
+    for options in wanted:
+        frozen.append(freeze(model, options, calib_table=table, progress=progress))
+        table = frozen[-1].table
+        for path, content in frozen[-1].files(prefix).items():
+            if path.endswith(".report.json") and len(wanted) > 1:
+                path = f"{prefix}.{options.target}.report.json"
+            elif path in files and not path.endswith(".calib.json"):
+                raise OptionError(f"--target {options.target}: writes {path}, as another target does; freeze it on its "
+                                  "own with another --output")
+            files[path] = content
+    write_files(files)
+    return frozen, list(files)
+
+
 def lower(g: Graph, target: targets.Target, shapes: Mapping[str, Sequence[int]] | None = None,
           int4: bool = False) -> Graph | OnnxModel:
     """The graph in the target's own ops. shapes: of the inputs, which some ONNX ops need.  int4: see `to_onnx`."""

@@ -10,7 +10,7 @@ pairs, but where the number of channels is odd they cross taps ("tap-major").
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Layer:
     x: np.ndarray
     w: np.ndarray
     unit: np.ndarray
-    rows: slice = slice(None)
+    rows: slice = field(default_factory=lambda: slice(None))
     top: int = 255
     tap_major: bool = False
 
@@ -128,7 +128,9 @@ def _can_saturate(g: Graph, node: Node, grouped: bool) -> bool:
         return False
     if node.op == "FullyConnected" or ops.attr(node, "num_group") == 1:
         return True
-    return grouped and ops.attr(node, "num_group") < ops.attr(node, "num_filter")
+    weight = g.param(g.inputs(inputs[1].node)[0])
+    depthwise = weight is not None and weight.shape[1] == 1 and ops.attr(node, "num_group") == len(weight)
+    return grouped and not depthwise
 
 
 def _output_step(g: Graph, node: Node, x: np.ndarray, w: np.ndarray, unit: np.ndarray) -> float:

@@ -156,9 +156,9 @@ class _Emitter:
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes, "qgraph",
-                [helper.make_tensor_value_info(n.name, onnx.TensorProto.FLOAT, self._dims(n)) for n in feeds
-                 if n in reached],
-                [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
+                [helper.make_tensor_value_info(n.name, onnx.TensorProto.FLOAT, self._dims(Port(n)))
+                 for n in feeds if n in reached],
+                [onnx.ValueInfoProto(name=name) for name in outputs],
                 list(self.constants.values())),
             opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qgraph",
             producer_version=qgraph.__version__)
@@ -166,6 +166,9 @@ class _Emitter:
                   if ops.CHANNEL_ORDER in n.attrs}
         if orders:
             helper.set_model_props(proto, {ORDERS: json.dumps(orders)})
+        for output, head in zip(proto.graph.output, self.g.heads):
+            if head in self.shapes:
+                output.CopyFrom(helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, self._dims(head)))
         if check:
             self._check(proto)
         return proto
@@ -181,11 +184,11 @@ class _Emitter:
                 pending += [p.node for p in value_inputs(self.g, node)]
         return reached
 
-    def _dims(self, node: Node) -> list[Any] | None:
-        known = self.shapes.get(Port(node))
+    def _dims(self, port: Port) -> list[Any] | None:
+        known = self.shapes.get(port)
         if known is None:
             return None
-        return [BATCH if d == -1 and axis == 0 else f"{node.name}_{axis}" if d == -1 else d
+        return [BATCH if d == -1 and axis == 0 else f"{port.key}_{axis}" if d == -1 else d
                 for axis, d in enumerate(known)]
 
     def _output(self, index: int, head: Port) -> str:
@@ -203,6 +206,10 @@ class _Emitter:
         if proto.ByteSize() >= 1 << 31:  # protobuf cannot hand it to the checker
             return
         try:
+            if not all(output.HasField("type") for output in proto.graph.output):
+                found = onnx.shape_inference.infer_shapes(proto)
+                for output, inferred in zip(proto.graph.output, found.graph.output):
+                    output.CopyFrom(inferred)
             onnx.checker.check_model(proto, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise UnsupportedError(f"the ONNX model is not valid: {' '.join(str(error).split())[:300]}") from error
@@ -227,7 +234,7 @@ class _Emitter:
     def _constant(self, name: str, array: np.ndarray, reserved: bool = False, kind: int | None = None) -> str:
         from onnx import helper, numpy_helper
 
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # not ascontiguousarray, which makes scalars one-dimensional
         if kind is None:
             self.constants[name] = numpy_helper.from_array(array, name)
         else:  # a type that NumPy has not
