@@ -40,6 +40,8 @@ class OpInfo:
 _CONV = {"kernel": (), "stride": (), "dilate": (), "pad": (), "num_filter": 0, "num_group": 1, "no_bias": False,
          "layout": "None", "act_type": "", "a_min": 0.0, "a_max": 0.0}
 _BN = {"eps": 1e-3, "momentum": 0.9, "fix_gamma": True, "use_global_stats": False, "output_mean_var": False, "axis": 1}
+_DEFORMABLE = {key: _CONV[key] for key in ("kernel", "stride", "dilate", "pad", "num_filter", "num_group", "no_bias",
+                                           "layout")} | {"num_deformable_group": 1}
 _POOL = {"kernel": (), "stride": (), "pad": (), "pool_type": "max", "pooling_convention": "valid",
          "global_pool": False, "count_include_pad": True, "layout": "None", "p_value": 2}
 _WEIGHTED = ("data", "weight", "bias")
@@ -71,20 +73,30 @@ OPS: dict[str, OpInfo] = {
     "SliceChannel": OpInfo(defaults={"num_outputs": 1, "axis": 1, "squeeze_axis": False}, kind=PASS),
     "Crop": OpInfo(("data", "*"), defaults={"num_args": 1, "offset": (0, 0), "h_w": (0, 0), "center_crop": False},
                    kind=PASS),
-    "UpSampling": OpInfo(("data", "*"), defaults={"scale": 1, "sample_type": "nearest", "num_args": 1}, kind=PASS),
+    "UpSampling": OpInfo(("data", "*"), defaults={"scale": 1, "sample_type": "nearest", "num_args": 1, "num_filter": 0,
+                                                  "multi_input_mode": "concat"}, kind=PASS),
     "Pad": OpInfo(defaults={"mode": "constant", "pad_width": (), "constant_value": 0.0}, kind=PASS),
     "Pooling": OpInfo(defaults=_POOL, kind=AVERAGE),  # "max" passes values through: see `kind`
     "_contrib_AdaptiveAvgPooling2D": OpInfo(defaults={"output_size": ()}, kind=AVERAGE),
-    "_contrib_BilinearResize2D": OpInfo(defaults={"height": 1, "width": 1, "scale_height": 0.0, "scale_width": 0.0}),
+    "_contrib_BilinearResize2D": OpInfo(("data", "like"), defaults={
+        "height": 1, "width": 1, "scale_height": 0.0, "scale_width": 0.0, "mode": "size", "align_corners": True}),
     # several inputs, one output range
     "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN),
     "Concat": OpInfo(("*",), defaults={"dim": 1, "num_args": 1}, kind=JOIN),
+    # windows at places that the data give
+    "ROIPooling": OpInfo(("data", "rois"), defaults={"pooled_size": (), "spatial_scale": 1.0}),
+    "_contrib_ROIAlign": OpInfo(("data", "rois"), defaults={"pooled_size": (), "spatial_scale": 1.0, "sample_ratio": -1,
+                                                            "position_sensitive": False, "aligned": False}),
+    "_contrib_DeformableConvolution": OpInfo(("data", "offset", "weight", "bias"), defaults=_DEFORMABLE),
+    "_contrib_ModulatedDeformableConvolution": OpInfo(("data", "offset", "mask", "weight", "bias"),
+                                                      defaults=_DEFORMABLE),
     # element by element
     "Activation": OpInfo(defaults={"act_type": ""}),
     "clip": OpInfo(defaults={"a_min": 0.0, "a_max": 0.0}),
     "relu": OpInfo(), "sigmoid": OpInfo(), "tanh": OpInfo(), "softsign": OpInfo(),
     "exp": OpInfo(), "sqrt": OpInfo(), "abs": OpInfo(),
-    "LeakyReLU": OpInfo(("data", "gamma"), defaults={"act_type": "leaky", "slope": 0.25}),
+    "LeakyReLU": OpInfo(("data", "gamma"), defaults={"act_type": "leaky", "slope": 0.25, "lower_bound": 0.125,
+                                                         "upper_bound": 0.334}),
     "hard_sigmoid": OpInfo(defaults={"alpha": 0.2, "beta": 0.5}),
     "_plus_scalar": _SCALAR, "_minus_scalar": _SCALAR, "_rminus_scalar": _SCALAR, "_mul_scalar": _SCALAR,
     "_div_scalar": _SCALAR, "_rdiv_scalar": _SCALAR, "_maximum_scalar": _SCALAR, "_minimum_scalar": _SCALAR,
@@ -141,6 +153,7 @@ OPS: dict[str, OpInfo] = {
                                      ("moving_mean", "moving_var"), _BN),
     "InstanceNorm": OpInfo(("data", "gamma", "beta"), defaults={"eps": 1e-3}),
     "LayerNorm": OpInfo(("data", "gamma", "beta"), defaults={"axis": -1, "eps": 1e-5}),
+    "GroupNorm": OpInfo(("data", "gamma", "beta"), defaults={"num_groups": 1, "eps": 1e-5}),
     "L2Normalization": OpInfo(defaults={"eps": 1e-10, "mode": "instance"}),
     "LRN": OpInfo(defaults={"alpha": 1e-4, "beta": 0.75, "knorm": 2.0, "nsize": 0}),
     # reductions and heads

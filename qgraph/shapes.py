@@ -272,10 +272,36 @@ def _up_sampling(node: Node, shapes: list[Shape]) -> Shape:
 @rule("_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D")
 def _resize(node: Node, shapes: list[Shape]) -> Shape:
     need(node, len(shapes[0]) == 4, "data", shapes[0], "4 axes")
+    if len(shapes) > 1 and ops.attr(node, "mode") == "like":
+        return (*shapes[0][:2], *shapes[1][2:])
     return (*shapes[0][:2], *resize_output(node, shapes[0][2:]))
+
+
+@rule("GroupNorm")
+def _group_norm(node: Node, shapes: list[Shape]) -> Shape:
+    groups, channels = ops.attr(node, "num_groups"), shapes[0][1]
+    need(node, groups >= 1 and channels % groups == 0, "num_groups", groups, f"a divisor of {channels} channels")
+    need(node, shapes[1] == shapes[2] == (groups,), "gamma and beta", shapes[1:], f"one value for each of {groups}")
+    return shapes[0]
+
+
+@rule("ROIPooling", "_contrib_ROIAlign")
+def _roi(node: Node, shapes: list[Shape]) -> Shape:
+    data, rois = shapes
+    need(node, len(data) == 4 and len(rois) == 2 and rois[1] == 5, "data and rois", shapes, "4 axes, and rows of 5")
+    return (rois[0], data[1], *ops.attr(node, "pooled_size"))
+
+
+@rule("_contrib_DeformableConvolution", "_contrib_ModulatedDeformableConvolution")
+def _deformable(node: Node, shapes: list[Shape]) -> Shape:
+    need(node, len(shapes[0]) == 4, "data", shapes[0], "4 axes")
+    return (shapes[0][0], ops.attr(node, "num_filter"), *conv_output(node, shapes[0][2:]))
 
 
 @rule("sum", "mean", "max")
 def _reduce(node: Node, shapes: list[Shape]) -> Shape:
     axes, keep = reduced_axes(node, len(shapes[0])), ops.attr(node, "keepdims")
     return tuple(1 if i in axes else d for i, d in enumerate(shapes[0]) if keep or i not in axes) or (1,)
+
+
+import qgraph.shapes_extra  # noqa: E402,F401  (the import fills the table)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qgraph.errors import UnsupportedError
 from qgraph.formats.onnx import OnnxModel, to_onnx
 from qgraph.ir import Graph, Port
 from tests.helpers import run_mxnet
@@ -49,6 +50,8 @@ def build(case: Case) -> Graph:
     for name, shape in case.params.items():
         value = rng.normal(size=shape).astype(np.float32) if isinstance(shape, tuple) else shape
         inputs.append(g.add_param(name, np.abs(value) + 0.1 if name in case.positive else value))
+    if case.op.endswith("Output"):
+        inputs.append(g.add("null", name="label"))
     g.heads = [Port(g.add(case.op, inputs, "out", attrs=case.attrs))]
     return g
 
@@ -96,10 +99,8 @@ WEIGHTED = [
     deconv((4, 5, 6), 6, (3, 3), bias=True, stride=(2, 2), pad=(1, 1), adj=(1, 0)),
     deconv((4, 5, 6), 6, (3, 3), num_group=2, stride=(2, 2)),
     deconv((4, 5, 6), 4, (4, 4), num_group=4, stride=(2, 2), pad=(1, 1)),
-    deconv((4, 5, 6), 6, (4, 4), stride=(2, 2), target_shape=(10, 12)),
-    deconv((4, 5, 6), 6, (4, 4), stride=(2, 2), target_shape=(9, 11), note="odd-surplus"),
-    deconv((4, 5, 6), 6, (4, 4), stride=(2, 2), target_shape=(9, 11), pad=(1, 1), adj=(1, 1),
-           note="pad-and-adj-are-ignored"),
+    deconv((4, 5, 6), 6, (4, 4), stride=(2, 2), target_shape=(10, 12), pad=(1, 1), note="mxnet-reads-pad-too"),
+    deconv((4, 5, 6), 6, (4, 4), stride=(2, 2), target_shape=(9, 11), pad=(2, 2), adj=(1, 1), note="odd-surplus"),
     deconv((4, 5, 6), 6, (3, 3), dilate=(2, 2), stride=(1, 1)),
     deconv((4, 7), 6, (4,), stride=(2,), pad=(1,)),
     Case("FullyConnected", (4, 3, 2), {"num_hidden": 5}, {"weight": (5, 24), "bias": (5,)}),
@@ -130,12 +131,8 @@ POOLING = [
     pool((3, 8, 8), "max", 2, 2, blind=True, note="stride-1-by-default"),
     pool((3, 12), "max", 3, stride=(2,), pad=(1,)),
     pool((3, 12), "avg", 3, stride=(2,), pad=(1,), pooling_convention="full"),
-    pool((3, 11), "max", 3, stride=(2,), pooling_convention="same"),
-    pool((3, 11), "avg", 3, stride=(2,), pooling_convention="same"),
-    pool((3, 11), "avg", 2, stride=(3,), pooling_convention="same"),
     pool((2, 5, 6, 7), "max", 2, 2, 2, stride=(2, 2, 2), pooling_convention="full"),
     pool((2, 5, 6, 7), "avg", 3, 3, 3, stride=(2, 2, 2), pad=(1, 1, 1)),
-    pool((2, 6, 6), "lp", 3, 3, p_value=1),
     *[pool((3, 6, 5), kind, 1, 1, global_pool=True, blind=kind != "sum", **more)
       for kind, more in (("max", {}), ("avg", {}), ("sum", {}), ("lp", {"p_value": 2}))],
     pool((3, 7), "avg", 2, global_pool=True),
@@ -163,14 +160,164 @@ ACTIVATIONS = [
 OUTPUTS = [
     *[Case(op, (4, 5), attrs, blind=True) for op in ("softmax", "log_softmax", "softmin")
       for attrs in ({}, {"axis": 1}, {"temperature": 2.5})],
-    *[Case(op, x, attrs, blind=blind) for blind in (False, True) for op, x, attrs in (
-        ("SoftmaxActivation", (6,), {}), ("SoftmaxActivation", (4, 3, 2), {}),
-        ("SoftmaxActivation", (4, 3, 2), {"mode": "channel"}),
-        ("SoftmaxOutput", (6,), {}), ("SoftmaxOutput", (4, 3, 2), {}),
-        ("SoftmaxOutput", (4, 3, 2), {"multi_output": True}), ("SoftmaxOutput", (4, 3, 2), {"preserve_shape": True}))],
+    *[Case(op, x, attrs, blind=blind, note=note) for blind in (False, True) for op, x, attrs, note in (
+        ("SoftmaxActivation", (6,), {}, ""), ("SoftmaxActivation", (4, 3, 2), {}, "instance-is-the-last-axis"),
+        ("SoftmaxActivation", (4, 3, 2), {"mode": "channel"}, ""),
+        ("SoftmaxOutput", (6,), {}, ""), ("SoftmaxOutput", (4, 3), {}, ""),
+        ("SoftmaxOutput", (4, 3, 2), {"multi_output": True}, ""),
+        ("SoftmaxOutput", (4, 3, 2), {"preserve_shape": True}, ""))],
+    Case("LogisticRegressionOutput", (6,)), Case("LinearRegressionOutput", (6,)),
+    *[Case(op, (4, 5), blind=True) for op in ("Dropout", "BlockGrad", "_copy", "identity", "make_loss")],
 ]
 
 
-@pytest.mark.parametrize("case", [*WEIGHTED, *POOLING, *NORMALIZATIONS, *ACTIVATIONS, *OUTPUTS], ids=str)
+_AFFINE = {"gamma": (4,), "beta": (4,)}
+MORE_NORMALIZATIONS = [
+    Case("InstanceNorm", (4, 5, 6), {}, _AFFINE),
+    Case("InstanceNorm", (4, 7), {"eps": 1e-5}, _AFFINE, blind=True),
+    Case("LayerNorm", (5, 4), {}, _AFFINE, blind=True),
+    Case("LayerNorm", (5, 4), {"axis": 2, "eps": 1e-3}, _AFFINE),
+    Case("LayerNorm", (4, 5, 6), {"axis": 1}, _AFFINE),
+    Case("LayerNorm", (5, 4, 6), {"axis": -2}, _AFFINE),
+    Case("GroupNorm", (4, 5, 6), {"num_groups": 2}, {"gamma": (2,), "beta": (2,)}, note="gamma-by-group"),
+    Case("GroupNorm", (4, 5), {}, {"gamma": (1,), "beta": (1,)}, blind=True),
+    *[Case("L2Normalization", x, {"mode": mode}, blind=mode == "channel") for mode in ("instance", "channel", "spatial")
+      for x in ((4, 5, 6), (4, 5))],
+    Case("L2Normalization", (6,), {"eps": 0.1}),
+    Case("LRN", (6, 4, 5), {"nsize": 3, "alpha": 0.3}),
+    Case("LRN", (6, 4, 5), {"nsize": 5, "alpha": 0.1, "beta": 0.5, "knorm": 1.0}),
+]
+
+LEAKY = [
+    *[Case("LeakyReLU", (4, 5), attrs, blind=True) for attrs in (
+        {}, {"slope": 0.1}, {"act_type": "elu", "slope": 0.7}, {"act_type": "selu"}, {"act_type": "gelu"},
+        {"act_type": "rrelu"}, {"act_type": "rrelu", "lower_bound": 0.2, "upper_bound": 0.5})],
+    Case("LeakyReLU", (4, 5, 6), {"act_type": "prelu"}, {"gamma": (4,)}),
+    Case("LeakyReLU", (4, 5, 6), {"act_type": "prelu"}, {"gamma": (1,)}, blind=True),
+    Case("LeakyReLU", (4,), {"act_type": "prelu"}, {"gamma": (4,)}),
+    Case("LeakyReLU", (4, 4), {"act_type": "prelu"}, {"gamma": (4,)}),
+    Case("hard_sigmoid", (4, 5)), Case("hard_sigmoid", (4, 5), {"alpha": 0.3, "beta": 0.4}),
+]
+
+_ADAPTIVE, _RESIZE = "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D"
+RESIZING = [
+    *[Case(_ADAPTIVE, (3, 6, 8), {"output_size": size}) for size in (1, (1, 1), (3, 4), (2, 3), (5, 7), (9, 8), 4)],
+    Case(_ADAPTIVE, (3, 6, 8), blind=True),
+    *[Case(_RESIZE, (3, 6, 7), {"height": h, "width": w, **aligned}, blind=True) for h, w in ((12, 9), (3, 5), (1, 1))
+      for aligned in ({}, {"align_corners": True}, {"align_corners": False})],
+    Case(_RESIZE, (3, 6, 7), {"scale_height": 2.0, "scale_width": 1.5}),
+    Case(_RESIZE, (3, 6, 7), {"scale_height": 0.5, "scale_width": 0.5, "align_corners": False}),
+    Case(_RESIZE, (3, 6, 7), {"mode": "like"}, more=((2, 9, 5),)),
+    Case(_RESIZE, (3, 6, 7), {"mode": "like", "align_corners": False}, more=((2, 9, 5),), blind=True),
+    *[Case("UpSampling", (3, 4, 5), {"scale": n, "sample_type": "nearest", "num_args": 1}, blind=True)
+      for n in (1, 2, 3)],
+    Case("UpSampling", (3, 4, 6), {"scale": 2, "sample_type": "nearest", "num_args": 2}, more=((2, 2, 3),)),
+    *[Case("UpSampling", (3, 4, 5), {"scale": n, "sample_type": "bilinear", "num_filter": 3, "num_args": 2},
+           {"weight": (3, 1, 2 * n - n % 2, 2 * n - n % 2)}, blind=True) for n in (2, 3, 4)],
+    Case("Crop", (3, 8, 9), {"num_args": 2}, more=((2, 5, 6),)),
+    Case("Crop", (3, 8, 9), {"num_args": 2, "offset": (2, 1)}, more=((2, 5, 6),)),
+    Case("Crop", (3, 8, 9), {"num_args": 2, "center_crop": True}, more=((2, 5, 6),)),
+    Case("Crop", (3, 8, 9), {"num_args": 1, "h_w": (5, 4), "offset": (1, 2)}),
+    Case("Crop", (3, 8, 9), {"num_args": 1, "h_w": (5, 4), "center_crop": True}),
+    *[Case("Pad", (3, 4, 5), {"mode": mode, "pad_width": (0, 0, 0, 0, 1, 2, 3, 0), **more}, blind=True)
+      for mode, more in (("constant", {}), ("constant", {"constant_value": 1.5}), ("edge", {}), ("reflect", {}))],
+]
+
+
+@pytest.mark.parametrize("case", [*WEIGHTED, *POOLING, *NORMALIZATIONS, *MORE_NORMALIZATIONS, *ACTIVATIONS, *LEAKY,
+                                  *RESIZING, *OUTPUTS], ids=str)
 def test_op_equals_mxnet(case: Case) -> None:
     run(case)
+
+
+def deformable(op: str, mask: bool, filters: int = 6, **attrs: Any) -> tuple[Graph, dict[str, tuple[int, ...]]]:
+    """A deformable convolution of `data`, whose offsets, and mask, are further inputs."""
+    g, rng = Graph(), np.random.default_rng(1)
+    groups = attrs.get("num_deformable_group", 1)
+    inputs = [g.add("null", name="data"), g.add("null", name="offset")]
+    shapes: dict[str, tuple[int, ...]] = {"data": (4, 7, 8), "offset": (18 * groups, 7, 8)}
+    if mask:
+        inputs.append(g.add("null", name="mask"))
+        shapes["mask"] = (9 * groups, 7, 8)
+    inputs.append(g.add_param("weight", rng.normal(
+        size=(filters, 4 // attrs.get("num_group", 1), 3, 3)).astype(np.float32)))
+    if not attrs.get("no_bias"):
+        inputs.append(g.add_param("bias", rng.normal(size=filters).astype(np.float32)))
+    g.heads = [Port(g.add(op, inputs, "out", attrs={"kernel": (3, 3), "pad": (1, 1), "num_filter": filters, **attrs}))]
+    return g, shapes
+
+
+@pytest.mark.parametrize("op, mask", [("_contrib_DeformableConvolution", False),
+                                      ("_contrib_ModulatedDeformableConvolution", True)])
+@pytest.mark.parametrize("attrs", [{}, {"no_bias": True}, {"num_deformable_group": 2},
+                                   {"num_group": 2, "dilate": (2, 2), "pad": (2, 2)}], ids=str)
+def test_deformable_convolution_equals_mxnet(op: str, mask: bool, attrs: dict[str, Any]) -> None:
+    g, shapes = deformable(op, mask, **attrs)
+    check(g, shapes, 1e-5)
+
+
+ROIS = [
+    ("ROIPooling", {"pooled_size": (3, 3), "spatial_scale": 0.5}),
+    ("ROIPooling", {"pooled_size": (2, 4), "spatial_scale": 0.25}),
+    *[("_contrib_ROIAlign", {"pooled_size": (3, 2), "spatial_scale": 0.5, **more}) for more in (
+        {}, {"sample_ratio": 2}, {"aligned": True}, {"sample_ratio": 2, "aligned": True})],
+]
+
+
+@pytest.mark.parametrize("op, attrs", ROIS, ids=str)
+def test_rois_equal_mxnet(op: str, attrs: dict[str, Any]) -> None:
+    """Boxes of two images, some beyond the edge, one smaller than a cell of the map."""
+    g = Graph()
+    data, rois = (g.add("null", name=name) for name in ("data", "rois"))
+    g.heads = [Port(g.add(op, [data, rois], "out", attrs=attrs))]
+    model = to_onnx(g, {"data": (1, 3, 12, 14), "rois": (1, 5)}, check=False)
+    boxes = np.array([[0, 2, 3, 15, 18], [1, 5.5, 1.2, 20.3, 22.9], [0, -3, -2, 30, 27], [1, 9, 9, 9.5, 9.2]],
+                     np.float32)
+    feeds = {"data": np.random.default_rng(2).normal(size=(2, 3, 12, 14)).astype(np.float32), "rois": boxes}
+    (want,), (got,) = run_mxnet(g, feeds), run_onnx(model, feeds)
+    assert want.shape == got.shape == (4, 3, *attrs["pooled_size"])
+    assert np.abs(want - want[:1]).max() > 0.1
+    assert np.abs(want - got).max() <= 1e-5 * np.abs(want).max()
+
+
+REFUSED = [
+    (Case("Convolution", (8, 8, 3), {"kernel": (1, 1), "num_filter": 3, "no_bias": True, "layout": "NHWC"},
+          {"weight": (3, 1, 1, 3)}, blind=True), "layout NHWC"),
+    (pool((3, 11), "max", 3, pooling_convention="same", blind=True), "same"),
+    (pool((3, 11), "lp", 3, p_value=3), "p_value 3"),
+    (pool((3, 5, 5), "max", 2, 2, stride=(3, 3), pooling_convention="full", blind=True), "fixed heights"),
+    (pool((3, 3, 3), "max", 2, 2, stride=(2, 2), pad=(1, 1), pooling_convention="full"), "wholly outside"),
+    (Case("BatchNorm", (4, 5), {"output_mean_var": True}, _BN), "output_mean_var"),
+    (Case("Activation", (4, 5), {"act_type": "swish"}), "act_type 'swish'"),
+    (Case("LeakyReLU", (4, 5), {"act_type": "celu"}), "act_type 'celu'"),
+    (Case("softmax", (4, 5), {"use_length": True}), "use_length"),
+    (Case("SoftmaxOutput", (4, 3, 2)), "four axes"),
+    (Case(_RESIZE, (3, 6, 7), {"mode": "odd_scale"}, blind=True), "odd_scale"),
+    (Case("_contrib_ROIAlign", (8, 9, 9), {"pooled_size": (2, 2), "position_sensitive": True}, more=((5,),),
+          blind=True), "position_sensitive"),
+]
+
+
+@pytest.mark.parametrize("case, why", REFUSED, ids=str)
+def test_what_onnx_cannot_say_is_refused(case: Case, why: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"^out:{case.op}: .*{why}"):
+        to_onnx(build(case), None if case.blind else {"data": (1, *case.x)}, check=False)
+
+
+@pytest.mark.parametrize("kind, formula", [("log_sigmoid", lambda x: -np.log1p(np.exp(-x))),
+                                           ("mish", lambda x: x * np.tanh(np.log1p(np.exp(x))))])
+def test_activations_of_a_later_mxnet(kind: str, formula: Any) -> None:
+    g = build(Case("Activation", (4, 5), {"act_type": kind}))
+    x = np.linspace(-4, 4, 40, dtype=np.float32).reshape(2, 4, 5)
+    (got,) = run_onnx(to_onnx(g, {"data": (1, 4, 5)}, check=False), {"data": x})
+    assert np.abs(got - formula(x)).max() < 1e-6
+
+
+def test_a_matrix_goes_to_gemm_without_flatten_even_if_no_shape_is_known() -> None:
+    """What stands between a DequantizeLinear and its Gemm keeps onnxruntime from making one integer layer of both."""
+    g, rng = Graph(), np.random.default_rng(0)
+    flat = g.add("Activation", [g.add("Flatten", [g.add("null", name="data")])], act_type="relu")
+    weight = g.add_param("weight", rng.normal(size=(5, 6)).astype(np.float32))
+    g.heads = [Port(g.add("FullyConnected", [flat, weight], "fc", num_hidden=5, no_bias=True))]
+    kinds = [n.op_type for n in to_onnx(g, check=False).proto.graph.node]
+    assert kinds.count("Flatten") <= 1 and kinds[-2:] == ["Relu", "Gemm"]

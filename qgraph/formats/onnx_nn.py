@@ -96,14 +96,59 @@ def _batch_norm(c: Context, x: str, gamma: str, beta: str, mean: str, var: str) 
     return str(c.op("Add", c.op("Mul", x, c.const(factor, "scale")), c.const(offset, "offset")))
 
 
+@converter("InstanceNorm")
+def _instance_norm(c: Context, x: str, gamma: str, beta: str) -> str:
+    """InstanceNormalization."""
+    return str(c.op("InstanceNormalization", x, gamma, beta, epsilon=c.attr("eps")))
+
+
+@converter("GroupNorm")
+def _group_norm(c: Context, x: str, gamma: str, beta: str) -> str:
+    """InstanceNormalization of the groups: in MXNet gamma and beta have one value for each."""
+    groups = c.op("Reshape", x, c.const([0, c.attr("num_groups"), -1], "groups"))
+    return str(c.op("Reshape", c.op("InstanceNormalization", groups, gamma, beta, epsilon=c.attr("eps")),
+                    c.op("Shape", x)))
+
+
+@converter("LayerNorm")
+def _layer_norm(c: Context, x: str, gamma: str, beta: str) -> str:
+    """LayerNormalization; an axis that is not the last is brought there and back."""
+    axis, order = c.attr("axis"), None
+    if axis != -1:
+        rank = len(c.shape())
+        order = [a for a in range(rank) if a != axis % rank] + [axis % rank]
+    if order is None or order == sorted(order):
+        return str(c.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=c.attr("eps")))
+    out = c.op("LayerNormalization", c.op("Transpose", x, perm=order), gamma, beta, axis=-1, epsilon=c.attr("eps"))
+    return str(c.op("Transpose", out, perm=[order.index(a) for a in range(len(order))]))
+
+
+@converter("L2Normalization")
+def _l2_normalization(c: Context, x: str) -> str:
+    """x / sqrt(sum of squares + eps)."""
+    mode = c.attr("mode")
+    axes = [1] if mode == "channel" else list(range(1 if mode == "instance" else 2, len(c.shape())))
+    squares = c.op("ReduceSumSquare", x, c.const(axes, "axes"))
+    return str(c.op("Div", x, c.op("Sqrt", c.op("Add", squares, c.const(np.float32(c.attr("eps")))))))
+
+
+@converter("LRN")
+def _lrn(c: Context, x: str) -> str:
+    """LRN."""
+    return str(c.op("LRN", x, alpha=c.attr("alpha"), beta=c.attr("beta"), bias=c.attr("knorm"), size=c.attr("nsize")))
+
+
 # ---- activations ----------------------------------------------------------------------------------------------------
 
-_ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softrelu": "Softplus", "softsign": "Softsign"}
+_ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softrelu": "Softplus", "softsign": "Softsign",
+                "mish": "Mish"}
 
 
 def activate(c: Context, x: str, kind: str) -> str:
+    if kind == "log_sigmoid":
+        return str(c.op("Neg", c.op("Softplus", c.op("Neg", x))))
     if kind not in _ACTIVATIONS:
-        raise c.refuse(f"found act_type {kind!r}, want one of {', '.join(_ACTIVATIONS)}")
+        raise c.refuse(f"found act_type {kind!r}, want log_sigmoid or one of {', '.join(_ACTIVATIONS)}")
     return str(c.op(_ACTIVATIONS[kind], x))
 
 
@@ -117,6 +162,37 @@ def _activation(c: Context, x: str) -> str:
 def _named_activation(c: Context, x: str) -> str:
     """The op of that name."""
     return activate(c, x, c.node.op)
+
+
+@converter("LeakyReLU")
+def _leaky_relu(c: Context, x: str, *gamma: str) -> str:
+    """LeakyRelu, PRelu, Elu, Selu or Gelu; at inference rrelu is the leaky one of its mean slope."""
+    kind = c.attr("act_type")
+    if kind == "prelu":
+        return str(c.op("PRelu", x, _slope(c, gamma[0])))
+    if kind in ("leaky", "elu"):
+        return str(c.op("LeakyRelu" if kind == "leaky" else "Elu", x, alpha=c.attr("slope")))
+    if kind == "rrelu":
+        return str(c.op("LeakyRelu", x, alpha=(c.attr("lower_bound") + c.attr("upper_bound")) / 2))
+    if kind not in ("selu", "gelu"):
+        raise c.refuse(f"found act_type {kind!r}, want leaky, prelu, rrelu, elu, selu or gelu")
+    return str(c.op(kind.capitalize(), x))
+
+
+def _slope(c: Context, gamma: str) -> str:
+    """One slope for each channel, in the shape that broadcasts."""
+    array = c.value(1)
+    behind = 0 if is_matrix(c) or (array is not None and array.size == 1) else len(c.shape()) - 2
+    if behind <= 0:
+        return gamma
+    shape = [-1, *[1] * behind]
+    return c.reshape(gamma, shape) if array is None else c.const(array.reshape(shape), "slope")
+
+
+@converter("hard_sigmoid")
+def _hard_sigmoid(c: Context, x: str) -> str:
+    """HardSigmoid."""
+    return str(c.op("HardSigmoid", x, alpha=c.attr("alpha"), beta=c.attr("beta")))
 
 
 @converter("clip")
@@ -140,25 +216,23 @@ def _softmax(c: Context, x: str) -> str:
     return str(c.op("LogSoftmax" if c.node.op == "log_softmax" else "Softmax", x, axis=c.attr("axis")))
 
 
-def _softmax_of_rows(c: Context, x: str) -> str:
-    """Softmax over everything but the batch."""
-    if is_matrix(c):
-        return str(c.op("Softmax", x, axis=1))
-    return str(c.op("Reshape", c.op("Softmax", c.op("Flatten", x), axis=1), c.op("Shape", x)))
-
-
 @converter("SoftmaxActivation")
 def _softmax_activation(c: Context, x: str) -> str:
-    """Softmax over the channels, or over everything but the batch."""
-    return str(c.op("Softmax", x, axis=1)) if c.attr("mode") == "channel" else _softmax_of_rows(c, x)
+    """Softmax over the channels, or over the last axis."""
+    return str(c.op("Softmax", x, axis=1 if c.attr("mode") == "channel" else -1))
 
 
 @converter("SoftmaxOutput")
 def _softmax_output(c: Context, x: str) -> str:
-    """Softmax, as its layer gives without a label."""
-    if c.attr("preserve_shape"):
-        return str(c.op("Softmax", x, axis=-1))
-    return str(c.op("Softmax", x, axis=1)) if c.attr("multi_output") else _softmax_of_rows(c, x)
+    """Softmax over the channels, the last axis, or everything but the batch."""
+    if c.attr("multi_output") or c.attr("preserve_shape"):
+        return str(c.op("Softmax", x, axis=1 if c.attr("multi_output") else -1))
+    if is_matrix(c):
+        return str(c.op("Softmax", x, axis=1))
+    if c.knows() and len(c.shape()) == 4:
+        raise c.refuse("on four axes MXNet's own kernels disagree about its meaning; multi_output or preserve_shape "
+                       "make it clear")
+    return str(c.op("Reshape", c.op("Softmax", c.op("Flatten", x), axis=1), c.op("Shape", x)))
 
 
 @converter("LogisticRegressionOutput")
