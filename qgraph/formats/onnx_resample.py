@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def _more(c: Context, pad: Sequence[int]) -> list[int] | None:
     return [max(0, start + k - i - 2 * p) for start, k, i, p in zip(starts, kernel, spatial, own)]
 
 
-def _window(c: Context, op: str, x: str, pad: Sequence[int], more: Sequence[int] | None, **attrs: int | None) -> str:
+def _window(c: Context, op: str, x: str, pad: Sequence[int], more: Sequence[int] | None, **attrs: Any) -> str:
     tail = pad if more is None else [p + m for p, m in zip(pad, more)]
     return str(c.op(op, x, kernel_shape=c.attr("kernel"), strides=c.attr("stride"), pads=[*pad, *tail],
                     ceil_mode=1 if more is None else None, **attrs))
