@@ -43,6 +43,8 @@ class _Between:
     def __init__(self, g: Graph) -> None:
         self.g, self.count = g, 0
         self.order = g.toposort()
+        # what layers read is quantized already, and their quantizers hide it
+        self.observed = {p.key for p in observed_ports(g)} | {g.inputs(fq)[0].key for fq in g.nodes("fake_quantize")}
         self.integer = self._integer_nodes()
         self.parent: dict[Node, Node] = {}
 
@@ -156,13 +158,13 @@ class _Between:
 
     def _unite(self) -> None:
         """One range for what shares a scale: the union of those of its tensors that calibration looks at."""
-        observed = {port.key for port in observed_ports(self.g)}
         groups: dict[Node, list[Node]] = {}
         for node in self.g.nodes("fake_quantize"):
             if node in self.parent:
                 groups.setdefault(self._find(node), []).append(node)
         for group in groups.values():
-            names = [name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group) if name in observed]
+            names = [name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group)
+                     if name in self.observed]
             whole = any(fq.quant.whole for fq in group if fq.quant is not None)
             for fq in group:
                 assert fq.quant is not None

@@ -200,7 +200,7 @@ def test_the_choices_are_those_of_the_library() -> None:
     from qgraph.targets import TARGETS
 
     choices = {p.name: list(p.type.choices) for p in command.params if hasattr(p.type, "choices")}
-    assert choices["target"] == list(TARGETS)
+    assert choices["targets"] == list(TARGETS)
     assert choices["act_signed"] == list(TARGETS["mxnet-sim"].act_signed)
     for name in choices["calib"]:
         assert method(name)
@@ -236,10 +236,14 @@ def test_without_mxnet_one_line_says_what_to_install(tmp_path: Path) -> None:
     start = "import sys; sys.modules['mxnet'] = None; from qgraph.cli.main import main; sys.exit(main(sys.argv[1:]))"
     model = f"{DIGITS}/digits-symbol.json"
     data = f"{DIGITS}/digits-test.npz"
-    for args in (["freeze", model, "--output", f"{tmp_path}/x"], ["eval", model, "--data", data]):
+    frozen = ["freeze", model, "--output", f"{tmp_path}/x"]
+    for args in ([*frozen, "--runtime", "mxnet"], ["eval", model, "--data", data, "--runtime", "mxnet"]):
         done = run(start, *args)
         assert done.returncode == 1 and 'pip install "qgraph[mxnet]"' in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+    assert run(start, *frozen).returncode == 0
+    done = run(start, "eval", f"{tmp_path}/x", "--data", data)  # frozen for MXNet's own operators
+    assert done.returncode == 1 and "--target onnx" in done.stderr.splitlines()[-1]
     for args in (["inspect", model, "-q"], ["passes"], ["freeze", "--help"]):
         done = run(start, *args)
         assert done.returncode == 0 and done.stderr == "" and done.stdout
@@ -263,8 +267,9 @@ def test_a_closed_pipe_is_quiet() -> None:
 def test_flags_are_the_fields_of_the_options() -> None:
     flags = {p.name: p for p in freeze_command.params}
     fields = {f.name: f for f in dataclasses.fields(FreezeOptions)}
-    assert set(flags) - {"model", "as_json", "quiet", "verbose"} == set(fields)
+    assert set(flags) - {"model", "as_json", "quiet", "verbose", "targets"} == set(fields) - {"target"}
     with freeze_command.make_context("freeze", ["x"]) as ctx:
+        assert ctx.params.pop("targets") == (fields.pop("target").default,)
         for name, f in fields.items():
             assert ctx.params[name] == f.default, name
 

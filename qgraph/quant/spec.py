@@ -49,13 +49,13 @@ class QSpec:
     bits: int = 8
     signed: bool | None = None
     narrow: bool = False
-    symmetric: bool = True
     granularity: str = "tensor"
     axis: int = 0
     groups: int = 1
     source: str = ""
     limit: int = 0
     whole: bool = False
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 16 or self.bits == 32):
