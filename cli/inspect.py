@@ -21,12 +21,13 @@ from qgraph.cli.options import exclude_option, input_shape_option, model_options
 def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """What a model is made of: ops, parameters, shapes, and what freezing would quantize and why not.
 
-    MODEL is a -symbol.json or its prefix, float or frozen.
+    MODEL is a -symbol.json or its prefix, or an .onnx file, float or frozen.
 
     \b
     Examples:
       qgraph inspect net-symbol.json --input-shape data:1,3,224,224
       qgraph inspect net --target mxnet-sim --exclude first --json
+      qgraph inspect net-quantized.onnx
     """
     console.set_up(quiet, verbose)
     from qgraph.inspection import inspect_model
@@ -38,9 +39,19 @@ def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any)
     params = found["params"]
     click.echo(f"{'frozen model' if found['frozen'] else 'float model'}, {sum(found['ops'].values())} ops, "
                f"{params['numbers']:,} parameters in {params['arrays']} arrays, {console.size(params['bytes'])}")
+    if "producer" in found:
+        opset = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
+        click.echo(f"{'producer':<8} {found['producer'] or '?'}, opset {opset}")
     for what in ("inputs", "outputs"):
         click.echo(f"{what:<8} " + ", ".join(f"{name} {_shape(shape)}" for name, shape in found[what].items()))
     console.table("", ("op", "count"), found["ops"].items(), to_stdout=True)
+    if "producer" in found:
+        if found["layers"]:
+            click.echo("")
+            console.table("", ("tensor", "type", "scale", "zero point", "range"),
+                          [(x["name"], x["dtype"], f"{x['scale']:.4g}", x["zero_point"], _range(x.get("range")))
+                           for x in found["layers"]], True)
+        return
     click.echo("")
     if found["frozen"]:
         console.table("", ("integer op", "name", "type", "range"),

@@ -17,6 +17,7 @@ from qgraph.errors import CheckFailed, QGraphError
 
 COMMANDS = {  # name -> line of help; each lives in the file of its name
     "freeze": "Quantize a model and write the frozen checkpoint.",
+    "convert": "Carry a float model to ONNX, or to MXNet's newest files.",
     "eval": "Accuracy of a model, and its agreement with another.",
     "compare": "Where a frozen model departs from the float one.",
     "inspect": "What a model is made of, and what would be quantized.",
@@ -60,6 +61,7 @@ def cli() -> None:
     \b
     qgraph inspect net-symbol.json
     qgraph freeze  net-symbol.json --exclude conv0 --calib kl --calib-data images.rec
+    qgraph convert net-symbol.json --to onnx --input-shape data:1,3,224,224
     qgraph eval    net-quantized --data images.rec --reference net
     qgraph compare net net-quantized --data images.rec
     """

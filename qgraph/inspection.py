@@ -1,11 +1,15 @@
-"""What a model is made of, and what `freeze` would do with it."""
+"""What a model is made of, and what `freeze` would do with it; also of an ONNX model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from qgraph import ops, targets
+from qgraph.formats.onnx import OnnxModel
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import hinted_shapes, inputs_of, is_quantized_op, open_model
 from qgraph.options import parse_shapes
@@ -21,9 +25,12 @@ def inspect_model(model: Any, *, params: str | None = None, epoch: int | None = 
 
     A layer of a float model: name, op, weight and output shape (None if not known), origin, "float" (why it would stay
     in float for `target`, "" if it would be quantized), after the float passes.  Of a frozen one: name, op, output type
-    and range.
+    and range.  Of an ONNX model, which has "producer" and "opset" too: a float tensor that is rounded to 8 bits or
+    fewer, its type, scale, zero point and range.
     """
     g = open_model(model, params, epoch).graph
+    if isinstance(g, OnnxModel):
+        return _inspect_onnx(g)
     frozen = any(is_quantized_op(node) for node in g.dag)
     names = inputs_of(g)
     shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
@@ -69,3 +76,55 @@ def _integer_layer(node: Node) -> dict[str, Any]:
         row["dtype"] = node.attrs.get("out_type") or ("int8" if float(low) < 0 else "uint8")
         row["range"] = [float(low), float(high)]
     return row
+
+
+# ---- ONNX -----------------------------------------------------------------------------------------------------------
+
+def _inspect_onnx(model: OnnxModel) -> dict[str, Any]:
+    proto = model.proto
+    constants = proto.graph.initializer
+    ops_found = count_ops(model)
+    return {
+        "frozen": not {"QuantizeLinear", "DequantizeLinear"}.isdisjoint(ops_found),
+        "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "inputs": {i.name: _dims(i) for i in proto.graph.input if i.name in model.inputs},
+        "outputs": {o.name: _dims(o) for o in proto.graph.output},
+        "ops": ops_found,
+        "params": {"arrays": len(constants), "numbers": sum(math.prod(t.dims) for t in constants),
+                   "bytes": sum(map(_bytes, constants))},
+        "layers": _onnx_layers(model),
+    }
+
+
+def _dims(value: Any) -> list[int | str] | None:
+    """Dimensions, those that may vary by name; None where not even their number is said."""
+    kind = value.type.tensor_type
+    return [d.dim_param or d.dim_value or "?" for d in kind.shape.dim] if kind.HasField("shape") else None
+
+
+def _bytes(tensor: Any) -> int:
+    from onnx import numpy_helper
+
+    return len(tensor.raw_data) or int(numpy_helper.to_array(tensor).nbytes)
+
+
+def _onnx_layers(model: OnnxModel) -> list[dict[str, Any]]:
+    from onnx import numpy_helper
+
+    arrays = {t.name: t for t in model.proto.graph.initializer}
+    made = {node.output[0]: node for node in model.proto.graph.node if node.op_type == "QuantizeLinear"}
+    clips = {node.input[0]: node for node in model.proto.graph.node
+             if node.op_type == "Clip" and len(node.input) == 3 and {*node.input[1:]} <= set(arrays)}
+    rows = []
+    for name, codes in model.codes().items():
+        inputs = made[codes.tensor].input
+        dtype = numpy_helper.to_array(arrays[inputs[2]]).dtype if len(inputs) > 2 else np.dtype(np.uint8)
+        row = {"name": name, "scale": codes.scale, "zero_point": codes.zero_point, "dtype": dtype.name}
+        if dtype.name in ("int8", "uint8", "int16", "uint16"):
+            ends = [np.iinfo(dtype).min, np.iinfo(dtype).max]
+            if codes.tensor in clips:  # fewer bits than the type holds
+                ends = [int(numpy_helper.to_array(arrays[end])) for end in clips[codes.tensor].input[1:]]
+            row["range"] = [codes.scale * (end - codes.zero_point) for end in ends]
+        rows.append(row)
+    return rows

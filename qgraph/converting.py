@@ -1,0 +1,231 @@
+"""`qgraph.convert`: an MXNet model of any generation as ONNX, or as the newest MXNet files, in float.
+
+What comes out is run on random batches and compared with the model that went in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qgraph import floatcheck
+from qgraph.errors import OptionError, QGraphError
+from qgraph.files import write_files
+from qgraph.formats.onnx import OnnxModel, to_onnx
+from qgraph.freezing import model_files
+from qgraph.ir import Graph, Port
+from qgraph.models import Model, find_symbol, hinted_shapes, inputs_of, is_quantized_op, open_model
+from qgraph.options import parse_shapes
+from qgraph.passes.canonicalize import Canonicalize
+from qgraph.report import count_ops
+from qgraph.runtimes import mxnet, onnxruntime, reference, runtime
+from qgraph.runtimes.kernels import KERNELS
+
+log = logging.getLogger("qgraph")
+
+FORMATS = ("onnx", "mxnet")
+MXNET, REFERENCE = "MXNet", "the NumPy reference"
+_HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
+                    "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass
+class Converted:
+    """A converted model. report: plain data: to, inputs, outputs, ops, difference, compared_with, size.
+
+    difference: of the largest output, None if it was not compared.  source: the files that the model came from.
+    """
+
+    model: Graph | OnnxModel
+    report: dict[str, Any]
+    source: tuple[str, ...] = ()
+
+    def save(self, prefix: str | os.PathLike[str]) -> list[str]:
+        """Write PREFIX.onnx, or PREFIX-symbol.json and PREFIX-0000.params, all or none; returns the paths."""
+        files = model_files(self.model, os.fspath(prefix))
+        check_output(os.fspath(prefix), list(files), self.source)
+        write_files(files)
+        return list(files)
+
+
+def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: int | None = None,
+            outputs: Sequence[str] = (), input_shape: Sequence[str] = (), runtime: str = "auto") -> Converted:
+    """Convert a float model.
+
+    model: path of a symbol JSON (or its prefix), a `Graph`, or a Gluon block.
+    outputs: what the result gives back instead of the model's outputs: a node's name, ``name:index``, or MXNet's
+        ``name_output``.
+    input_shape: ``data:1,3,224,224``, one per input, where the file does not say it.
+    runtime: what runs the model to compare with, of `qgraph.runtimes`; onnxruntime stands for the NumPy reference.
+    """
+    if to not in FORMATS:
+        raise OptionError(f"--to {to}: want {' or '.join(FORMATS)}")
+    outputs, input_shape = _several(outputs), _several(input_shape)
+    opened = open_model(model, params, epoch, _block_shapes(input_shape))
+    g = opened.as_graph("converting")
+    _refuse_frozen(opened)
+    before = count_ops(g)
+    if outputs:
+        g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
+        g.prune()
+    source = g.copy()
+    found: Graph | OnnxModel = g
+    difference, engine = None, ""
+    if to == "onnx":
+        Canonicalize().run(g)
+        names = inputs_of(g)
+        shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
+        found = to_onnx(g, shapes)
+        difference, engine = _check(source, g, found, {n: shapes[n] for n in names if n in shapes}, runtime)
+    elif input_shape and opened.files:
+        raise OptionError("--input-shape: is for --to onnx; MXNet's own files are converted without it")
+    report = {
+        "to": to,
+        "inputs": _inputs(found),
+        "outputs": found.outputs if isinstance(found, OnnxModel) else [h.key for h in found.heads],
+        "ops": {"before": before, "after": count_ops(found)},
+        "difference": difference, "compared_with": engine or None,
+        "size": {"before": opened.size, "after": Model(found).size},
+    }
+    return Converted(found, report, opened.files)
+
+
+def destination(model: Any, to: str, output: str | None = None) -> str:
+    """Prefix of the files to write, before any work. Raises OptionError where they cannot be written."""
+    symbol, prefix = find_symbol(model)
+    if output is None:
+        output = prefix if to == "onnx" else f"{prefix}-converted"
+    elif to == "onnx" and output.endswith(".onnx"):
+        output = output[: -len(".onnx")]
+    check_output(output, [f"{output}.onnx" if to == "onnx" else f"{output}-symbol.json"], [symbol])
+    return output
+
+
+def check_output(prefix: str, files: Sequence[str], source: Sequence[str]) -> None:
+    """The folder of these files is there and may be written, and none of them is the model itself."""
+    folder = os.path.dirname(prefix) or "."
+    if not os.path.isdir(folder):
+        raise OptionError(f"--output {prefix}: the folder {folder} does not exist; create it first")
+    if not os.path.basename(prefix):
+        raise OptionError(f"--output {prefix}: this is a folder, want a prefix for files, such as {prefix}model")
+    if not os.access(folder, os.W_OK):
+        raise OptionError(f"--output {prefix}: no permission to write in the folder {folder}")
+    if {os.path.realpath(path) for path in files} & {os.path.realpath(path) for path in source}:
+        raise OptionError(f"--output {prefix}: would overwrite the model itself, want another prefix")
+
+
+def find_output(g: Graph, text: str) -> Port:
+    """The tensor that the user calls so: a node's name, ``name:index``, ``name_output`` or ``name_output<index>``.
+
+    Raises OptionError, with names that are close, for what is no operator's output.
+    """
+    nodes = {n.name: n for n in g.toposort() if n.op != "null"}
+    if text in nodes:
+        return Port(nodes[text])
+    match = re.fullmatch(r"(.+?)(?::|_output)(\d*)", text)
+    if match and match[1] in nodes:
+        node, index = nodes[match[1]], int(match[2] or 0)
+        if index >= node.n_out:
+            raise OptionError(f"--outputs {text}: {node} has no output {index}, want 0 to {node.n_out - 1}")
+        return Port(node, index)
+    if any(n.name == text for n in g.dag):
+        raise OptionError(f"--outputs {text}: this is an input or a parameter, want the name of an operator")
+    close = difflib.get_close_matches(match[1] if match else text, nodes, 3, 0.5)
+    raise OptionError(f"--outputs {text}: no node is called so; "
+                      + (f"did you mean {' or '.join(close)}?" if close else f"the last are {', '.join([*nodes][-3:])}"))
+
+
+def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _block_shapes(input_shape: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    names = [text.rpartition(":")[0] or "data" for text in input_shape]
+    return parse_shapes(input_shape, names) if names else {}
+
+
+def _refuse_frozen(opened: Model) -> None:
+    for node in opened.graph.toposort():
+        if is_quantized_op(node):
+            raise OptionError(f"{opened.prefix or 'model'}: is frozen for MXNet's own integer operators ({node}), want "
+                              "the float model; qgraph freeze --target onnx makes an integer ONNX model of it")
+
+
+def _inputs(model: Graph | OnnxModel) -> dict[str, list[int] | None]:
+    """Name -> shape, 0 for what may vary, None where nothing is known."""
+    if isinstance(model, OnnxModel):
+        return {name: list(shape) or None for name, shape in model.inputs.items()}
+    shapes = hinted_shapes(model)
+    return {name: list(shapes[name]) if name in shapes else None for name in inputs_of(model)}
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+def _check(source: Graph, g: Graph, model: OnnxModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
+    """(largest difference of an output as a part of its size, what it was compared with); None: not compared.
+
+    g: `source` in the form from which `model` was made.  Raises QGraphError where they differ.
+    """
+    runtime("comparing", name)  # refuses a name that is none, and MXNet where it is asked for and not there
+    unknown = [i for i in model.inputs if i not in shapes]
+    if unknown:
+        log.warning("the ONNX model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
+                    "(with the right numbers) tells it", unknown[0], unknown[0])
+        return None, ""
+    made = {output for node in model.proto.graph.node for output in node.output}
+    inner = [q.node.name == p.node.name and p.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
+    watch = [source.inputs(p.node)[0] if p.node.op in _HEADS else p for p in source.heads]
+    logits = [g.inputs(q.node)[0].key if squashed else "" for q, squashed in zip(g.heads, inner)]
+    names = [n for n in logits if n in made]
+    ours = onnxruntime.Executor(model, watch=[*model.outputs, *names])
+    engine, theirs, batches = _engine(source, watch, name)
+    worst = 0.0
+    for batch in batches:
+        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0)
+        values = ours.run(feeds)
+        if theirs is None:
+            continue
+        wanted = theirs.run(feeds)
+        found = dict(zip(names, values[len(model.outputs):]))
+        for at, (q, value, want) in enumerate(zip(g.heads, values, wanted)):
+            if logits[at] in found:
+                worst = max(worst, _difference(want, found[logits[at]], logits[at], engine))
+            if inner[at]:  # MXNet's own would want a label
+                want = reference.evaluate(q.node, [reference.Tensor(want)])[0].real
+            worst = max(worst, _difference(want, value, q.key, engine))
+    return (worst if theirs is not None else None), engine
+
+
+def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Any, tuple[int, ...]]:
+    """(what runs the source, its Executor or None, batch sizes)"""
+    if runtime("comparing", name) is mxnet.Executor:
+        try:
+            return MXNET, mxnet.Executor(source, watch), (2, 1)
+        except RuntimeError as error:  # MXNetError: an op that this MXNet does not have
+            log.info("MXNet cannot run this model: %s", str(error).strip().splitlines()[-1])
+    without = sorted({n.op for n in reference.Executor(source, watch).order if n.op != "null" and n.op not in KERNELS})
+    if without:
+        log.warning("the ONNX model was run, but there is nothing to compare it with: the NumPy reference has no "
+                    "kernel for %s, and MXNet is not there or cannot run it", ", ".join(without))
+        return "", None, (2, 1)
+    log.info("comparing with %s, which takes its time for a large network", REFERENCE)
+    return REFERENCE, reference.Executor(source, watch), (1,)
+
+
+def _difference(want: np.ndarray, found: np.ndarray, name: str, engine: str) -> float:
+    error = floatcheck.relative_error(want, found)
+    if error > floatcheck.TOLERANCE:
+        what = (f"has shape {found.shape} in ONNX, {want.shape} with {engine}" if want.shape != found.shape else
+                f"differs by {error:.2g} of its size from {engine}, want below {floatcheck.TOLERANCE}")
+        raise QGraphError(f"the ONNX model is wrong: {name} {what}. This is a bug of qgraph; nothing was written. "
+                          "--outputs NAME with names further up tells where it begins")
+    return error
