@@ -246,10 +246,8 @@ def _one_hot(node: Node, shapes: list[Shape]) -> Shape:
 
 @rule("topk", "sort", "argsort")
 def _sorted(node: Node, shapes: list[Shape]) -> Shape | list[Shape]:
-    if not ops.attr(node, "axis"):
-        shape, axis = (math.prod(shapes[0]),), 0
-    else:
-        shape, axis = shapes[0], one_axis(node, len(shapes[0]))
+    shape: Shape = shapes[0] if ops.attr(node, "axis") else (math.prod(shapes[0]),)
+    axis = one_axis(node, len(shape)) if ops.attr(node, "axis") else 0
     if node.op != "topk" or ops.attr(node, "ret_typ") == "mask":
         return shapes[0] if node.op == "topk" else shape
     count = ops.attr(node, "k")

@@ -21,7 +21,13 @@ import numpy as np
 import qgraph
 from qgraph import ops
 from qgraph.errors import FormatError, UnsupportedError
-from qgraph.formats import onnx_math, onnx_nn, onnx_resample, onnx_shape  # noqa: F401  (the import fills the table)
+from qgraph.formats import (  # noqa: F401  (the import fills the table)
+    onnx_detect,
+    onnx_math,
+    onnx_nn,
+    onnx_resample,
+    onnx_shape,
+)
 from qgraph.formats.onnx_convert import CONVERTERS, Context, missing
 from qgraph.integers import fits_codes
 from qgraph.ir import Graph, Node, Port
@@ -136,6 +142,7 @@ class _Emitter:
         self.tensors: dict[Port, str] = {}
         self.taken = {Port(n, i).key for n in self.order for i in range(n.n_out)}
         self.integers: dict[Node, str] = {}
+        self.first_reader: dict[Node, Node] = {}  # of a quantized parameter
         self._shared: dict[tuple, str] = {}
 
     # ---- the whole --------------------------------------------------------------------------------------------------
@@ -222,6 +229,25 @@ class _Emitter:
             self.tensors[port] = self._constant(port.key, self.g.params[port.node.name], reserved=True)
         return self.tensors[port]
 
+    def read(self, reader: Node, port: Port) -> str:
+        """`tensor`, past two things that onnxruntime does.
+
+        A quantized parameter that several layers read is written for each of them: with x64quantprecision such
+        initializers are rewritten layer by layer, and the second fails.
+        In front of a layer that is to stay in float there is a Clip without bounds: where such a layer reads from a
+        DequantizeLinear and is read by a QuantizeLinear its weights are quantized, per tensor.
+        """
+        fq = port.node
+        if fq.op != "fake_quantize":
+            return self.tensor(port)
+        array = self.g.param(self.g.inputs(fq)[0])
+        if array is not None and isinstance(fq.quant, QParams):
+            if self.first_reader.setdefault(fq, reader) is not reader:
+                return self._weight(fq, array, fq.quant, self.name(reader, fq.name))
+        elif ops.kind(reader) == ops.COMPUTE and self.g.param(self.g.inputs(reader)[1]) is not None:
+            return self._emit(reader, "Clip", [self.tensor(port)], "float")
+        return self.tensor(port)
+
     def name(self, node: Node, hint: str) -> str:
         base = name = f"{node.name}/{hint}"
         number = 0
@@ -301,7 +327,7 @@ class _Emitter:
             raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
         array = self.g.param(source)
         if array is not None:
-            self.tensors[Port(fq)] = self._weight(fq, array, qp)
+            self.tensors[Port(fq)] = self._weight(fq, array, qp, fq.name)
             return
         if qp.granularity != "tensor" or qp.bits > 8:
             raise UnsupportedError(f"{fq.name}: want activations with one scale and at most 8 bits, found "
@@ -315,19 +341,19 @@ class _Emitter:
             ends = [self.constant(fq, np.array(end, dtype), "end") for end in (qp.qmin, qp.qmax)]
             codes = self._emit(fq, "Clip", [codes, *ends], "clipped")
         self.integers[fq] = codes
-        self.tensors[Port(fq)] = self._dequantize(fq, codes, scale, zero)
+        self.tensors[Port(fq)] = self._dequantize(fq.name, codes, scale, zero)
 
-    def _dequantize(self, fq: Node, codes: str, scale: str, zero: str, **attrs: Any) -> str:
+    def _dequantize(self, name: str, codes: str, scale: str, zero: str, **attrs: Any) -> str:
         from onnx import helper
 
-        self.nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [fq.name], name=fq.name, **attrs))
-        return fq.name
+        self.nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [name], name=name, **attrs))
+        return name
 
-    def _weight(self, fq: Node, array: np.ndarray, qp: QParams) -> str:
+    def _weight(self, fq: Node, array: np.ndarray, qp: QParams, wanted: str) -> str:
         import onnx
 
         if qp.bits > 8 and qp.bits != 32:  # 9 to 16 bits are simulated: the values are on the grid already
-            return self._constant(fq.name, array)
+            return self._constant(wanted, array)
         codes = quantize(array, qp)
         scale, zero = qp.scale, qp.zero_point
         if qp.granularity == "group":  # ONNX knows one scale per channel
@@ -336,10 +362,10 @@ class _Emitter:
         dtype = np.dtype(np.int32 if qp.bits == 32 else np.int8 if qp.signed else np.uint8)
         name = self._constant(self.name(fq, "codes"), codes.astype(dtype), kind=kind)
         zeros = np.broadcast_to(zero, scale.shape).astype(dtype)
-        zero_name = (self._constant(self.name(fq, "zero_point"), zeros, kind=kind) if kind is not None
-                     else self.constant(fq, zeros, "zero_point"))
+        # never shared: with x64quantprecision onnxruntime rewrites them one by one, and fails on the second reader
+        zero_name = self._constant(self.name(fq, "zero_point"), zeros, kind=kind)
         axis = {} if scale.ndim == 0 else {"axis": qp.axis}
-        return self._dequantize(fq, name, self.constant(fq, scale, "scale"), zero_name, **axis)
+        return self._dequantize(wanted, name, self.constant(fq, scale, "scale"), zero_name, **axis)
 
 
 def _nibbles(codes: np.ndarray) -> bytes:
