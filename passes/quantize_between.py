@@ -6,7 +6,7 @@ import dataclasses
 
 from qgraph import ops
 from qgraph.calibration import observed_ports
-from qgraph.integers import quantizer_name
+from qgraph.integers import quantizer_name, upper_end
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 from qgraph.rewrite import Pass, register
@@ -28,8 +28,8 @@ class QuantizeBetween(Pass):
     does, reads them.
 
     Shared scales: what goes through ops that pass values on keeps its scale, and the inputs of a Concat take that of its
-    output, but for inputs behind an activation when others are signed: their zero must stay at the lowest code, or the
-    engine could not drop the activation.
+    output, but for inputs behind an activation when others end elsewhere: their codes must end where it does, or the engine
+    could not drop the activation.
     """
 
     name = "quantize-between"
@@ -143,18 +143,20 @@ class _Between:
     def _share(self, node: Node, reads: list[Node]) -> None:
         written = next(v for v, _ in self.g.uses(node) if v.op == "fake_quantize")
         if node.op == "Concat":
-            ended = [self._ends_at_zero(fq) for fq in reads]
-            if not all(ended):
-                reads = [fq for fq, end in zip(reads, ended) if not end]
+            ends = [self._ends(fq) for fq in reads]
+            if len(set(ends)) > 1:
+                free = (False, None) if not all(zero for zero, _ in ends) else (True, None)
+                reads = [fq for fq, end in zip(reads, ends) if end == free]
         for fq in reads:
             self.parent[self._find(fq)] = self._find(written)
 
-    def _ends_at_zero(self, fq: Node) -> bool:
-        """Its values come from a fused activation, through ops that pass values on."""
+    def _ends(self, fq: Node) -> tuple[bool, float | None]:
+        """Whether its values come from a fused activation, through ops that pass values on, and where that ends."""
         node = self.g.inputs(fq)[0].node
         while node.op == "fake_quantize" or node.op == "Concat" or self._moves(node):
             node = self.g.inputs(node)[0].node
-        return "act_type" in ops.info(node.op).defaults and ops.attr(node, "act_type") in ("relu", "clip")
+        act = ops.attr(node, "act_type") if "act_type" in ops.info(node.op).defaults else ""
+        return act in ("relu", "clip"), upper_end(node)
 
     def _unite(self) -> None:
         """One range for what shares a scale: the union of those of its tensors that calibration looks at."""
@@ -163,6 +165,9 @@ class _Between:
             if node in self.parent:
                 groups.setdefault(self._find(node), []).append(node)
         for group in groups.values():
+            sources = {fq.quant.source for fq in group if fq.quant is not None}
+            if len(sources) == 1 and "" not in sources:
+                continue  # united by an earlier run
             names = [name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group)
                      if name in self.observed]
             whole = any(fq.quant.whole for fq in group if fq.quant is not None)

@@ -140,8 +140,8 @@ def find_output(g: Graph, text: str) -> Port:
     if any(n.name == text for n in g.dag):
         raise OptionError(f"--outputs {text}: this is an input or a parameter, want the name of an operator")
     close = difflib.get_close_matches(match[1] if match else text, nodes, 3, 0.5)
-    raise OptionError(f"--outputs {text}: no node is called so; "
-                      + (f"did you mean {' or '.join(close)}?" if close else f"the last are {', '.join([*nodes][-3:])}"))
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the last ones are {', '.join([*nodes][-3:])}"
+    raise OptionError(f"--outputs {text}: no operator is called so; {hint}")
 
 
 def _several(texts: str | Sequence[str]) -> tuple[str, ...]:

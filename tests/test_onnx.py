@@ -131,6 +131,19 @@ def test_weights_biases_and_activations_are_stored_as_said() -> None:
     assert "Relu" not in {n.op_type for n in model.proto.graph.node}  # the quantizers behind it cut at zero
 
 
+@pytest.mark.parametrize("name", ["conv_pool_conv", "residual_downsample", "deconvolution", "dense_behind_flatten"])
+def test_what_is_excluded_stays_in_float(name: str) -> None:
+    """onnxruntime quantizes the weights of float layers between quantizers by itself unless it is kept from it."""
+    layers = [n.name for n in networks.build(name)[0].toposort() if n.op in ("Convolution", "FullyConnected")]
+    for layer in layers:
+        g, feeds, model = frozen(name, exclude=(layer,))
+        found = kernel_departure(g, model, feeds, "half-even", lambda m, watch: Executor(m, watch, exact=True))
+        assert found["within_one"] == 100 and found["output"] < 0.01
+        assert all(x["equal"] > 99.8 for x in found["layers"].values()), (layer, found["layers"])
+        ops_of = fusion(g, model)["ops"]
+        assert sum(ops_of.get(op, 0) for op in ("Conv", "FusedConv", "Gemm", "FusedGemm")) == 1
+
+
 def test_four_bit_storage() -> None:
     g, feeds, model = frozen("conv_pool_conv", int4=True)
     kinds = {t.data_type for t in model.proto.graph.initializer}
@@ -225,7 +238,7 @@ def test_channel_orders_are_written(digits: Any) -> None:
 
 def test_two_targets_one_calibration(tmp_path: Path) -> None:
     with np.load(DIGITS / "digits-calib.npz") as file:
-        np.savez(tmp_path / "calib.npz", file[file.files[0]])
+        np.savez(tmp_path / "calib.npz", data=file[file.files[0]])
     options = [FreezeOptions(target=t, calib_data=str(tmp_path / "calib.npz")) for t in ("mxnet-sim", "onnx")]
     both, paths = freeze_all(str(DIGITS / "digits-symbol.json"), options, str(tmp_path / "x"))
     names = {Path(p).name for p in paths}

@@ -191,7 +191,7 @@ def before(name: str, g: Graph, feeds: Feeds) -> Graph:
     """A copy behind the passes that come before the named one, with biases moved by none of the later."""
     q = g.copy()
     line = steps("mxnet", table_of(g, feeds))
-    PassManager(tuple(line[:INTEGER.index(name)])).run(q)
+    PassManager(tuple(line[:QUANTIZING["fused"].index(name)])).run(q)
     return q
 
 

@@ -53,7 +53,7 @@ class Context:
 
     def __init__(self, emitter: _Emitter, node: Node, ports: Sequence[Port]) -> None:
         self._emitter, self.node, self._ports = emitter, node, list(ports)
-        self.inputs = [emitter.tensor(port) for port in ports]
+        self.inputs = [emitter.read(node, port) for port in ports]
         self._first = len(emitter.nodes)
 
     @property
