@@ -91,8 +91,8 @@ def _safe_factors(layer: Layer, exact: np.ndarray, qp: QParams) -> np.ndarray:
     """(O,): the smallest factors with which no sum can overflow. exact: weights in steps, shaped as layer.w."""
     chosen = np.full(len(exact), FACTORS[-1])
     for factor in FACTORS[-2::-1]:
-        # a neighbour of the nearest code may be taken in the end (`round-weights`)
-        widest = np.clip(_codes(exact, factor, qp) + np.sign(exact), qp.qmin, qp.qmax)
+        # the outer one of the two nearest codes may be taken in the end (`round-weights`)
+        widest = np.sign(exact) * np.ceil(np.abs(exact) / factor - 1e-4)
         chosen[~can_overflow(pairs(widest, layer.tap_major), layer.top)] = factor
     return chosen
 

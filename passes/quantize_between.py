@@ -23,7 +23,7 @@ class QuantizeBetween(Pass):
         conv1 + conv2, read by a layer   ->  fq(fq(conv1) + fq(conv2))
         maxpool(fq(x)), read by a layer  ->  fq'(maxpool(fq(x))), one scale for fq and fq'
 
-    Layers with weights write codes, but for a FullyConnected that only float ops read.  Sums, products, concatenations,
+    Layers with weights write codes, but for a FullyConnected without activation that only float ops read.  Sums, products, concatenations,
     poolings and what only moves values run on codes where they read some and a layer with weights, or such an op that
     does, reads them.
 
@@ -59,7 +59,7 @@ class _Between:
             if node.op == "FullyConnected":
                 self._flatten(node)
             reads = [self._ensure(port, act) for port in self._data(node)]
-            if node.op != "FullyConnected" or self.wanted[node]:
+            if node.op != "FullyConnected" or ops.attr(node, "act_type") or self.wanted[node]:
                 # towards float ops nothing is clipped
                 self._ensure(Port(node), act if self.wanted[node] else dataclasses.replace(act, whole=True))
             if node.op == "Concat" or ops.kind(node) == ops.PASS:
