@@ -73,23 +73,24 @@ def _one_hot(c: Context, indices: str) -> str:
 
 # ---- sorting --------------------------------------------------------------------------------------------------------
 
-def _line(c: Context, x: str) -> tuple[str, int, str]:
-    """The tensor, the axis to work along, and its length as an int64 list; without an axis all elements in one row."""
-    if not c.attr("axis"):
-        return c.reshape(x, (-1,)), 0, c.op("Reshape", c.op("Size", x), c.const([1], "shape"))
-    axis = one_axis(c.node, len(c.shape()))
-    length = c.shape()[axis]
-    return x, axis, dims(c, x, axis, axis + 1) if length == -1 else c.const([length], "length")
+def _sorted(c: Context, x: str, count: int = 0) -> list[str]:
+    """The first values in order and their indices, all for a count of 0; without an axis of all elements in one row."""
+    axis = 0
+    if c.attr("axis"):
+        axis = one_axis(c.node, len(c.shape()))
+        count = count or c.shape()[axis]
+    else:
+        x = c.reshape(x, (-1,))
+    number = c.const([count], "k") if count > 0 else dims(c, x, axis, axis + 1)
+    return c.op("TopK", x, number, n_out=2, axis=axis, largest=int(not c.attr("is_ascend")), sorted=1)
 
 
 @converter("topk")
 def _topk(c: Context, x: str) -> str | list[str]:
-    kind, count = c.attr("ret_typ"), c.attr("k")
+    kind, count = c.attr("ret_typ"), max(c.attr("k"), 0)
     if kind not in ("indices", "value", "both"):
         raise c.refuse(f"found ret_typ {kind}, want indices, value or both")
-    x, axis, length = _line(c, x)
-    values, indices = c.op("TopK", x, c.const([count], "k") if count > 0 else length, n_out=2, axis=axis,
-                           largest=int(not c.attr("is_ascend")), sorted=1)
+    values, indices = _sorted(c, x, count)
     if kind == "value":
         return values
     return to_float(c, indices) if kind == "indices" else [values, to_float(c, indices)]
@@ -97,8 +98,7 @@ def _topk(c: Context, x: str) -> str | list[str]:
 
 @converter("sort", "argsort")
 def _sort(c: Context, x: str) -> str:
-    x, axis, length = _line(c, x)
-    values, indices = c.op("TopK", x, length, n_out=2, axis=axis, largest=int(not c.attr("is_ascend")), sorted=1)
+    values, indices = _sorted(c, x)
     return values if c.node.op == "sort" else to_float(c, indices)
 
 

@@ -37,10 +37,7 @@ def _reshape(c: Context, x: str) -> str:
 
 @converter("transpose")
 def _transpose(c: Context, x: str) -> str:
-    axes = c.attr("axes")
-    if any(a < 0 for a in axes):
-        axes = tuple(axis_of(c.node, a, len(axes)) for a in axes)
-    return c.op("Transpose", x, perm=list(axes) or None)
+    return c.op("Transpose", x, perm=list(c.attr("axes")) or None)
 
 
 @converter("SwapAxis")
