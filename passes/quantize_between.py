@@ -23,13 +23,13 @@ class QuantizeBetween(Pass):
         conv1 + conv2, read by a layer   ->  fq(fq(conv1) + fq(conv2))
         maxpool(fq(x)), read by a layer  ->  fq'(maxpool(fq(x))), one scale for fq and fq'
 
-    Layers with weights write codes, but for a FullyConnected without activation that only float ops read.  Sums, products, concatenations,
-    poolings and what only moves values run on codes where they read some and a layer with weights, or such an op that
-    does, reads them.
+    Layers with weights write codes, but for a FullyConnected without activation that only float ops read.  Sums,
+    products, concatenations, poolings and what only moves values run on codes where they read some and a layer with
+    weights, or such an op that does, reads them.
 
-    Shared scales: what goes through ops that pass values on keeps its scale, and the inputs of a Concat take that of its
-    output, but for inputs behind an activation when others end elsewhere: their codes must end where it does, or the engine
-    could not drop the activation.
+    Shared scales: what goes through ops that pass values on keeps its scale, and the inputs of a Concat take that of
+    its output, but for inputs behind an activation when others end elsewhere: their codes must end where it does, or
+    the engine could not drop the activation.
     """
 
     name = "quantize-between"

@@ -23,7 +23,8 @@ def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptio
     """{"images", "top1", "top5", "agreement" (percent), "ms_per_image"}; None for what cannot be known.
 
     model, reference: what `open_model` takes.  data: what `qgraph.open_data` takes.  top1 and top5 want labels,
-    agreement a reference.  runtime: the engine, of `qgraph.runtimes`.  ms_per_image is wall time of the model alone, without the first batch, which warms up.
+    agreement a reference.  runtime: the engine, of `qgraph.runtimes`.
+    ms_per_image is wall time of the model alone, without the first batch, which warms up.
     Raises DataError for a model that is no classifier.
     """
     graph = runnable(open_model(model).graph)

@@ -159,7 +159,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
             raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
 
     lowered = lower(g, target, shapes, options.int4)
-    checks = _checks(g, float_graph, lowered, data, target, executor) if data is not None else {
+    checks: dict[str, Any] = _checks(g, float_graph, lowered, data, target, executor) if data is not None else {
         "agreement": None, "departure": None}
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)

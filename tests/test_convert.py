@@ -147,6 +147,21 @@ def test_outputs_cut_the_network(net: Path, capsys: pytest.CaptureFixture[str]) 
         assert_close(want, found)
 
 
+def test_a_shape_that_is_not_known(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Height and width stay open; nothing is run, which is said with what would tell the shape."""
+    assert main(["convert", "net", "--to", "onnx"]) == 0
+    captured = capsys.readouterr()
+    assert "difference  not compared" in captured.out and "inputs      data Nx1xNxN" in captured.out
+    assert "was not run" in captured.err and "--input-shape data:1,3,224,224" in captured.err
+    g, model = qgraph.load("net-symbol.json", "net-0000.params"), load_onnx("net.onnx")
+    for size in (24, 20):
+        x = batch(2, 1, size, size)
+        assert_close(reference.run(g, {"data": x})[0], Executor(model).run({"data": x})[0])
+
+    with pytest.raises(UnsupportedError, match="data: not even the number of dimensions .*--input-shape data:"):
+        qgraph.convert(two_parts())
+
+
 @pytest.mark.parametrize(("text", "key"), [("a", "a"), ("a_output", "a"), ("a:0", "a"), ("parts:1", "parts:1"),
                                            ("parts_output1", "parts:1"), ("b_output", "b_output"), ("a_output0", "a")])
 def test_spellings_of_an_output(text: str, key: str) -> None:

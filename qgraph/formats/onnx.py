@@ -31,6 +31,7 @@ from qgraph.formats import (  # noqa: F401  (the import fills the table)
 from qgraph.formats.onnx_convert import CONVERTERS, Context, missing
 from qgraph.integers import fits_codes
 from qgraph.ir import Graph, Node, Port
+from qgraph.models import known_channels
 from qgraph.quant.spec import QParams, per_axis, quantize
 from qgraph.shapes import Shape, infer, value_inputs
 
@@ -163,7 +164,7 @@ class _Emitter:
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes, "qgraph",
-                [helper.make_tensor_value_info(n.name, onnx.TensorProto.FLOAT, self._dims(Port(n)))
+                [helper.make_tensor_value_info(n.name, onnx.TensorProto.FLOAT, self._dims(Port(n)) or self._rank(n))
                  for n in feeds if n in reached],
                 [onnx.ValueInfoProto(name=name) for name in outputs],
                 list(self.constants.values())),
@@ -197,6 +198,14 @@ class _Emitter:
             return None
         return [BATCH if d == -1 and axis == 0 else f"{port.key}_{axis}" if d == -1 else d
                 for axis, d in enumerate(known)]
+
+    def _rank(self, feed: Node) -> list[Any]:
+        """The dimensions of an input of unknown shape, as far as the weights tell them: ONNX wants their number."""
+        dims = known_channels(self.g)[feed.name]
+        if not dims:
+            raise UnsupportedError(f"{feed.name}: not even the number of dimensions of this input is known; "
+                                   f"--input-shape {feed.name}:1,3,224,224 (with the right numbers) tells it")
+        return [BATCH, *(d or f"{feed.name}_{axis}" for axis, d in enumerate(dims[1:], 1))]
 
     def _output(self, index: int, head: Port) -> str:
         """Outputs are distinct tensors that some node makes."""

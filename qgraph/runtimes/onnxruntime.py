@@ -10,21 +10,11 @@ from typing import Any, Union
 
 import numpy as np
 
-from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
+from qgraph.errors import DataError, UnsupportedError
 from qgraph.formats.onnx import OnnxModel, to_onnx
 from qgraph.ir import Graph, Port
 
 EXACT = "session.x64quantprecision"  # CPUs without VNNI: slower kernels that do not saturate
-
-
-def import_onnxruntime(what_for: str) -> Any:
-    """The onnxruntime module, quiet; MissingDependencyError says how to get it."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", what_for) from error
-    onnxruntime.set_default_logger_severity(4)
-    return onnxruntime
 
 
 class Executor:
@@ -37,7 +27,6 @@ class Executor:
 
     def __init__(self, model: Union[Graph, OnnxModel], watch: Sequence[Any] | None = None, fused: bool = False, *,
                  exact: bool = False, optimize: bool = True) -> None:
-        self._ort = import_onnxruntime("running a model")
         self._exact, self._optimize = exact, optimize
         self._sessions: dict[tuple, tuple[Any, list[str]]] = {}
         self._graph: Graph | None = None
@@ -113,7 +102,9 @@ def open_session(model: OnnxModel, *, exact: bool = False, optimize: bool = True
 
     Raises UnsupportedError for a model that onnxruntime does not take.
     """
-    ort = import_onnxruntime("running a model")
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(4)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
