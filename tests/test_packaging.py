@@ -88,7 +88,8 @@ def test_float_passes_run_without_an_engine(tmp_path: Path) -> None:
 
 def test_what_needs_mxnet_says_how_to_get_it() -> None:
     prefix = str(ROOT / "examples" / "digits" / "digits")
-    done = run("-c", NO_ENGINE + f"sys.argv[1:] = ['eval', {prefix!r}, '--data', {prefix + '-test.npz'!r}]\n"
+    flags = ["eval", prefix, "--data", prefix + "-test.npz", "--runtime", "mxnet"]
+    done = run("-c", NO_ENGINE + f"sys.argv[1:] = {flags!r}\n"
                "from qgraph.cli.main import main\nsys.exit(main())")
     assert done.returncode == 1
     assert 'pip install "qgraph[mxnet]"' in done.stderr and "Traceback" not in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +18,12 @@ def runtime(what_for: str, name: str = "auto") -> Any:
     """
     if name not in RUNTIMES:
         raise OptionError(f"--runtime {name}: want one of {', '.join(RUNTIMES)}")
-    if name == "mxnet" or (name == "auto" and importlib.util.find_spec("mxnet") is not None):
-        from qgraph.runtimes import mxnet
+    from qgraph.runtimes import mxnet, onnxruntime
 
-        mxnet.import_mxnet(what_for)
-        return mxnet.Executor
-    from qgraph.runtimes import onnxruntime
-
-    return onnxruntime.Executor
+    if name == "onnxruntime" or (name == "auto" and not mxnet.is_installed()):
+        return onnxruntime.Executor
+    mxnet.import_mxnet(what_for)
+    return mxnet.Executor
 
 
 def executor(model: Any, what_for: str, name: str = "auto", watch: Sequence[Any] | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,19 @@ def import_mxnet(what_for: str) -> Any:
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     try:
         import mxnet
-    except ImportError as error:
+    except (ImportError, AttributeError, OSError) as error:  # a NumPy that is too new is an AttributeError
         raise MissingDependencyError("mxnet", what_for, "mxnet") from error
     return mxnet
+
+
+@lru_cache(None)
+def is_installed() -> bool:
+    """Whether MXNet is there and works."""
+    try:
+        import_mxnet("")
+    except MissingDependencyError:
+        return False
+    return True
 
 
 @contextmanager
