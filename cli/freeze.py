@@ -129,7 +129,9 @@ def _summary(report: dict[str, Any]) -> list[str]:
         worst = min(found["layers"].items(), key=lambda item: item[1]["within_one"], default=None)
         where = f", least in {worst[0]}" if worst and worst[1]["within_one"] < 100 else ""
         lines.append(f"kernels     {found['within_one']:g} % of the codes within 1 of exact arithmetic{where}")
-    if engine := report.get("onnxruntime"):
+    if report["options"].get("int4"):
+        lines.append("onnxruntime weights are read from 4 bits, the arithmetic is float")
+    elif engine := report.get("onnxruntime"):
         left = engine["float"]
         lines.append(f"onnxruntime {engine['integer']} integer ops"
                      + (f"; in float: {', '.join(list(left)[:4])}{', ...' if len(left) > 4 else ''} "

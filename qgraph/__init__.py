@@ -27,7 +27,8 @@ _HOME = {
     "QSpec": "quant.spec", "QParams": "quant.spec", "CalibrationTable": "quant.table",
     "Preprocess": "preprocess", "open_data": "data",
     "FreezeOptions": "options", "freeze": "freezing", "Frozen": "freezing",
-    "convert": "converting", "Converted": "converting", "to_onnx": "formats.onnx", "OnnxModel": "formats.onnx",
+    "convert": "converting", "Converted": "converting",
+    "to_onnx": "formats.onnx", "OnnxModel": "formats.onnx_model",
     "evaluate": "evaluation", "compare": "comparison", "QGraphError": "errors",
 }
 

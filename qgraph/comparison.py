@@ -12,7 +12,7 @@ from qgraph.channels import channel_order
 from qgraph.departure import Difference, class_scores
 from qgraph.errors import DataError, OptionError
 from qgraph.evaluation import open_for, runnable
-from qgraph.formats.onnx import OnnxModel
+from qgraph.formats.onnx_model import OnnxModel
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import input_sizes, is_quantized_op, open_model
 from qgraph.options import DataOptions, Progress
@@ -91,30 +91,41 @@ class _OnnxSide:
         self.graph = model
         self.codes, self.orders = model.codes(), model.channel_orders
         self.made = {name: node.op_type for node in model.proto.graph.node for name in node.output}
+        self.tensors = {name: name for name in self.made}
+
+    def use_origins(self) -> None:
+        """Call tensors as in the user's model: a converted model has them all, a frozen one folds layers."""
+        origins = self.graph.origins
+        self.tensors = {**self.tensors, **{origins[name]: name for name in self.made if name in origins}}
+        for name in origins.keys() - set(origins.values()):
+            self.tensors.pop(name, None)
 
     def comparable(self) -> list[str]:
-        return [name for name, op in self.made.items() if op in _ONNX_LAYERS or name in self.codes]
+        return [name for name, tensor in self.tensors.items()
+                if self.made[tensor] in _ONNX_LAYERS or tensor in self.codes]
 
     def has(self, name: str) -> bool:
-        return name in self.made
+        return name in self.tensors
 
     def watch(self, names: Sequence[str]) -> list[Any]:
-        return [self.graph.outputs[0], *(self.codes[name].tensor if name in self.codes else name for name in names)]
+        tensors = [self.tensors[name] for name in names]
+        return [self.graph.outputs[0], *(self.codes[t].tensor if t in self.codes else t for t in tensors)]
 
     def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
         found = {}
         for name, value in zip(names, values):
-            if name in self.codes:
-                known = self.codes[name]
+            tensor = self.tensors[name]
+            if tensor in self.codes:
+                known = self.codes[tensor]
                 value = (value.astype(np.float32) - known.zero_point) * np.float32(known.scale)
-            order = self.orders.get(name)
+            order = self.orders.get(tensor)
             found[name] = value if order is None else _reordered(value, order)
         return found
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         """One row per tensor; what a layer adds is not told apart where there is no graph of ours."""
-        return [{"name": name, "op": self.made[name], "origin": [name], **difference.to_dict(), "added_noise": 0.0}
-                for name, difference in found.items()]
+        return [{"name": name, "op": self.made[self.tensors[name]], "origin": [name], **difference.to_dict(),
+                 "added_noise": 0.0} for name, difference in found.items()]
 
 
 def _open_side(model: Any) -> Any:
@@ -147,6 +158,9 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
     compared as the reals that they stand for.
     """
     first, second = _open_side(a), _open_side(b)
+    if isinstance(first, _OnnxSide) and isinstance(second, _OnnxSide):
+        first.use_origins()
+        second.use_origins()
     names = _common(first, second)
     opened = open_for(first.graph, data, options or DataOptions())
     runs = [executor(side.graph, "comparing models", runtime, side.watch(names)) for side in (first, second)]
@@ -189,6 +203,9 @@ def _common(first: Any, second: Any) -> list[str]:
     if odd:
         raise OptionError(f"only one of the models has the input {', '.join(odd)}, want two of the same network")
     names = [name for name in first.comparable() if second.has(name)]
+    if isinstance(first, _OnnxSide) and isinstance(second, _OnnxSide):  # what is a layer here may be its relu there
+        wanted = {*names, *filter(first.has, second.comparable())}
+        names = [name for name in first.tensors if name in wanted]
     if not names:
         raise OptionError("the models have no layer of the same name, want a model and its frozen form")
     return names

@@ -18,7 +18,8 @@ import numpy as np
 from qgraph import floatcheck
 from qgraph.errors import OptionError, QGraphError
 from qgraph.files import write_files
-from qgraph.formats.onnx import OnnxModel, to_onnx
+from qgraph.formats.onnx import to_onnx
+from qgraph.formats.onnx_model import OnnxModel
 from qgraph.freezing import model_files
 from qgraph.ir import Graph, Port
 from qgraph.models import Model, find_symbol, hinted_shapes, inputs_of, is_quantized_op, open_model

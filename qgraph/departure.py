@@ -15,7 +15,7 @@ from qgraph.runtimes.reference import Tensor, evaluate
 from qgraph.shapes import value_inputs
 
 if TYPE_CHECKING:
-    from qgraph.formats.onnx import OnnxModel
+    from qgraph.formats.onnx_model import OnnxModel
 
 
 @dataclass

@@ -17,7 +17,8 @@ from qgraph import departure, floatcheck, report, targets
 from qgraph.data import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.files import Content, write_files
-from qgraph.formats.onnx import OnnxModel, to_onnx
+from qgraph.formats.onnx import to_onnx
+from qgraph.formats.onnx_model import OnnxModel
 from qgraph.fusion import fusion
 from qgraph.ir import Graph
 from qgraph.models import (

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from qgraph import ops
-from qgraph.formats.onnx import OnnxModel
+from qgraph.formats.onnx_model import OnnxModel
 from qgraph.ir import Graph, Node
 from qgraph.runtimes.onnxruntime import optimized
 

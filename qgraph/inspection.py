@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qgraph import ops, targets
-from qgraph.formats.onnx import OnnxModel
+from qgraph.formats.onnx_model import OnnxModel
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import hinted_shapes, inputs_of, is_quantized_op, open_model
 from qgraph.options import parse_shapes

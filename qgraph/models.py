@@ -78,7 +78,7 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
 
 
 def _open_onnx(path: str, params: str | None) -> Model:
-    from qgraph.formats.onnx import load
+    from qgraph.formats.onnx_model import load
 
     if params:
         raise OptionError(f"--params {params}: an ONNX model has its parameters inside")

@@ -78,7 +78,7 @@ OPS: dict[str, OpInfo] = {
     "Pad": OpInfo(defaults={"mode": "constant", "pad_width": (), "constant_value": 0.0}, kind=PASS),
     "Pooling": OpInfo(defaults=_POOL, kind=AVERAGE),  # "max" passes values through: see `kind`
     "_contrib_AdaptiveAvgPooling2D": OpInfo(defaults={"output_size": ()}, kind=AVERAGE),
-    "_contrib_BilinearResize2D": OpInfo(("data", "like"), defaults={
+    "_contrib_BilinearResize2D": OpInfo(("data", "*"), defaults={
         "height": 1, "width": 1, "scale_height": 0.0, "scale_width": 0.0, "mode": "size", "align_corners": True}),
     # several inputs, one output range
     "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN),

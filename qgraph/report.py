@@ -18,7 +18,7 @@ from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import PassRecord
 
 if TYPE_CHECKING:
-    from qgraph.formats.onnx import OnnxModel
+    from qgraph.formats.onnx_model import OnnxModel
 
 FORMAT = "qgraph-report"
 

@@ -22,8 +22,8 @@ from qgraph import ops
 from qgraph.cli.main import main
 from qgraph.converting import find_output
 from qgraph.errors import OptionError, QGraphError, UnsupportedError
-from qgraph.formats.onnx import load as load_onnx
 from qgraph.formats.onnx_convert import CONVERTERS, Context
+from qgraph.formats.onnx_model import load as load_onnx
 from qgraph.ir import Graph, Port
 from qgraph.runtimes import reference
 from qgraph.runtimes.kernels import KERNELS

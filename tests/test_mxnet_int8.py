@@ -237,7 +237,8 @@ def test_a_huge_bias_does_not_break_the_layer() -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"granularity": "layer"}, "target mxnet cannot carry --granularity layer exactly; mxnet-sim or onnx can"),
     ({"granularity": "group"}, "target mxnet cannot carry --granularity group exactly; mxnet-sim or onnx can"),
-    ({"weight_bits": 4}, r"target mxnet cannot carry --weight-bits 4 exactly; mxnet-sim or onnx can \(--target mxnet-sim\)"),
+    ({"weight_bits": 4},
+     r"target mxnet cannot carry --weight-bits 4 exactly; mxnet-sim or onnx can \(--target mxnet-sim\)"),
     ({"act_bits": 7}, "target mxnet cannot carry --act-bits 7 exactly; mxnet-sim or onnx can"),
     ({"act_signed": "signed"}, "target mxnet cannot carry --act-signed signed exactly; mxnet-sim can"),
 ])

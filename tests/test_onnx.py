@@ -13,9 +13,11 @@ import pytest
 from networks import Net
 from onnx import numpy_helper
 
+import qgraph
 from qgraph.departure import kernel_departure
 from qgraph.errors import FormatError, QGraphError, UnsupportedError
-from qgraph.formats.onnx import OnnxModel, load, to_onnx
+from qgraph.formats.onnx import to_onnx
+from qgraph.formats.onnx_model import OnnxModel, load
 from qgraph.freezing import freeze, freeze_all
 from qgraph.fusion import INTEGER_OPS, fusion
 from qgraph.ir import Graph, Port
@@ -288,6 +290,10 @@ def test_compare_and_evaluate_read_onnx(tmp_path: Path, digits: Any) -> None:
     quantized = {x["name"] for x in digits.report["quantized"]}
     assert quantized <= {x["name"] for x in found["layers"]}
     assert all(x["sqnr_db"] > 20 for x in found["layers"])
+    qgraph.convert(model, input_shape="data:1,1,24,24").save(tmp_path / "float")
+    converted = compare(str(tmp_path / "float.onnx"), path, test)
+    assert converted["agreement"] == scores["agreement"] and len(converted["layers"]) >= len(quantized) - 1
+    assert all(x["sqnr_db"] > 20 for x in converted["layers"]), converted["layers"]
     itself = compare(path, path, test)
     assert itself["output"]["sqnr_db"] is None and len(itself["layers"]) >= len(quantized)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
-from qgraph.formats.onnx import OnnxModel, to_onnx
+from qgraph.formats.onnx import to_onnx
+from qgraph.formats.onnx_model import OnnxModel
 from qgraph.ir import Graph, Port
-from tests.helpers import run_mxnet
 
 
 def run_onnx(model: OnnxModel, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

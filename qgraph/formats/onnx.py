@@ -11,16 +11,14 @@ Converters of single ops are in the tables of `onnx_nn`, `onnx_math` and `onnx_s
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import qgraph
 from qgraph import ops
-from qgraph.errors import FormatError, UnsupportedError
+from qgraph.errors import UnsupportedError
 from qgraph.formats import (  # noqa: F401  (the import fills the table)
     onnx_detect,
     onnx_math,
@@ -29,6 +27,7 @@ from qgraph.formats import (  # noqa: F401  (the import fills the table)
     onnx_shape,
 )
 from qgraph.formats.onnx_convert import CONVERTERS, Context, missing
+from qgraph.formats.onnx_model import ORDERS, ORIGINS, OnnxModel
 from qgraph.integers import fits_codes
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import known_channels
@@ -37,88 +36,6 @@ from qgraph.shapes import Shape, infer, value_inputs
 
 OPSET, IR_VERSION = 21, 10
 BATCH = "N"
-ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Where an integer tensor of a model is, and what its codes stand for: scale * (code - zero_point)."""
-
-    tensor: str
-    scale: float
-    zero_point: int
-
-
-class OnnxModel:
-    """An ONNX model in memory, ours or anybody's.
-
-    integers: fake_quantize -> tensor of its codes, in a model that was just written.
-    """
-
-    def __init__(self, proto: Any, size: int | None = None, integers: dict[Node, str] | None = None) -> None:
-        self.proto, self.integers = proto, integers or {}
-        self._size = size
-
-    @property
-    def size(self) -> int:
-        """Bytes of its file."""
-        return int(self.proto.ByteSize()) if self._size is None else self._size
-
-    @property
-    def inputs(self) -> dict[str, tuple[int, ...]]:
-        """What is fed: name -> shape, 0 for a dimension that may vary."""
-        constants = {t.name for t in self.proto.graph.initializer}
-        return {i.name: tuple(d.dim_value for d in i.type.tensor_type.shape.dim)
-                for i in self.proto.graph.input if i.name not in constants}
-
-    @property
-    def outputs(self) -> list[str]:
-        return [o.name for o in self.proto.graph.output]
-
-    @property
-    def channel_orders(self) -> dict[str, np.ndarray]:
-        """Tensors whose channels lie in another order than the user's, see `ops.CHANNEL_ORDER`."""
-        for entry in self.proto.metadata_props:
-            if entry.key == ORDERS:
-                return {name: np.array(order) for name, order in json.loads(entry.value).items()}
-        return {}
-
-    def codes(self) -> dict[str, Codes]:
-        """Float tensor -> the integers it is rounded to, for every QuantizeLinear of one scale."""
-        from onnx import numpy_helper
-
-        constants = {t.name: t for t in self.proto.graph.initializer}
-        found: dict[str, Codes] = {}
-        for node in self.proto.graph.node:
-            if node.op_type != "QuantizeLinear" or node.input[0] in found:
-                continue
-            scale = constants.get(node.input[1])
-            zero = constants.get(node.input[2]) if len(node.input) > 2 else None
-            if scale is not None and not scale.dims and (zero is not None or len(node.input) < 3):
-                found[node.input[0]] = Codes(node.output[0], float(numpy_helper.to_array(scale)),
-                                             0 if zero is None else int(numpy_helper.to_array(zero)))
-        return found
-
-    def to_bytes(self) -> bytes:
-        return bytes(self.proto.SerializeToString(deterministic=True))
-
-
-def load(path: str | os.PathLike[str]) -> OnnxModel:
-    """Read an .onnx file. Raises FormatError for what is none, or keeps its weights in other files."""
-    import onnx
-
-    name = os.fspath(path)
-    try:
-        proto = onnx.load(name, load_external_data=False)
-    except OSError:
-        raise
-    except Exception as error:  # protobuf's own DecodeError has no common base with onnx's
-        raise FormatError(f"{name}: no ONNX model can be read from it: {str(error).splitlines()[0]}") from error
-    if not proto.graph.node or not proto.graph.output:
-        raise FormatError(f"{name}: found no operators or no outputs, want an ONNX model")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        raise FormatError(f"{name}: keeps its weights in other files, want one file (onnx.save without external data)")
-    return OnnxModel(proto, os.path.getsize(name))
 
 
 def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4: bool = False,
@@ -172,8 +89,11 @@ class _Emitter:
             producer_version=qgraph.__version__)
         orders = {Port(n).key: json.loads(n.attrs[ops.CHANNEL_ORDER]) for n in self.order
                   if ops.CHANNEL_ORDER in n.attrs}
-        if orders:
-            helper.set_model_props(proto, {ORDERS: json.dumps(orders)})
+        origins = {n.name: n.origin[-1] for n in self.order if n.op not in ("null", "fake_quantize") and n.origin
+                   and n.origin[-1] != n.name}
+        found = {key: json.dumps(value) for key, value in ((ORDERS, orders), (ORIGINS, origins)) if value}
+        if found:
+            helper.set_model_props(proto, found)
         for output, head in zip(proto.graph.output, self.g.heads):
             if head in self.shapes:
                 output.CopyFrom(helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, self._dims(head)))

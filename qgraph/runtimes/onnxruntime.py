@@ -11,7 +11,8 @@ from typing import Any, Union
 import numpy as np
 
 from qgraph.errors import DataError, UnsupportedError
-from qgraph.formats.onnx import OnnxModel, to_onnx
+from qgraph.formats.onnx import to_onnx
+from qgraph.formats.onnx_model import OnnxModel
 from qgraph.ir import Graph, Port
 
 EXACT = "session.x64quantprecision"  # CPUs without VNNI: slower kernels that do not saturate
