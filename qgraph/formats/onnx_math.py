@@ -258,12 +258,12 @@ def _norm(c: Context, x: str) -> str:
 # ---- products of matrices -------------------------------------------------------------------------------------------
 
 @converter("batch_dot")
-def _batch_dot(c: Context, a: str, b: str) -> str:
-    turned = []
-    for slot, (x, side) in enumerate(((a, "a"), (b, "b"))):
-        rank = len(c.shape(slot)) if c.knows(slot) else 3
-        perm = [*range(rank - 2), rank - 1, rank - 2]
-        turned.append(c.op("Transpose", x, perm=perm) if c.attr(f"transpose_{side}") else x)
+def _batch_dot(c: Context, *factors: str) -> str:
+    turned = list(factors)
+    for slot, key in enumerate(("transpose_a", "transpose_b")):
+        if c.attr(key):
+            rank = len(c.shape(slot))
+            turned[slot] = c.op("Transpose", factors[slot], perm=[*range(rank - 2), rank - 1, rank - 2])
     return c.op("MatMul", *turned)
 
 
