@@ -81,10 +81,11 @@ class _Emitter:
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes, "qgraph",
-                [helper.make_tensor_value_info(n.name, onnx.TensorProto.FLOAT, self._dims(Port(n)) or self._rank(n))
+                [helper.make_tensor_value_info(n.name, onnx.TensorProto.FLOAT,
+                                               self._dims(Port(n)) or self._rank(n, check))
                  for n in feeds if n in reached],
                 [onnx.ValueInfoProto(name=name) for name in outputs],
-                list(self.constants.values())),
+                self._read_constants(outputs)),
             opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qgraph",
             producer_version=qgraph.__version__)
         orders = {Port(n).key: json.loads(n.attrs[ops.CHANNEL_ORDER]) for n in self.order
@@ -100,6 +101,11 @@ class _Emitter:
         if check:
             self._check(proto)
         return proto
+
+    def _read_constants(self, outputs: list[str]) -> list[Any]:
+        """Initializers that some node reads: converters may do without one, such as a gamma that is fixed."""
+        read = {name for node in self.nodes for name in node.input}.union(outputs)
+        return [tensor for name, tensor in self.constants.items() if name in read]
 
     def _reached(self) -> set[Node]:
         """Nodes that an output depends on; labels of the training do not count."""
@@ -119,10 +125,15 @@ class _Emitter:
         return [BATCH if d == -1 and axis == 0 else f"{port.key}_{axis}" if d == -1 else d
                 for axis, d in enumerate(known)]
 
-    def _rank(self, feed: Node) -> list[Any]:
-        """The dimensions of an input of unknown shape, as far as the weights tell them: ONNX wants their number."""
+    def _rank(self, feed: Node, wanted: bool) -> list[Any] | None:
+        """The dimensions of an input of unknown shape, as far as the weights tell them.
+
+        Raises UnsupportedError if they are wanted (the checker wants their number) and not known.
+        """
         dims = known_channels(self.g)[feed.name]
         if not dims:
+            if not wanted:
+                return None
             raise UnsupportedError(f"{feed.name}: not even the number of dimensions of this input is known; "
                                    f"--input-shape {feed.name}:1,3,224,224 (with the right numbers) tells it")
         return [BATCH, *(d or f"{feed.name}_{axis}" for axis, d in enumerate(dims[1:], 1))]

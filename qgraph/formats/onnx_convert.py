@@ -21,7 +21,7 @@ import numpy as np
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
-from qgraph.ir import Node, Port
+from qgraph.ir import Graph, Node, Port
 
 if TYPE_CHECKING:
     from qgraph.formats.onnx import _Emitter
@@ -59,6 +59,11 @@ class Context:
     @property
     def made(self) -> list[Any]:
         return self._emitter.nodes[self._first:]
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that is converted."""
+        return self._emitter.g
 
     def attr(self, key: str) -> Any:
         """A typed attribute, or MXNet's default."""

@@ -57,7 +57,7 @@ def _through(c: Context, x: str, dtype: str) -> str:
 
 def _integers(c: Context) -> bool:
     """The node computes in integers in MXNet: types follow the first input, up to what has a type of its own."""
-    g, port = c._emitter.g, Port(c.node)
+    g, port = c.graph, Port(c.node)
     while True:
         node, inputs = port.node, g.inputs(port.node)
         if node.op in ("shape_array", "size_array"):

@@ -17,9 +17,9 @@ def is_matrix(c: Context, slot: int = 0) -> bool:
     """The input is known to have two axes, by its shape or by the layer that it comes from."""
     if c.knows(slot):
         return len(c.shape(slot)) == 2
-    node = c._ports[slot].node
+    node = c.graph.inputs(c.node)[slot].node
     while node.op in _KEEPS_RANK:
-        node = c._emitter.g.inputs(node)[0].node
+        node = c.graph.inputs(node)[0].node
     return node.op == "Flatten" or (node.op == "FullyConnected" and bool(ops.attr(node, "flatten")))
 
 
