@@ -1,0 +1,125 @@
+"""Time and memory of freezing for ONNX with KL ranges, beside onnxruntime's `quantize_static` with entropy.
+
+    python benchmarks/onnx_freeze.py [--cases NAME,...] [--rounds 3] [--peak 100,400]
+
+Every run is a process of its own, with one thread per engine; imports are not counted.  Ours: `qgraph freeze --target
+onnx --calib kl --runtime onnxruntime`, from the MXNet files to the written ones: load, fold, calibrate, lower, check
+and report.  Theirs gets the folded network as an ONNX file: `quant_pre_process` and `quantize_static` to another.
+
+Prints two Markdown tables.  Time: wall and CPU seconds on the same 100 images, which lie ready in an array; medians,
+the two alternate.  Memory: peak resident MiB on 100 and on 400 images that are decoded from the file on the way, and
+how much it grows.  Theirs keeps every tensor of every image until the end: 400 images want 20 GB for the larger
+networks.  Needs QGRAPH_CASES.  About ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import TRAINED, Case, calibration_data, stacked, table
+from _onnx import float_model, ours, theirs
+
+from qgraph.formats.onnx import load
+
+IMAGES, BATCH = 100, 10
+WHO = ("ours", "theirs")
+
+
+def freeze(who: str, case: Case, images: Any, folder: Path) -> None:
+    """images: an array, or for ours data."""
+    if who == "ours":
+        ours(case.prefix, images, calib="kl", batch_size=BATCH).save(str(folder / "ours"))
+    else:
+        model = theirs(load(folder / "float.onnx"), images, "Entropy", BATCH)
+        (folder / "theirs.onnx").write_bytes(model.to_bytes())
+
+
+def run(who: str, case: Case, folder: Path, limit: int) -> None:
+    """In a process of its own; prints JSON. limit: so many images from the file instead of the array."""
+    import onnxruntime.quantization  # noqa: F401  (imports are not counted)
+
+    data: Any = case.data({}, limit=limit, batch_size=BATCH) if limit else np.load(folder / "images.npy")
+    if limit and who == "theirs":
+        data = _Lazy(data)
+    wall, cpu = time.perf_counter(), time.process_time()
+    freeze(who, case, data, folder)
+    print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu,
+                      "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+class _Lazy:
+    """Batches of data where an array of images is sliced."""
+
+    def __init__(self, data: Any) -> None:
+        self._length, self._batches = data.num_items, iter(data)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, _: slice) -> np.ndarray:
+        return next(self._batches).feeds["data"]
+
+
+def child(who: str, case: Case, folder: str, limit: int = 0) -> dict[str, float]:
+    command = [sys.executable, __file__, "--run", who, "--cases", case.name, "--folder", folder, "--limit", str(limit)]
+    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return json.loads(found.splitlines()[-1])  # quantize_static prints, too
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="squeezenet1.1,mobilenetv1_0.75_192_bn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", default="100,400", help="images; none: no table of memory")
+    for name, kind in (("run", str), ("folder", Path), ("limit", int)):  # in the process of its own
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    cases = [TRAINED[name] for name in args.cases.split(",")]
+    if args.run:
+        run(args.run, cases[0], args.folder, args.limit)
+        return 0
+    times, peaks = [], []
+    counts = [int(n) for n in args.peak.split(",") if n != "none"]
+    for case in cases:
+        if not case.found:
+            print(f"{case.name}: left out, its files are not in QGRAPH_CASES", file=sys.stderr)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            images = stacked(calibration_data(case, limit=IMAGES))
+            np.save(Path(folder) / "images.npy", images)
+            (Path(folder) / "float.onnx").write_bytes(float_model(case.graph(), images).to_bytes())
+            del images
+            found: dict[str, list[dict[str, float]]] = {who: [] for who in WHO}
+            for _ in range(args.rounds):
+                for who in WHO:
+                    found[who].append(child(who, case, folder))
+                    print(case.name, who, found[who][-1], file=sys.stderr, flush=True)
+            seconds = {(who, clock): statistics.median(one[clock] for one in found[who])
+                       for who in WHO for clock in ("wall", "cpu")}
+            times.append([case.name, *(f"{seconds[who, clock]:.1f}" for clock in ("wall", "cpu") for who in WHO),
+                          *(f"{seconds['theirs', clock] / seconds['ours', clock]:.2f}" for clock in ("wall", "cpu"))])
+            for who in WHO if counts else ():
+                peak = [child(who, case, folder, count)["peak"] for count in counts]
+                peaks.append([case.name, who, *(f"{mib:.0f}" for mib in peak), f"{peak[-1] / peak[0]:.2f}"])
+                print(" ".join(peaks[-1]), file=sys.stderr, flush=True)
+    print(table(f"Freezing on {IMAGES} images, KL", ["model", "ours, wall s", "theirs, wall s", "ours, CPU s",
+                                                     "theirs, CPU s", "theirs/ours, wall", "theirs/ours, CPU"], times))
+    if counts:
+        print(table("Peak memory", ["model", "who", *(f"{n} images, MiB" for n in counts), "ratio"], peaks), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
