@@ -1,5 +1,6 @@
 # make demo     freeze the bundled digits network to int8 and print what that did
-# make test     style, types, tests
+# make test     style, types, tests; then test-core
+# make test-core the tests that need no MXNet, on the newest Python there is and NumPy 2, in .venv-core
 # make bench    the scripts that print the figures of README.md
 # make digits   train the demo's network again (about a minute)
 # Each makes .venv first, when there is none or when setup.cfg changed.
@@ -7,7 +8,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench digits venv clean
+.PHONY: help demo test test-core lint types bench digits venv clean
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -46,6 +47,16 @@ digits: $(STAMP)
 test: lint types
 	@$(HAS_MXNET) || echo 'MXNet is not in this .venv: the tests that need it are skipped'
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(MAKE) --no-print-directory test-core
+
+# the installed package is tested: PYTHONSAFEPATH (Python 3.11) keeps the checkout's out of sight;
+# left to `test`: what takes long and does not depend on engines
+CORE_LEAVES := test_scale.py test_fuzz_formats.py
+
+test-core:
+	@.ci/venv-core
+	cd .venv-core && PYTHONSAFEPATH=1 bin/pytest -c ../setup.cfg -n 2 --dist loadfile \
+	    $(addprefix --ignore=../tests/,$(CORE_LEAVES)) ../tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

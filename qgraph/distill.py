@@ -23,6 +23,12 @@ _RATE, _BETA1, _BETA2 = 0.1, 0.9, 0.99  # Adam on values of about unit variance,
 _BOUND = 2.5  # largest |x| in units of the input's scale: pixels are bounded, normalized ones lie within about 2.6
 
 
+def need_mxnet() -> Any:
+    """The mxnet module, whose gradients are followed."""
+    return import_mxnet("there are no calibration data, and distilling images from the network",
+                        "give --calib-data PATH (.rec, image folder, .npz or .npy), or ")
+
+
 def distill(g: Graph, input_shapes: Mapping[str, Sequence[int]], count: int = 64, seed: int = 0, steps: int = 25,
             progress: Callable[[int, int], Any] | None = None) -> dict[str, np.ndarray]:
     """Input name -> count x ... float32 that reproduces the statistics of the BatchNorms of `g`. Needs MXNet.
@@ -196,7 +202,7 @@ class _Match:
     def _bind(self, twin: Graph) -> None:
         from qgraph.formats.mxnet import to_mxnet
 
-        mx = self._mx = import_mxnet("distilling calibration images")
+        mx = self._mx = need_mxnet()
         # a head that is an input itself needs an op, or MXNet gives it no gradient
         twin.heads = [Port(twin.add("_copy", [h])) if h.node.op == "null" else h for h in twin.heads]
         symbol, args, aux = to_mxnet(twin)

@@ -41,10 +41,10 @@ class PassError(QGraphError):
 
 
 class MissingDependencyError(QGraphError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed and not installed. instead: what to do without it, as in "give X, or "."""
 
-    def __init__(self, package: str, what_for: str, extra: str) -> None:
-        super().__init__(f'{what_for} needs {package}, which is not installed: pip install "qgraph[{extra}]"')
+    def __init__(self, package: str, what_for: str, extra: str, instead: str = "") -> None:
+        super().__init__(f'{what_for} needs {package}, which is not installed: {instead}pip install "qgraph[{extra}]"')
 
 
 class CheckFailed(QGraphError):

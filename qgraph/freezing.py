@@ -294,8 +294,9 @@ def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeO
     if not bare.nodes("BatchNorm"):
         raise CalibrationError("there are no calibration data, and the network has no BatchNorm to distil images from: "
                                "give --calib-data PATH (.rec, image folder, .npz or .npy)")
-    from qgraph.distill import distill
+    from qgraph.distill import distill, need_mxnet
 
+    need_mxnet()
     count = options.num_calib or DISTILLED_IMAGES
     log.warning("WARNING: no calibration data were given: the ranges come from %d images distilled from the network's "
                 "own BatchNorm statistics. Real images (--calib-data PATH) are better.", count)

@@ -16,13 +16,13 @@ from qgraph.ir import Graph, Port
 _BACKEND = "MXNET_SUBGRAPH_BACKEND"
 
 
-def import_mxnet(what_for: str) -> Any:
-    """The mxnet module, quiet; MissingDependencyError says how to get it."""
+def import_mxnet(what_for: str, instead: str = "") -> Any:
+    """The mxnet module, quiet; MissingDependencyError says how to get it, or what to do `instead`."""
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     try:
         import mxnet
     except (ImportError, AttributeError, OSError) as error:  # a NumPy that is too new is an AttributeError
-        raise MissingDependencyError("mxnet", what_for, "mxnet") from error
+        raise MissingDependencyError("mxnet", what_for, "mxnet", instead) from error
     return mxnet
 
 
