@@ -37,7 +37,7 @@ from qgraph import ops
 from qgraph.formats.gluon import from_gluon
 from qgraph.formats.mxnet import to_mxnet
 from qgraph.formats.onnx import to_onnx
-from qgraph.ir import Graph, Node
+from qgraph.ir import Graph, Node, Port
 from qgraph.passes import Canonicalize
 from qgraph.runtimes import mxnet as mxnet_runtime
 from qgraph.runtimes.onnxruntime import Executor
@@ -75,6 +75,7 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
     from gluoncv import model_zoo
 
     side = next(side for pattern, side in SIDES if re.match(pattern, name))
+    shape = (6 if "posenet" in name else 3, side, side)
     options: dict[str, Any] = {"pretrained": False}
     if (kind_of(name) != "cls" or name == "googlenet") and not name.startswith("hrnet"):
         options["pretrained_base"] = False
@@ -87,7 +88,10 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
         if "xavier" in str(parameter.init).lower() or isinstance(parameter.init, mx.init.Xavier):
             parameter.init = None  # given to biases too, which it refuses
     net.initialize(mx.init.Zero())
-    return net, (6 if "posenet" in name else 3, side, side)
+    net.infer_shape(mx.nd.zeros((1, *shape)))  # a forward pass would take longer
+    for parameter in net.collect_params().values():
+        parameter._finish_deferred_init()
+    return net, shape
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], smooth: bool) -> np.ndarray:
@@ -120,9 +124,9 @@ def randomize(g: Graph, images: np.ndarray, rng: np.random.Generator) -> None:
     the conversion: residual branches are small, most units are open, and no statistic blows up small differences.
     """
     norms, unseen = [], set(g.params)
-    damped = residual_branches(g)
-    damped.update(node for node in g.dag if "weight" in ops.info(node.op).inputs
-                  and any(reader.op in HEADS for reader in g.readers(node)))
+    heads = [node for node in g.toposort() if "weight" in ops.info(node.op).inputs
+             and any(reader.op in HEADS for reader in g.readers(node))]
+    damped = residual_branches(g).union(heads)
     for node in g.toposort():
         names = dict(zip(ops.info(node.op).inputs, (port.node.name for port in g.inputs(node))))
         scale = 0.2 if node in damped else 1.0
@@ -152,6 +156,13 @@ def randomize(g: Graph, images: np.ndarray, rng: np.random.Generator) -> None:
         var = np.maximum(var, 0.2 * np.mean(var + mean ** 2) + 1e-6) * rng.uniform(0.7, 1.5, var.shape)
         g.params[names["moving_mean"]] = (mean + rng.normal(0, 0.2, mean.shape) * np.sqrt(var)).astype(np.float32)
         g.params[names["moving_var"]] = var.astype(np.float32)
+    sizes: dict[str, float] = {}  # of what the heads give, by parameter, which several may share
+    for node, out in zip(heads, mxnet_runtime.run(g, {"data": images}, [Port(n) for n in heads]) if heads else ()):
+        for port in g.inputs(node):
+            if g.param(port) is not None:
+                sizes[port.node.name] = max(float(out.std()), sizes.get(port.node.name, 0.0))
+    for name, size in sizes.items():  # boxes hold an exponential
+        g.params[name] = (g.params[name] * min(1.0, 0.3 / size)).astype(np.float32)
 
 
 def residual_branches(g: Graph) -> set[Node]:
@@ -210,11 +221,16 @@ def truth(g: Graph, images: np.ndarray) -> list[np.ndarray]:
 
 
 def difference(want: list[np.ndarray], got: list[np.ndarray]) -> float:
-    """Worst, over the outputs, of the largest difference relative to the largest value."""
+    """Worst, over the outputs, of the largest difference relative to the largest value.
+
+    Classes, scores and boxes lie side by side in a last axis of up to 6: each column counts as an output.
+    """
     def one(a: np.ndarray, b: np.ndarray) -> float:
         if a.shape != b.shape or not np.isfinite(b).all():
             return float("inf")
-        return float(np.abs(a.astype(np.float64) - b).max() / (np.abs(a).max() or 1.0)) if a.size else 0.0
+        axes = tuple(range(a.ndim - 1)) if a.ndim > 2 and a.shape[-1] <= 6 else None
+        size = np.abs(a).max(axes)
+        return float((np.abs(a.astype(np.float64) - b).max(axes) / np.where(size == 0, 1, size)).max())
     return max(one(a, b) for a, b in zip(want, got))
 
 
