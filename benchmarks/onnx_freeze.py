@@ -30,7 +30,7 @@ import numpy as np
 from _common import TRAINED, Case, calibration_data, stacked, table
 from _onnx import float_model, ours, theirs
 
-from qgraph.formats.onnx import load
+from qgraph.formats.onnx_model import load
 
 IMAGES, BATCH = 100, 10
 WHO = ("ours", "theirs")

@@ -20,9 +20,10 @@ def _pooling(c: Context, x: str) -> str:
     """MaxPool, AveragePool, LpPool or their global forms; a sum is the average times the size of the window."""
     check_layout(c)
     kind = c.attr("pool_type")
-    if c.attr("global_pool"):
-        return _global_pool(c, x, kind)
     kernel, pad = c.attr("kernel"), c.attr("pad")
+    whole = c.knows() and tuple(kernel) == c.shape()[2:] and not any(pad)  # engines are faster at the global form
+    if c.attr("global_pool") or (whole and kind in ("max", "avg")):
+        return _global_pool(c, x, kind)
     if kind == "avg" and c.attr("count_include_pad") and c.attr("pooling_convention") != "valid" and any(pad):
         # MXNet counts the padding it was asked for, and not what lies beyond it
         x, more = spatial_pad(c, x, pad, pad), _more(c, (0,) * len(pad))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ def import_mxnet(what_for: str, instead: str = "") -> Any:
     return mxnet
 
 
-@lru_cache(None)
 def is_installed() -> bool:
     """Whether MXNet is there and works."""
     try:
