@@ -88,7 +88,10 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
         if "xavier" in str(parameter.init).lower() or isinstance(parameter.init, mx.init.Xavier):
             parameter.init = None  # given to biases too, which it refuses
     net.initialize(mx.init.Zero())
-    net.infer_shape(mx.nd.zeros((1, *shape)))  # a forward pass would take longer
+    try:
+        net.infer_shape(mx.nd.zeros((1, *shape)))  # much faster than the forward pass that it spares
+    except KeyError:  # of a parameter that is not used
+        return net, shape
     for parameter in net.collect_params().values():
         parameter._finish_deferred_init()
     return net, shape
