@@ -47,7 +47,7 @@ TIMEOUT, MEMORY = 600, 14 << 30  # of one model: seconds, bytes
 KINDS = {"cls": "Classification", "seg": "Segmentation", "pose": "Pose", "det": "Detection"}
 WANTED = {"cls": 120, "seg": 30, "pose": 14, "det": 60}
 # videos, tracking, depth, and what is quantized already
-LEFT_OUT = re.compile(r"^i3d|kinetics|hmdb51|ucf101|sthsth|^monodepth2_resnet18_kitti|^siamrpn|_int8$")
+LEFT_OUT = re.compile(r"^i3d|^slowfast|kinetics|hmdb51|ucf101|sthsth|^monodepth2_resnet18_kitti|^siamrpn|_int8$")
 KIND = (("det", r"ssd_|yolo3_|(custom_|doublehead_)?(faster_|mask_)?rcnn_|center_net_"), ("pose", r".*pose"),
         ("seg", r"(fcn|deeplab|psp|icnet|danet|fastscnn)_|hrnet_.*_s$"), ("cls", ""))
 SIDES = (  # side of the input image: small where the net allows; the first that matches

@@ -338,3 +338,14 @@ def test_a_matrix_goes_to_gemm_without_flatten_even_if_no_shape_is_known() -> No
     g.heads = [Port(g.add("FullyConnected", [flat, weight], "fc", num_hidden=5, no_bias=True))]
     kinds = [n.op_type for n in to_onnx(g, check=False).proto.graph.node]
     assert kinds.count("Flatten") <= 1 and kinds[-2:] == ["Relu", "Gemm"]
+
+
+@pytest.mark.parametrize("like", [False, True])
+def test_a_resize_is_read_with_and_without_the_tensor_that_gives_its_size(like: bool) -> None:
+    mx = pytest.importorskip("mxnet")
+    from qgraph.formats.mxnet import load
+
+    inputs = [mx.sym.var("data"), *([mx.sym.var("more")] if like else [])]
+    how = {"mode": "like"} if like else {"height": 9, "width": 5}
+    g = load(mx.sym.contrib.BilinearResize2D(*inputs, **how), {})
+    check(g, {"data": (3, 6, 7), **({"more": (2, 9, 5)} if like else {})}, 1e-5)
