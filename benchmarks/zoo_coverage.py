@@ -12,7 +12,7 @@ MXNet's own float32 does (and did not pass), "numbers" all else.
 Detectors end before the first op that sorts, suppresses or asks for equality (is this score a peak?): every tensor that
 such an op reads, or anything behind it, is an output; those that are constant are left out. The tables say which op.
 Parameters are random, so nothing is downloaded. Prints Markdown and exits 3 below what `WANTED` says. --resume keeps
-the results in a file, and leaves out what it holds. About 15 minutes on two free cores.
+the results in a file, and leaves out what it holds. About 12 minutes on two free cores.
 """
 
 from __future__ import annotations
