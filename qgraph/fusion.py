@@ -29,8 +29,10 @@ def fusion(g: Graph, model: OnnxModel) -> dict[str, Any]:
     made: dict[str, set[str]] = {}  # node of g -> ops that onnxruntime runs for it
     for node in optimized(model).node:
         counts[node.op_type] += 1
-        # onnxruntime appends to the names of what it fuses; ours end, or go on with a slash
-        made.setdefault(_SUFFIX.sub("", node.name).split("/")[0], set()).add(node.op_type)
+        # onnxruntime appends to the names of what it fuses, and before 1.20 keeps only those of the outputs; ours end,
+        # or go on with a slash
+        for name in (node.name, *node.output):
+            made.setdefault(_SUFFIX.sub("", name).split("/")[0], set()).add(node.op_type)
     left = {}
     for layer in filter(lambda n: _quantized(g, n), g.toposort()):
         found = made.get(layer.name, set())
