@@ -79,7 +79,7 @@ def pair_excess(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     for pair in np.flatnonzero(risky.any(axis=0)):
         rows = np.flatnonzero(risky[:, pair])
         total = x[:, pair] @ w[rows, pair].T
-        out[:, rows] += total - np.clip(total, _LOW, _HIGH)
+        out[:, rows] += total - np.minimum(np.maximum(total, _LOW), _HIGH)
     return out
 
 

@@ -275,7 +275,6 @@ def test_accumulation_equals_python_integers(case: Case, granularity: str) -> No
         wp.zero_point, wq.shape[wp.axis] // len(wp.zero_point)).reshape(shape)
     want = loops(case, xq - 7, wq - zero)
     found = accumulate(node, Tensor(codes=xq, qp=xp), Tensor(codes=wq, qp=wp))
-    assert found.dtype == np.float64
     assert found.shape == want.shape and (found == want.astype(np.float64)).all()
     assert len(np.unique(found)) > 10
 

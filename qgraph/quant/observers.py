@@ -22,7 +22,6 @@ from qgraph.errors import CalibrationError, OptionError
 DEFAULT_BINS = 4096
 MAX_BINS = 1 << 20
 _CHUNK = 1 << 15  # elements: the scratch arrays (512 KB) stay in the second-level cache
-_ENOUGH = 1 << 16  # values of one image that a histogram counts; of a larger tensor every k-th one
 
 
 def _per_image(batch: np.ndarray, ids: Sequence[str], name: str) -> np.ndarray:
@@ -122,11 +121,6 @@ class Ema:
         self.batches += other.batches
 
 
-def _stride(size: int) -> int:
-    """Odd, so that it walks through the columns of a feature map, whose width tends to be even."""
-    return -(-size // _ENOUGH) | 1
-
-
 class _Scratch(threading.local):
     """Work space of `Histogram.update`, one per thread."""
 
@@ -146,9 +140,6 @@ class Histogram:
     bins: their number; two-sided, one more if it is even, so that zero is the centre of the middle one.
     counts: int64 (bins,), without the exact zeros; those are in `zeros`.  Half of a ReLU's output is zero, any
         symmetric grid represents it exactly, and in the first bin it would outweigh everything else.
-
-    Of an image with more than 65536 values every k-th one is counted, with an odd k that leaves no more of them: the
-    neighbours in a large feature map are alike, and counting all takes longer than computing them.
     """
 
     def __init__(self, low: float, high: float, bins: int = DEFAULT_BINS, name: str = "") -> None:
@@ -187,7 +178,6 @@ class Histogram:
     def update(self, batch: np.ndarray, ids: Sequence[str]) -> None:
         """2 to 3 ns a value: multiply, int32, bincount, in pieces that stay in the cache."""
         x = _per_image(batch, ids, self.name)
-        x = x[:, ::_stride(x.shape[1])]
         flat = x.reshape(-1)
         counts = np.zeros(self.bins, np.int64)
         zeros = 0

@@ -22,7 +22,7 @@ from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, dequantize, per_axis, quantize
 from qgraph.runtimes.kernels import KERNELS, activate
-from qgraph.runtimes.linear import LINEAR, along_channels
+from qgraph.runtimes.linear import BLOCK, LINEAR, along_channels
 from qgraph.shapes import infer, value_inputs
 
 
@@ -96,15 +96,13 @@ def partial_sum_bound(node: Node, data: Tensor, weight: Tensor) -> float:
 def accumulate(node: Node, data: Tensor, weight: Tensor) -> np.ndarray:
     """The exact integer accumulator of a Convolution, Deconvolution or FullyConnected, without bias.
 
-    Whole numbers in float64, shaped as the op's output.  Multiplied in float32 where no partial sum can reach 2**24,
-    else in float64; both are exact.
+    Whole numbers, shaped as the op's output: float32 where no partial sum can reach 2**24, else float64; both exact.
     """
     bound = partial_sum_bound(node, data, weight)
     if bound >= 2.0 ** 53:
         raise UnsupportedError(f"{node}: found sums of up to {bound:.3g}, want below 2**53: use fewer bits")
     dtype = np.float32 if bound < 2.0 ** 24 else np.float64
-    product = LINEAR[node.op](node, data.centered.astype(dtype, copy=False), weight.centered.astype(dtype, copy=False))
-    return product.astype(np.float64, copy=False)
+    return LINEAR[node.op](node, data.centered.astype(dtype, copy=False), weight.centered.astype(dtype, copy=False))
 
 
 def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
@@ -119,12 +117,18 @@ def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
     out = accumulate(node, data, weight)
     bias = inputs[2] if len(inputs) > 2 else None
     bias_codes = None if bias is None else _bias_codes(bias, scale)
-    if bias_codes is not None:
-        out += along_channels(node, bias_codes, out.ndim)
-    out *= along_channels(node, scale, out.ndim)
-    if bias is not None and bias_codes is None:
-        out += along_channels(node, bias.real.astype(np.float64), out.ndim)
-    return Tensor(activate(node, out).astype(np.float32))
+    factor = along_channels(node, scale, out.ndim)
+    real = np.empty(out.shape, np.float32)
+    rows = max(1, BLOCK * len(out) // max(out.size, 1))
+    for start in range(0, len(out), rows):  # pieces that stay in the cache
+        part = out[start:start + rows].astype(np.float64)
+        if bias_codes is not None:
+            part += along_channels(node, bias_codes, out.ndim)
+        part *= factor
+        if bias is not None and bias_codes is None:
+            part += along_channels(node, bias.real.astype(np.float64), out.ndim)
+        real[start:start + rows] = activate(node, part)
+    return Tensor(real)
 
 
 def _bias_codes(bias: Tensor, scale: np.ndarray) -> np.ndarray | None:
