@@ -1,6 +1,6 @@
 """Time and memory of freezing for ONNX with KL ranges, beside onnxruntime's `quantize_static` with entropy.
 
-    python benchmarks/onnx_freeze.py [--cases NAME,...] [--rounds 3] [--peak 100,400]
+    python benchmarks/onnx_freeze.py [--cases NAME,...] [--rounds 3] [--peak 100,400 [--peak-of ours]]
 
 Every run is a process of its own, with one thread per engine; imports are not counted.  Ours: `qgraph freeze --target
 onnx --calib kl --runtime onnxruntime`, from the MXNet files to the written ones: load, fold, calibrate, lower, check
@@ -107,6 +107,7 @@ def main() -> int:
     parser.add_argument("--cases", default="squeezenet1.1,mobilenetv1_0.75_192_bn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", default="100,400", help="images; none: no table of memory")
+    parser.add_argument("--peak-of", default="ours,theirs", help="whose memory")
     for name, kind in (("run", str), ("folder", Path), ("limit", int)):  # in the process of its own
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -135,7 +136,7 @@ def main() -> int:
                        for who in WHO for clock in ("wall", "cpu")}
             times.append([case.name, *(f"{seconds[who, clock]:.1f}" for clock in ("wall", "cpu") for who in WHO),
                           *(f"{seconds['theirs', 'wall'] / seconds[who, 'wall']:.2f}" for who in WHO[:2])])
-            for who in ("ours", "theirs") if counts else ():
+            for who in args.peak_of.split(",") if counts else ():
                 peak = [child(who, case, folder, count)["peak"] for count in counts]
                 peaks.append([case.name, who, *(f"{mib:.0f}" for mib in peak), f"{peak[-1] / peak[0]:.2f}"])
                 print(" ".join(peaks[-1]), file=sys.stderr, flush=True)
