@@ -65,7 +65,9 @@ class InsertFakeQuantize(Pass):
         granularity = as_granularity(self.granularity)
         targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed)
         weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
-        act = dataclasses.replace(target.act, bits=self.act_bits, signed=SIGNED[self.act_signed])
+        signed = SIGNED[self.act_signed]
+        act = dataclasses.replace(target.act, bits=self.act_bits,
+                                  signed=target.act.signed if signed is None else signed)
         made: dict[Port, Node] = {}
         count = 0
         for node, reason in layer_verdicts(g, target, self.exclude).items():

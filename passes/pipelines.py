@@ -35,6 +35,8 @@ QUANTIZING = {
     # the same with a quantizer behind every op, which the engine fuses as it likes
     "qdq": ("insert-fake-quantize", "quantize-between", "calibrate", "pair-channels", "limit-weights", "round-weights",
             "quantize-bias", "bake-weights"),
+    # layers with weights read integers and write floats, biases among them
+    "float-between": ("insert-fake-quantize", "calibrate", "round-weights", "bake-weights"),
 }
 FIRST_QUANTIZING = "insert-fake-quantize"
 

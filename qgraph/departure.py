@@ -15,6 +15,7 @@ from qgraph.runtimes.reference import Tensor, evaluate
 from qgraph.shapes import value_inputs
 
 if TYPE_CHECKING:
+    from qgraph.formats.ncnn_model import NcnnModel
     from qgraph.formats.onnx_model import OnnxModel
 
 
@@ -83,7 +84,7 @@ def agreement(first: Any, second: Any, batches: Iterable[Any]) -> dict[str, Any]
     return {"images": images, "top1": top1, **total.to_dict()}
 
 
-def kernel_departure(g: Graph, lowered: Graph | OnnxModel, feeds: Mapping[str, np.ndarray], rounding: str,
+def kernel_departure(g: Graph, lowered: Graph | OnnxModel | NcnnModel, feeds: Mapping[str, np.ndarray], rounding: str,
                      open_executor: Callable[..., Any]) -> dict[str, Any]:
     """Each integer tensor of the frozen model against exact arithmetic *on the same integers*, layer by layer.
 

@@ -17,6 +17,8 @@ from qgraph import departure, floatcheck, report, targets
 from qgraph.data import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.files import Content, write_files
+from qgraph.formats.ncnn import to_ncnn
+from qgraph.formats.ncnn_model import NcnnModel, folded_graph
 from qgraph.formats.onnx import to_onnx
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.fusion import fusion
@@ -35,11 +37,14 @@ from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import SIGNED, layer_verdicts
 from qgraph.passes.pipelines import pipeline, split
+from qgraph.preprocess import Preprocess
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import Pass, PassManager, PassRecord
 from qgraph.runtimes import executor as open_executor
 from qgraph.runtimes import runtime
+from qgraph.runtimes.ncnn import facts as ncnn_facts
+from qgraph.runtimes.ncnn import is_installed as ncnn_is_installed
 
 log = logging.getLogger("qgraph")
 
@@ -56,7 +61,7 @@ class Frozen:
     """A frozen model. graph: with fake_quantize nodes; lowered: in the target's ops; report: plain data, as JSON."""
 
     graph: Graph
-    lowered: Graph | OnnxModel
+    lowered: Graph | OnnxModel | NcnnModel
     table: CalibrationTable | None = field(repr=False)
     report: dict[str, Any] = field(repr=False)
     default_prefix: str = ""
@@ -83,7 +88,8 @@ class Frozen:
         from qgraph.runtimes.mxnet import import_mxnet
 
         if not isinstance(self.lowered, Graph):
-            raise OptionError("module: this model is frozen for ONNX; onnxruntime.InferenceSession runs it")
+            runs = "ncnn.Net" if isinstance(self.lowered, NcnnModel) else "onnxruntime.InferenceSession"
+            raise OptionError(f"module: this model is not frozen for MXNet; {runs} runs it")
         mx = import_mxnet("Frozen.module")
         names = inputs_of(self.lowered)
         by_name = shapes if isinstance(shapes, dict) else {names[0]: shapes}
@@ -160,10 +166,14 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
             raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
 
     lowered = lower(g, target, shapes, options.int4)
+    if isinstance(lowered, NcnnModel):
+        lowered.preprocess = _preprocess(table, options)
     checks: dict[str, Any] = _checks(g, float_graph, lowered, data, target, executor) if data is not None else {
         "agreement": None, "departure": None}
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
+    if isinstance(lowered, NcnnModel):
+        checks["ncnn"] = ncnn_facts(g, lowered)
     frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
@@ -194,8 +204,12 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
 
 
 def lower(g: Graph, target: targets.Target, shapes: Mapping[str, Sequence[int]] | None = None,
-          int4: bool = False) -> Graph | OnnxModel:
-    """The graph in the target's own ops. shapes: of the inputs, which some ONNX ops need.  int4: see `to_onnx`."""
+          int4: bool = False) -> Graph | OnnxModel | NcnnModel:
+    """The graph in the target's own ops. shapes: of the inputs, which some ops need.  int4: see `to_onnx`."""
+    if target.flow == "float-between":
+        model = to_ncnn(g, shapes)
+        model.folded = folded_graph(g)
+        return model
     if target.flow == "qdq":
         return to_onnx(g, shapes, int4=int4)
     if target.flow == "fused":
@@ -207,8 +221,10 @@ def lower(g: Graph, target: targets.Target, shapes: Mapping[str, Sequence[int]] 
     return lower_sim(g)
 
 
-def model_files(lowered: Graph | OnnxModel, prefix: str) -> dict[str, Content]:
+def model_files(lowered: Graph | OnnxModel | NcnnModel, prefix: str) -> dict[str, Content]:
     """Path -> content of the model's own files."""
+    if isinstance(lowered, NcnnModel):
+        return lowered.files(prefix)
     if isinstance(lowered, OnnxModel):
         return {f"{prefix}.onnx": lowered.to_bytes()}
     from qgraph.formats.mxnet import checkpoint_files
@@ -321,6 +337,11 @@ def _collect(float_graph: Graph, data: Data, options: FreezeOptions, progress: P
     return table
 
 
+def _preprocess(table: CalibrationTable | None, options: FreezeOptions) -> Preprocess:
+    """What made the images of the calibration."""
+    return options.preprocessing() if table is None else Preprocess(**table.preprocess)
+
+
 # ---- passes ---------------------------------------------------------------------------------------------------------
 
 def _split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
@@ -351,7 +372,7 @@ def _verdicts(float_graph: Graph, steps: Sequence[Pass]) -> dict[str, str]:
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
-def _checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel, data: Data, target: targets.Target,
+def _checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnModel, data: Data, target: targets.Target,
             executor: Any) -> dict[str, Any]:
     """Agreement with the float model, and the kernels' departure from exact arithmetic.
 
@@ -362,6 +383,10 @@ def _checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel, data: Data
     if isinstance(lowered, Graph) and executor.__module__ != "qgraph.runtimes.mxnet":
         log.warning("warning: the files for MXNet are judged by simulation: its kernels do not run on this runtime")
         return {"agreement": departure.agreement(executor(float_graph), executor(g), batches), "departure": None}
+    if isinstance(lowered, NcnnModel) and not ncnn_is_installed():
+        log.warning("warning: the files for ncnn were not run: pip install \"qgraph[ncnn]\" lets freezing check them")
+        return {"agreement": None, "departure": None}
+
     def run(model: Any, watch: Sequence[Any] | None = None) -> Any:
         return open_executor(model, "judging the frozen model", watch=watch)
 
@@ -369,8 +394,11 @@ def _checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel, data: Data
             "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, run)}
 
 
-def _written_size(lowered: Graph | OnnxModel) -> int:
+def _written_size(lowered: Graph | OnnxModel | NcnnModel) -> int:
     """Bytes of the model's files that `save` writes."""
+    if isinstance(lowered, NcnnModel):
+        return lowered.size
+
     class Counter:
         size = 0
 

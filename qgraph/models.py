@@ -36,11 +36,16 @@ class Model:
             return sum(os.path.getsize(f) for f in self.files) or int(self.graph.size)
         return sum(a.nbytes for a in self.graph.params.values())
 
+    @property
+    def kind(self) -> str:
+        return "an MXNet model" if isinstance(self.graph, Graph) else (
+            "an ONNX model" if hasattr(self.graph, "proto") else "an ncnn model")
+
     def as_graph(self, what_for: str) -> Graph:
         """The graph. Raises OptionError for an ONNX model, of which there is none."""
         if not isinstance(self.graph, Graph):
             raise OptionError(f"{self.files[0] if self.files else 'the model'}: {what_for} wants an MXNet model "
-                              f"(MODEL{_SUFFIX}), found an ONNX model, which is what comes out in the end")
+                              f"(MODEL{_SUFFIX}), found {self.kind}, which is what comes out in the end")
         return self.graph
 
 
@@ -57,7 +62,7 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
         return Model(model.copy())
     if hasattr(model, "lowered"):
         return Model(model.lowered.copy() if isinstance(model.lowered, Graph) else model.lowered)
-    if hasattr(model, "proto"):
+    if hasattr(model, "proto") or hasattr(model, "int8_layers"):
         return Model(model)
     if hasattr(model, "hybridize"):
         from qgraph.formats.gluon import from_gluon
@@ -67,6 +72,8 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
         raise OptionError(f"found a {type(model).__name__}, want a path, a qgraph.Graph or a Gluon HybridBlock")
     if os.fspath(model).endswith(".onnx"):
         return _open_onnx(os.fspath(model), params)
+    if os.fspath(model).endswith(".param"):
+        return _open_ncnn(os.fspath(model), params)
     from qgraph.formats.mxnet import load
 
     symbol, prefix = find_symbol(model)
@@ -86,6 +93,18 @@ def _open_onnx(path: str, params: str | None) -> Model:
         raise OptionError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}, want an .onnx model"
                           + _close(path, ".onnx"))
     return Model(load(path), path[: -len(".onnx")], (path,))
+
+
+def _open_ncnn(path: str, params: str | None) -> Model:
+    from qgraph.formats.ncnn_model import load
+
+    if params:
+        raise OptionError(f"--params {params}: an ncnn model has its parameters in the .bin beside it")
+    if not os.path.isfile(path):
+        raise OptionError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}, want a .param of ncnn"
+                          + _close(path, ".param"))
+    prefix = path[: -len(".param")]
+    return Model(load(path), prefix, (path, prefix + ".bin"))
 
 
 def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 import qgraph
 from qgraph import ops, targets
 from qgraph.integers import quantizers_behind
+from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams, shown_granularity
 from qgraph.quant.table import CalibrationTable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 FORMAT = "qgraph-report"
 
 
-def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel, verdicts: dict[str, str],
+def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel | NcnnModel, verdicts: dict[str, str],
           table: CalibrationTable | None, records: Sequence[PassRecord], findings: Sequence[Any],
           options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
           checks: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph |
 
 def versions() -> dict[str, str]:
     found = {"qgraph": qgraph.__version__, "numpy": np.__version__}
-    for package in ("mxnet", "onnx", "onnxruntime"):
+    for package in ("mxnet", "onnx", "onnxruntime", "ncnn"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -62,7 +63,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def count_ops(g: Graph | OnnxModel) -> dict[str, int]:
+def count_ops(g: Graph | OnnxModel | NcnnModel) -> dict[str, int]:
+    if isinstance(g, NcnnModel):
+        return g.op_counts
     if not isinstance(g, Graph):
         return dict(sorted(Counter(node.op_type for node in g.proto.graph.node).items()))
     return dict(sorted(Counter(n.op for n in g.toposort() if n.op != "null").items()))

@@ -63,11 +63,25 @@ def _refuse_onnx(g: Graph, node: Node) -> str:
     return "onnxruntime has no int8 transposed convolution" if node.op == "Deconvolution" else ""
 
 
+def _refuse_ncnn(g: Graph, node: Node) -> str:
+    """Layers that ncnn has no int8 form of, or computes wrongly."""
+    if node.op == "Deconvolution":
+        return "ncnn has no int8 transposed convolution"
+    if node.op == "Convolution":
+        groups, weight = ops.attr(node, "num_group"), g.param(g.inputs(node)[1])
+        if len(ops.attr(node, "kernel")) != 2 or ops.attr(node, "layout") not in ("None", "NCHW"):
+            return "ncnn's int8 convolution is 2-D, NCHW"
+        if groups > 1 and (groups != ops.attr(node, "num_filter") or weight is None or weight.shape[1] != 1):
+            return "ncnn computes grouped int8 convolutions wrongly on x86, but for depthwise ones"
+    return ""
+
+
 _BITS = tuple(range(2, 9))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)
 _WIDE_WEIGHT = QSpec(bits=8, signed=True)  # oneDNN rounds the largest weight of a channel to 127 or to -128
 _ACT = QSpec(bits=8, signed=None)
 _AFFINE_ACT = QSpec(bits=8, signed=False, symmetric=False)
+_NARROW_ACT = QSpec(bits=8, signed=True, narrow=True)
 
 TARGETS: dict[str, Target] = {t.name: t for t in (
     Target("mxnet", "int8 on MXNet's oneDNN kernels (x86-64)", "mxnet", _WIDE_WEIGHT, _ACT,
@@ -78,6 +92,10 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
     Target("onnx", "QDQ for onnxruntime and others: 2 to 8 bits, any granularity", "half-even", _WEIGHT, _AFFINE_ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="qdq",
            act_signed=("auto",), refuse=_refuse_onnx),
+    # fewer bits and fewer scales are int8 codes of a smaller range, and scales that are repeated
+    Target("ncnn", "int8 on ncnn: .param, .bin and the scale table of its tools", "half-away", _WEIGHT, _NARROW_ACT,
+           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=(8,), flow="float-between",
+           act_signed=("auto", "signed"), refuse=_refuse_ncnn),
 )}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qgraph.errors import OptionError
+from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.ir import Graph
 
 RUNTIMES = ("auto", "mxnet", "onnxruntime")
@@ -27,12 +28,17 @@ def runtime(what_for: str, name: str = "auto") -> Any:
 
 
 def executor(model: Any, what_for: str, name: str = "auto", watch: Sequence[Any] | None = None) -> Any:
-    """An Executor of a Graph, frozen ones for MXNet included, or of an `OnnxModel`.
+    """An Executor of a Graph, frozen ones for MXNet included, or of an `OnnxModel` or `NcnnModel`.
 
     Raises OptionError for an engine that cannot run this model, and as `runtime`.
     """
     from qgraph.models import is_quantized_op
 
+    if isinstance(model, NcnnModel):
+        from qgraph.runtimes import ncnn
+
+        ncnn.import_ncnn(what_for)
+        return ncnn.Executor(model, watch)
     if not isinstance(model, Graph):
         if name == "mxnet":
             raise OptionError("--runtime mxnet: MXNet cannot run an ONNX model, onnxruntime can")
