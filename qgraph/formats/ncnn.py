@@ -26,9 +26,10 @@ from qgraph.runtimes.kernels import KERNELS
 from qgraph.runtimes.reference import Tensor, evaluate
 from qgraph.shapes import Shape, infer, value_inputs
 
-_SHAPE_ONLY = {"slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,), "zeros_like": (0,),
-               "ones_like": (0,), "shape_array": (0,), "size_array": (0,), "_contrib_arange_like": (0,)}
+_SHAPE_ONLY = {"slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,),
+               "shape_array": (0,), "size_array": (0,), "_contrib_arange_like": (0,)}
 """Op -> slots of which only the shape counts."""
+_FILLS = {"zeros_like": 0.0, "ones_like": 1.0, "_zeros": 0.0, "_ones": 1.0, "_full": 0.0}
 
 
 def to_ncnn(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> NcnnModel:
@@ -159,6 +160,11 @@ class _Emitter:
     def _fold(self, node: Node, ports: list[Port]) -> bool:
         """What depends on parameters and shapes alone, such as anchors, is computed now."""
         shape_only = _SHAPE_ONLY.get(node.op, ())
+        if node.op in _FILLS and (not ports or ports[0] in self.shapes):
+            shape = self.shapes[ports[0]] if ports else ops.attr(node, "shape")
+            value = ops.attr(node, "value") if node.op == "_full" else _FILLS[node.op]
+            self.constants[Port(node)] = np.full([1 if d == -1 else d for d in shape], value, np.float32)
+            return True
         if node.op not in KERNELS or not all(
                 p in self.constants or (slot in shape_only and p in self.shapes) for slot, p in enumerate(ports)):
             return False

@@ -101,6 +101,9 @@ class Context:
     def knows(self, slot: int = 0) -> bool:
         return self.ports[slot] in self._emitter.shapes
 
+    def knows_output(self) -> bool:
+        return Port(self.node) in self._emitter.shapes
+
     def shape(self, slot: int = 0) -> Shape:
         """Shape of an input without the batch. Raises UnsupportedError if it is not known, or mixes images."""
         return self._shape(self.ports[slot])

@@ -142,7 +142,7 @@ def _memory(layer: Layer) -> list[Slot]:
 SLOTS: dict[str, Slots] = {
     "Convolution": _linear(0, 5, 6), "ConvolutionDepthWise": _linear(0, 5, 6), "InnerProduct": _linear(0, 1, 2),
     "Convolution1D": _linear(0, 5, 6, int8=False), "Deconvolution": _linear(0, 5, 6, int8=False),
-    "DeconvolutionDepthWise": _linear(0, 5, 6, int8=False),
+    "DeconvolutionDepthWise": _linear(0, 5, 6, int8=False), "DeformableConv2D": _linear(0, 5, 6, int8=False),
     "BatchNorm": lambda layer: _raw(*[layer.number(0)] * 4),
     "Scale": lambda layer: _raw(*[layer.number(0)] * (2 if layer.number(1) else 1)) if layer.number(0) > 0 else [],
     "Bias": lambda layer: _raw(layer.number(0)), "PReLU": lambda layer: _raw(layer.number(0)),

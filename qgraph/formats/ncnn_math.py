@@ -42,11 +42,19 @@ def _binary(c: Context) -> str:
 def _combined(c: Context, op: int) -> str:
     values = [c.value(0), c.value(1)]
     for slot, value in enumerate(values):
-        if value is not None and value.size == 1:
+        if value is not None and value.size and _is_one_number(c, slot, value):
             scalar = float(np.ravel(value)[0])
             return _with_scalar(c, c.blob(1 - slot), op if slot else _SWAPPED.get(op, op), scalar)
     left, right = (_operand(c, slot) for slot in (0, 1))
     return str(c.layer("BinaryOp", left, right, params={0: op}))
+
+
+def _is_one_number(c: Context, slot: int, value: np.ndarray) -> bool:
+    """A constant that is the same everywhere, and does not make the other operand larger."""
+    if value.size == 1:
+        return True
+    same = c.knows(1 - slot) and c.knows_output() and c.shape(1 - slot) == c.out_shape()
+    return same and bool((value == value.ravel()[0]).all())
 
 
 def _operand(c: Context, slot: int) -> str:

@@ -94,6 +94,18 @@ def _deconvolution(c: Context) -> str:
     return _weighted(c, kind, np.ascontiguousarray(rows), params)
 
 
+@converter("_contrib_ModulatedDeformableConvolution")
+def _deformable(c: Context) -> str:
+    """DeformableConv2D, of one group."""
+    check_layout(c)
+    if c.attr("num_group") != 1 or c.attr("num_deformable_group") != 1:
+        raise c.refuse("ncnn's deformable convolution has no groups")
+    weight = c.param(3, "weight")
+    arrays = [Weight(weight, True), *([Weight(c.param(4, "bias"))] if len(c.ports) > 4 else [])]
+    return str(c.layer("DeformableConv2D", c.blob(), c.blob(1), c.blob(2), weights=arrays, params={
+        0: c.attr("num_filter"), **_window(c), 5: len(arrays) - 1, 6: weight.size}))
+
+
 @converter("FullyConnected")
 def _fully_connected(c: Context) -> str:
     """InnerProduct, behind a Flatten unless the data have one axis; without `flatten` it works on rows."""
