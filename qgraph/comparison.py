@@ -12,6 +12,8 @@ from qgraph.channels import channel_order
 from qgraph.departure import Difference, class_scores
 from qgraph.errors import DataError, OptionError
 from qgraph.evaluation import open_for, runnable
+from qgraph.formats.ncnn_int8 import output_scale
+from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import input_sizes, is_quantized_op, open_model
@@ -128,8 +130,38 @@ class _OnnxSide:
                  "added_noise": 0.0} for name, difference in found.items()]
 
 
+class _NcnnSide:
+    """The same of an ncnn model, whose layers are called as the nodes."""
+
+    _PLAIN = frozenset({"Convolution", "ConvolutionDepthWise", "InnerProduct", "Deconvolution", "Convolution1D",
+                        "DeconvolutionDepthWise", "BinaryOp", "Eltwise", "Concat", "Pooling"})
+
+    def __init__(self, model: NcnnModel) -> None:
+        self.graph = model
+        self.layers = {layer.name: layer for layer in model.layers if len(layer.outputs) == 1}
+
+    def comparable(self) -> list[str]:
+        return [name for name, layer in self.layers.items() if layer.type in self._PLAIN]
+
+    def has(self, name: str) -> bool:
+        return name in self.layers
+
+    def watch(self, names: Sequence[str]) -> list[Any]:
+        return [self.graph.outputs[0], *(self.layers[name].outputs[0] for name in names)]
+
+    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+        """What an int8 layer writes in codes is divided by its output scale."""
+        return {name: value / output_scale(self.layers[name]) for name, value in zip(names, values)}
+
+    def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
+        return [{"name": name, "op": self.layers[name].type, "origin": [name], **difference.to_dict(),
+                 "added_noise": 0.0} for name, difference in found.items()]
+
+
 def _open_side(model: Any) -> Any:
     opened = open_model(model)
+    if isinstance(opened.graph, NcnnModel):
+        return _NcnnSide(opened.graph)
     return _Side(opened) if isinstance(opened.graph, Graph) else _OnnxSide(opened.graph)
 
 

@@ -195,7 +195,7 @@ def known_channels(g: Graph) -> dict[str, tuple[int, ...]]:
 def input_sizes(model: Any) -> dict[str, tuple[int, ...]]:
     """Input name -> shape as far as it is known (0: any size), or (); of a Graph or an `OnnxModel`."""
     if not isinstance(model, Graph):
-        return {name: (0, *shape[1:]) for name, shape in model.inputs.items()}
+        return {name: (0, *shape[1:]) if shape else () for name, shape in model.inputs.items()}
     channels = known_channels(model)
     return {name: channels.get(name, ()) for name in inputs_of(model)}
 

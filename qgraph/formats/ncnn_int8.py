@@ -91,6 +91,11 @@ def _input_scale(layer: Layer) -> Weight:
     return layer.weights[-2 if layer.number(8) > 100 else -1]
 
 
+def output_scale(layer: Layer) -> np.ndarray:
+    """What a blob of codes is divided by; 1 for a layer that writes floats."""
+    return layer.weights[-1].array if layer.number(8) > 100 else np.ones(1, np.float32)
+
+
 # ---- Winograd -------------------------------------------------------------------------------------------------------
 
 def largest_sum(codes: np.ndarray, nonnegative_input: bool) -> int:
