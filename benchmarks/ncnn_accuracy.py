@@ -17,17 +17,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
 from _common import TRAINED, Case, calibration_data, stacked, table
 
-from qgraph import FreezeOptions, Graph, compare, freeze
+from qgraph import Graph, compare, freeze
 from qgraph.departure import kernel_departure
 from qgraph.runtimes import mxnet as mxnet_runtime
 from qgraph.runtimes.ncnn import Executor
-from qgraph.runtimes.reference import Executor as Reference
 from qgraph.targets import get_target
 
 METHODS = ("naive", "kl")

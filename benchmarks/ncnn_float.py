@@ -2,10 +2,10 @@
 
     python benchmarks/ncnn_float.py [NAME ...]
 
-Random weights and lively statistics, small images where the network allows (zoo_coverage.py), batch 2.  Freezing's float
-passes run first, as they do for a file.  The difference is the largest one as a part of the largest output, with ncnn's
-half precision and Winograd's transforms off, and with its defaults.  Detectors end before the ops that ncnn does not
-have: what these read, and what else goes on, are the outputs.
+Random weights and lively statistics, small images where the network allows (zoo_coverage.py), 3 images.  Freezing's
+float passes run first, as they do for a file.  The difference is the largest one as a part of the largest output, with
+ncnn's half precision and Winograd's transforms off, and with its defaults.  Detectors end before the ops that ncnn does
+not have: what these read, and what else goes on, are the outputs.
 Prints a Markdown table; exit code 3 if one of the default list differs by more than 1e-5.
 """
 
@@ -112,8 +112,8 @@ def main() -> int:
         try:
             row, error = check(name, *source(name))
         except Exception as problem:  # it belongs in the table
-            row, error = [name, "", "", " ".join(f"{type(problem).__name__}: {problem}".split())[:150].replace("|", "/"),
-                          "", "", ""], float("inf")
+            text = " ".join(f"{type(problem).__name__}: {problem}".split())[:150].replace("|", "/")
+            row, error = [name, "", "", text, "", "", ""], float("inf")
         rows.append([*row, "trained" if source is trained else "random"])
         if not error <= LIMIT:
             bad.append(name)

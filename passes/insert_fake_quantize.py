@@ -12,8 +12,6 @@ from qgraph.quant.spec import QSpec, as_granularity
 from qgraph.rewrite import Pass, register
 from qgraph.select import select_nodes
 
-SIGNED = {"auto": None, "signed": True, "unsigned": False}
-
 
 def layer_verdicts(g: Graph, target: targets.Target, exclude: tuple[str, ...]) -> dict[Node, str]:
     """Every layer with weights -> "" if it is quantized, else the reason why it stays in float."""
@@ -65,9 +63,7 @@ class InsertFakeQuantize(Pass):
         granularity = as_granularity(self.granularity)
         targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed)
         weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
-        signed = SIGNED[self.act_signed]
-        act = dataclasses.replace(target.act, bits=self.act_bits,
-                                  signed=target.act.signed if signed is None else signed)
+        act = dataclasses.replace(target.act, bits=self.act_bits, signed=target.signed(self.act_signed))
         made: dict[Port, Node] = {}
         count = 0
         for node, reason in layer_verdicts(g, target, self.exclude).items():

@@ -35,7 +35,7 @@ from qgraph.models import (
 )
 from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
 from qgraph.passes.canonicalize import Canonicalize
-from qgraph.passes.insert_fake_quantize import SIGNED, layer_verdicts
+from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.passes.pipelines import pipeline, split
 from qgraph.preprocess import Preprocess
 from qgraph.quant.spec import QParams
@@ -122,6 +122,16 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     calib_table: a table, or its path, from an earlier run; no data are needed then.
     """
     options = options or FreezeOptions()
+    return _freeze(model, options, _signed(options), calib_data, calib_table, progress)
+
+
+def _signed(options: FreezeOptions) -> bool | None:
+    """For which codes ranges are chosen; None is for those that a tensor's signs allow."""
+    return targets.get_target(options.target).signed(options.act_signed)
+
+
+def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data: Any,
+            calib_table: CalibrationTable | str | None, progress: Progress | None) -> Frozen:
     target = targets.get_target(options.target)
     float_steps, quant_steps = split(pipeline(options))
     executor = runtime("freezing a model", options.runtime)
@@ -154,7 +164,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
         table = None
     elif table is None:
         assert data is not None
-        table = _collect(float_graph, data, options, progress)
+        table = _collect(float_graph, data, options, signed, progress)
     else:
         table.check(float_graph.digest())
         table.check_bits(options.act_bits)
@@ -173,7 +183,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
     if isinstance(lowered, NcnnModel):
-        checks["ncnn"] = ncnn_facts(g, lowered)
+        checks["ncnn"] = ncnn_facts(g, lowered, table)
     frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
@@ -185,12 +195,17 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
 
 def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
                progress: Progress | None = None) -> tuple[list[Frozen], list[str]]:
-    """Freeze for several targets with one calibration, and write all or none; (frozen models, paths)."""
+    """Freeze for several targets with one calibration, and write all or none; (frozen models, paths).
+
+    Its ranges are chosen for the codes of the targets, or, where these differ, for what a tensor's signs allow.
+    """
+    kinds = {_signed(options) for options in wanted}
+    signed = kinds.pop() if len(kinds) == 1 else None
     frozen: list[Frozen] = []
     files: dict[str, Content] = {}
     table: CalibrationTable | None = None
     for options in wanted:
-        frozen.append(freeze(model, options, calib_table=table, progress=progress))
+        frozen.append(_freeze(model, options, signed, None, table, progress))
         table = frozen[-1].table
         for path, content in frozen[-1].files(prefix).items():
             if path.endswith(".report.json") and len(wanted) > 1:
@@ -327,11 +342,12 @@ def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeO
     return data
 
 
-def _collect(float_graph: Graph, data: Data, options: FreezeOptions, progress: Progress | None) -> CalibrationTable:
+def _collect(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
+             progress: Progress | None) -> CalibrationTable:
     from qgraph.calibration import collect
 
-    table = collect(float_graph, data, options.calib, act_bits=options.act_bits,
-                    act_signed=SIGNED[options.act_signed], progress=progress, runtime=options.runtime)
+    table = collect(float_graph, data, options.calib, act_bits=options.act_bits, act_signed=signed, progress=progress,
+                    runtime=options.runtime)
     log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
              table.data)
     return table

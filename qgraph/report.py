@@ -11,8 +11,8 @@ import numpy as np
 
 import qgraph
 from qgraph import ops, targets
-from qgraph.integers import quantizers_behind
 from qgraph.formats.ncnn_model import NcnnModel
+from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams, shown_granularity
 from qgraph.quant.table import CalibrationTable
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 FORMAT = "qgraph-report"
 
 
-def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel | NcnnModel, verdicts: dict[str, str],
-          table: CalibrationTable | None, records: Sequence[PassRecord], findings: Sequence[Any],
-          options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
+def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel | NcnnModel,
+          verdicts: dict[str, str], table: CalibrationTable | None, records: Sequence[PassRecord],
+          findings: Sequence[Any], options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
           checks: dict[str, Any]) -> dict[str, Any]:
     """The report of one freeze.
 

@@ -41,6 +41,11 @@ class Target:
     signed_input_limit: int = 0
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
 
+    def signed(self, choice: str) -> bool | None:
+        """What `--act-signed` means here: None is decided per tensor, or by its zero point."""
+        chosen = {"auto": None, "signed": True, "unsigned": False}[choice]
+        return self.act.signed if chosen is None and self.act.symmetric else chosen
+
 
 def _refuse_mxnet(g: Graph, node: Node) -> str:
     """Layers that MXNet 1.9.1's oneDNN kernels have no int8 form of, or compute wrongly."""

@@ -153,8 +153,8 @@ class _Emitter:
             return
         for reader, slot in self.g.uses(fq):
             if ops.kind(reader) != ops.COMPUTE or slot or self.g.inputs(reader)[1].node.op != "fake_quantize":
-                raise UnsupportedError(f"{fq.name}: is read by {reader}, which is no integer layer: ncnn quantizes what "
-                                       "such layers read, and nothing else")
+                raise UnsupportedError(f"{fq.name}: is read by {reader}, which is no integer layer: ncnn quantizes "
+                                       "what such layers read, and nothing else")
         self.blobs[Port(fq)] = self.blobs[source]
 
     def _fold(self, node: Node, ports: list[Port]) -> bool:

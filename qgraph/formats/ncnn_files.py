@@ -103,7 +103,7 @@ def bin_bytes(layers: list[Layer]) -> bytes:
 # ---- what a layer reads from the .bin -------------------------------------------------------------------------------
 
 class Slot(NamedTuple):
-    count: int
+    size: int
     tagged: bool
 
 
@@ -279,26 +279,26 @@ def read_bin(layers: list[Layer], data: bytes, where: str) -> str:
 
 def _read(view: memoryview, position: int, slot: Slot, here: str) -> tuple[Weight, int]:
     tag = FP32
-    if slot.count < 0:
-        raise FormatError(f"{here}: found {slot.count} values, want none or more")
+    if slot.size < 0:
+        raise FormatError(f"{here}: found {slot.size} values, want none or more")
     if slot.tagged:
         _need(view, position, 4, here)
         (tag,) = struct.unpack_from("<I", view, position)
         position += 4
     if tag == INT8:
-        size, dtype = -(-slot.count // 4) * 4, "<i1"
+        length, dtype = -(-slot.size // 4) * 4, "<i1"
     elif tag == FP16:
-        size, dtype = -(-2 * slot.count // 4) * 4, "<f2"
+        length, dtype = -(-2 * slot.size // 4) * 4, "<f2"
     elif tag in (FP32, OLD_FP32):
-        size, dtype = 4 * slot.count, "<f4"
+        length, dtype = 4 * slot.size, "<f4"
     else:  # 256 floats, and a byte for each value
         _need(view, position, 1024, here)
         codebook = np.frombuffer(view, "<f4", 256, position)
-        size = -(-slot.count // 4) * 4
-        _need(view, position + 1024, size, here)
-        return (Weight(codebook[np.frombuffer(view, "u1", slot.count, position + 1024)], True), position + 1024 + size)
-    _need(view, position, size, here)
-    return Weight(np.frombuffer(view, dtype, slot.count, position), slot.tagged), position + size
+        length = -(-slot.size // 4) * 4
+        _need(view, position + 1024, length, here)
+        return Weight(codebook[np.frombuffer(view, "u1", slot.size, position + 1024)], True), position + 1024 + length
+    _need(view, position, length, here)
+    return Weight(np.frombuffer(view, dtype, slot.size, position), slot.tagged), position + length
 
 
 def _need(view: memoryview, position: int, size: int, here: str) -> None:

@@ -14,7 +14,7 @@ from qgraph.errors import UnsupportedError
 from qgraph.formats.ncnn_convert import Context
 from qgraph.formats.ncnn_files import Layer, Weight
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.quant.spec import per_axis, quantize
 
 FUSING = ("Convolution", "ConvolutionDepthWise")
 MASK, NO_WINOGRAD = 31, 64  # parameter of any layer: bits of options that are off for it (net.cpp)
@@ -63,8 +63,8 @@ def fuse_requantize(layers: list[Layer]) -> set[str]:
     """int8 convolutions write the codes that the next ones read, exactly where ncnn2int8 does; the blobs of codes.
 
     An int8 Convolution or ConvolutionDepthWise, of which the only reader is one too, or a Split that such ones read on
-    every branch.  Its term grows by 100, and the reader's input scale becomes its output scale.  All else (InnerProduct,
-    sums, poolings, an activation that is a layer of its own) reads float32.
+    every branch.  Its term grows by 100, and the reader's input scale becomes its output scale.  All else
+    (InnerProduct, sums, poolings, an activation that is a layer of its own) reads float32.
     """
     reader = {blob: layer for layer in layers for blob in layer.inputs}
 

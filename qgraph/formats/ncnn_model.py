@@ -45,7 +45,7 @@ class NcnnModel:
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """What is fed: name -> shape with the batch, 0 for a dimension that may vary; () if not even its rank is known."""
+        """What is fed: name -> shape with the batch (0, as it may vary), or () where the .param does not tell it."""
         found: dict[str, tuple[int, ...]] = {}
         for layer in self.layers:
             if layer.type == "Input":
