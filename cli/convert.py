@@ -12,25 +12,27 @@ from qgraph.cli.options import input_shape_option, model_options, output_options
 
 @click.command("convert")
 @click.argument("model", metavar="MODEL-symbol.json")
-@click.option("--to", type=click.Choice(["onnx", "mxnet"]), required=True,
-              help="onnx: PREFIX.onnx. mxnet: PREFIX-symbol.json and PREFIX-0000.params as MXNet 1.9 writes them.")
+@click.option("--to", type=click.Choice(["onnx", "ncnn", "mxnet"]), required=True,
+              help="onnx: PREFIX.onnx. ncnn: PREFIX.param and PREFIX.bin. mxnet: PREFIX-symbol.json and PREFIX-0000.params "
+                   "as MXNet 1.9 writes them.")
 @model_options
 @click.option("--output", metavar="PREFIX",
-              help="Prefix of the files that are written.  [default: onnx: MODEL, mxnet: MODEL-converted]")
+              help="Prefix of the files that are written.  [default: onnx, ncnn: MODEL, mxnet: MODEL-converted]")
 @click.option("--outputs", multiple=True, metavar="NAME",
               help="End the network at this node: NAME, NAME:INDEX or NAME_output. Can be repeated.")
 @input_shape_option
 @runtime_option
 @output_options
 def command(model: str, to: str, output: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
-    """Convert a float model of any MXNet since 0.8 to ONNX, or to the files of MXNet 1.9.
+    """Convert a float model of any MXNet since 0.8 to ONNX, for ncnn, or to the files of MXNet 1.9.
 
-    An ONNX model is run by onnxruntime on random batches and compared with the original, which MXNet runs if it is
-    installed, else a slow NumPy interpreter.
+    An ONNX model is run by onnxruntime on random batches, one for ncnn by the package ncnn if it is installed, and
+    compared with the original, which MXNet runs if it is installed, else a slow NumPy interpreter.
 
     \b
     Examples:
       qgraph convert net-symbol.json --to onnx --input-shape data:1,3,224,224
+      qgraph convert net-symbol.json --to ncnn --input-shape data:1,3,224,224
       qgraph convert net-symbol.json --to onnx --outputs pool5 --outputs fc1_output --output features
       qgraph convert old-symbol.json --epoch 9 --to mxnet --output new
     """
@@ -50,7 +52,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
     lines = [f"inputs      {inputs}", f"outputs     {', '.join(report['outputs'])}", f"ops         {before} -> {after}"]
     if report["compared_with"]:
         lines.append(f"difference  {report['difference']:.1e} of the largest output (with {report['compared_with']})")
-    elif report["to"] == "onnx":
+    elif report["to"] != "mxnet":
         lines.append("difference  not compared")
     size = report["size"]
     return [*lines, f"size        {console.size(size['before'])} -> {console.size(size['after'])}"]

@@ -52,14 +52,16 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
     """Quantize a model and write the frozen checkpoint.
 
     \b
-    Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, and PREFIX.calib.json
-    (the ranges, for --calib-table) and PREFIX.report.json (with several targets PREFIX.TARGET.report.json).
+    Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, or PREFIX.param, .bin,
+    .table and .ncnn.md (how to run it), and PREFIX.calib.json (the ranges, for --calib-table) and PREFIX.report.json
+    (with several targets PREFIX.TARGET.report.json).
 
     \b
     Examples:
       qgraph freeze net-symbol.json --exclude conv0 --calib kl
       qgraph freeze net-symbol.json --calib-data val.rec --select ::10 --preprocess imagenet
       qgraph freeze net-symbol.json --target onnx --calib kl --calib-data images/ --preprocess imagenet
+      qgraph freeze net-symbol.json --target onnx --target ncnn --calib kl --calib-data val.rec --preprocess imagenet
       qgraph freeze net-symbol.json --target mxnet-sim --weight-bits 4 --granularity layer
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
@@ -136,6 +138,9 @@ def _summary(report: dict[str, Any]) -> list[str]:
         lines.append(f"onnxruntime {engine['integer']} integer ops"
                      + (f"; in float: {', '.join(list(left)[:4])}{', ...' if len(left) > 4 else ''} "
                         f"({next(iter(left.values()))})" if left else ", every quantized layer among them"))
+    if found := report.get("ncnn"):
+        lines.append(f"ncnn        {found['int8']} int8 layers, {found['requantized']} of them write int8"
+                     + (f", {len(found['without_winograd'])} do without Winograd" if found["without_winograd"] else ""))
     size = report["size"]
     lines.append(f"size        {console.size(size['before'])} -> {console.size(size['after'])}")
     return lines

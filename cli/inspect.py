@@ -21,13 +21,14 @@ from qgraph.cli.options import exclude_option, input_shape_option, model_options
 def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """What a model is made of: ops, parameters, shapes, and what freezing would quantize and why not.
 
-    MODEL is a -symbol.json or its prefix, or an .onnx file, float or frozen.
+    MODEL is a -symbol.json or its prefix, or an .onnx or (of ncnn) .param file, float or frozen.
 
     \b
     Examples:
       qgraph inspect net-symbol.json --input-shape data:1,3,224,224
       qgraph inspect net --target mxnet-sim --exclude first --json
       qgraph inspect net-quantized.onnx
+      qgraph inspect net-quantized.param
     """
     console.set_up(quiet, verbose)
     from qgraph.inspection import inspect_model
@@ -45,6 +46,14 @@ def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any)
     for what in ("inputs", "outputs"):
         click.echo(f"{what:<8} " + ", ".join(f"{name} {_shape(shape)}" for name, shape in found[what].items()))
     console.table("", ("op", "count"), found["ops"].items(), to_stdout=True)
+    if "engine" in found:
+        click.echo("")
+        console.table("", ("layer", "op", "weight", "step of its input", "writes", "options off"),
+                      [(x["name"], x["op"], x["weight"] or "not read", f"{x['step']:.4g}" if x.get("step") else "",
+                        x["writes"], x["mask"] or "") for x in found["layers"]], True)
+        if found["stopped"]:
+            click.echo(f"from {found['stopped']} on the .bin was not read: qgraph does not know that type")
+        return
     if "producer" in found:
         if found["layers"]:
             click.echo("")

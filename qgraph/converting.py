@@ -1,4 +1,4 @@
-"""`qgraph.convert`: an MXNet model of any generation as ONNX, or as the newest MXNet files, in float.
+"""`qgraph.convert`: an MXNet model of any generation as ONNX, for ncnn, or as the newest MXNet files, in float.
 
 What comes out is run on random batches and compared with the model that went in.
 """
@@ -18,20 +18,25 @@ import numpy as np
 from qgraph import floatcheck
 from qgraph.errors import OptionError, QGraphError
 from qgraph.files import write_files
+from qgraph.formats.ncnn import to_ncnn
+from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx import to_onnx
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.freezing import model_files
 from qgraph.ir import Graph, Port
 from qgraph.models import Model, find_symbol, hinted_shapes, inputs_of, is_quantized_op, open_model
 from qgraph.options import parse_shapes
+from qgraph.passes import PIPELINES
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.report import count_ops
-from qgraph.runtimes import mxnet, onnxruntime, reference, runtime
+from qgraph.rewrite import PassManager
+from qgraph.runtimes import mxnet, ncnn, onnxruntime, reference, runtime
 from qgraph.runtimes.kernels import KERNELS
 
 log = logging.getLogger("qgraph")
 
-FORMATS = ("onnx", "mxnet")
+FORMATS = ("onnx", "ncnn", "mxnet")
+_SUFFIXES = {"onnx": ".onnx", "ncnn": ".param", "mxnet": "-symbol.json"}
 MXNET, REFERENCE = "MXNet", "the NumPy reference"
 _HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
                     "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
@@ -46,12 +51,12 @@ class Converted:
     difference: of the largest output, None if it was not compared.  source: the files that the model came from.
     """
 
-    model: Graph | OnnxModel
+    model: Graph | OnnxModel | NcnnModel
     report: dict[str, Any]
     source: tuple[str, ...] = ()
 
     def save(self, prefix: str | os.PathLike[str]) -> list[str]:
-        """Write PREFIX.onnx, or PREFIX-symbol.json and PREFIX-0000.params, all or none; returns the paths."""
+        """Write PREFIX.onnx, or PREFIX.param and .bin, or PREFIX-symbol.json and PREFIX-0000.params; the paths."""
         files = model_files(self.model, os.fspath(prefix))
         check_output(os.fspath(prefix), list(files), self.source)
         write_files(files)
@@ -69,7 +74,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     runtime: what runs the model to compare with, of `qgraph.runtimes`; onnxruntime stands for the NumPy reference.
     """
     if to not in FORMATS:
-        raise OptionError(f"--to {to}: want {' or '.join(FORMATS)}")
+        raise OptionError(f"--to {to}: want one of {', '.join(FORMATS)}")
     outputs, input_shape = _several(outputs), _several(input_shape)
     opened = open_model(model, params, epoch, _block_shapes(input_shape))
     g = opened.as_graph("converting")
@@ -79,20 +84,26 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
         g.prune()
     source = g.copy()
-    found: Graph | OnnxModel = g
+    found: Graph | OnnxModel | NcnnModel = g
     difference, engine = None, ""
-    if to == "onnx":
+    if to != "mxnet":
         Canonicalize().run(g)
         names = inputs_of(g)
         shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
-        found = to_onnx(g, shapes)
-        difference, engine = _check(source, g, found, {n: shapes[n] for n in names if n in shapes}, runtime)
+        known = {n: shapes[n] for n in names if n in shapes}
+        if to == "onnx":
+            found = to_onnx(g, shapes)
+            difference, engine = _check(source, g, found, known, runtime)
+        else:
+            PassManager(PIPELINES["float"]).run(g)
+            found = to_ncnn(g, shapes)
+            difference, engine = _check_ncnn(source, g, found, known, runtime)
     elif input_shape and opened.files:
-        raise OptionError("--input-shape: is for --to onnx; MXNet's own files are converted without it")
+        raise OptionError("--input-shape: is for --to onnx and ncnn; MXNet's own files are converted without it")
     report = {
         "to": to,
         "inputs": _inputs(found),
-        "outputs": found.outputs if isinstance(found, OnnxModel) else [h.key for h in found.heads],
+        "outputs": [h.key for h in found.heads] if isinstance(found, Graph) else found.outputs,
         "ops": {"before": before, "after": count_ops(found)},
         "difference": difference, "compared_with": engine or None,
         "size": {"before": opened.size, "after": Model(found).size},
@@ -104,10 +115,10 @@ def destination(model: Any, to: str, output: str | None = None) -> str:
     """Prefix of the files to write, before any work. Raises OptionError where they cannot be written."""
     symbol, prefix = find_symbol(model)
     if output is None:
-        output = prefix if to == "onnx" else f"{prefix}-converted"
-    elif to == "onnx" and output.endswith(".onnx"):
-        output = output[: -len(".onnx")]
-    check_output(output, [f"{output}.onnx" if to == "onnx" else f"{output}-symbol.json"], [symbol])
+        output = f"{prefix}-converted" if to == "mxnet" else prefix
+    elif output.endswith(_SUFFIXES[to]):
+        output = output[: -len(_SUFFIXES[to])]
+    check_output(output, [output + _SUFFIXES[to]], [symbol])
     return output
 
 
@@ -161,9 +172,9 @@ def _refuse_frozen(opened: Model) -> None:
                               "the float model; qgraph freeze --target onnx makes an integer ONNX model of it")
 
 
-def _inputs(model: Graph | OnnxModel) -> dict[str, list[int] | None]:
+def _inputs(model: Graph | OnnxModel | NcnnModel) -> dict[str, list[int] | None]:
     """Name -> shape, 0 for what may vary, None where nothing is known."""
-    if isinstance(model, OnnxModel):
+    if not isinstance(model, Graph):
         return {name: list(shape) or None for name, shape in model.inputs.items()}
     shapes = hinted_shapes(model)
     return {name: list(shapes[name]) if name in shapes else None for name in inputs_of(model)}
@@ -206,6 +217,40 @@ def _check(source: Graph, g: Graph, model: OnnxModel, shapes: Shapes, name: str)
     return (worst if theirs is not None else None), engine
 
 
+def _check_ncnn(source: Graph, g: Graph, model: NcnnModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
+    """The same of an ncnn model, where the package ncnn is installed."""
+    runtime("comparing", name)
+    unknown = [i for i in model.inputs if i not in shapes]
+    if unknown or not ncnn.is_installed():
+        log.warning("the ncnn model was not run: %s", f"the shape of input {unknown[0]!r} is not known; --input-shape "
+                    f"{unknown[0]}:1,3,224,224 (with the right numbers) tells it" if unknown else
+                    'the package ncnn is not installed (pip install "qgraph[ncnn]")')
+        return None, ""
+    made = {blob: layer for layer in model.layers for blob in layer.outputs}
+    squashed = [made[blob] if made[blob].type == "Softmax" and p.node.op in _HEADS else None
+                for blob, p in zip(model.outputs, source.heads)]
+    watch = [source.inputs(p.node)[0] if p.node.op in _HEADS else p for p in source.heads]
+    inner = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
+    engine, theirs, batches = _engine(source, watch, name)
+    logits = [layer.inputs[0] for layer in squashed if layer is not None]
+    ours = ncnn.Executor(model, [*model.outputs, *logits], half=False)
+    worst = 0.0
+    for batch in batches:
+        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0)
+        values = ours.run(feeds)
+        if theirs is None:
+            continue
+        found = dict(zip(logits, values[len(model.outputs):]))
+        for at, (q, value, want) in enumerate(zip(g.heads, values, theirs.run(feeds))):
+            layer = squashed[at]
+            if layer is not None:
+                worst = max(worst, _difference(want, found[layer.inputs[0]], layer.inputs[0], engine, "ncnn"))
+            if inner[at]:
+                want = reference.evaluate(q.node, [reference.Tensor(want)])[0].real
+            worst = max(worst, _difference(want, value, q.key, engine, "ncnn"))
+    return (worst if theirs is not None else None), engine
+
+
 def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Any, tuple[int, ...]]:
     """(what runs the source, its Executor or None, batch sizes)"""
     if runtime("comparing", name) is mxnet.Executor:
@@ -215,18 +260,18 @@ def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Any, 
             log.info("MXNet cannot run this model: %s", str(error).strip().splitlines()[-1])
     without = sorted({n.op for n in reference.Executor(source, watch).order if n.op != "null" and n.op not in KERNELS})
     if without:
-        log.warning("the ONNX model was run, but there is nothing to compare it with: the NumPy reference has no "
+        log.warning("the model was run, but there is nothing to compare it with: the NumPy reference has no "
                     "kernel for %s, and MXNet is not there or cannot run it", ", ".join(without))
         return "", None, (2, 1)
     log.info("comparing with %s, which takes its time for a large network", REFERENCE)
     return REFERENCE, reference.Executor(source, watch), (1,)
 
 
-def _difference(want: np.ndarray, found: np.ndarray, name: str, engine: str) -> float:
+def _difference(want: np.ndarray, found: np.ndarray, name: str, engine: str, to: str = "ONNX") -> float:
     error = floatcheck.relative_error(want, found)
     if error > floatcheck.TOLERANCE:
-        what = (f"has shape {found.shape} in ONNX, {want.shape} with {engine}" if want.shape != found.shape else
+        what = (f"has shape {found.shape} in {to}, {want.shape} with {engine}" if want.shape != found.shape else
                 f"differs by {error:.2g} of its size from {engine}, want below {floatcheck.TOLERANCE}")
-        raise QGraphError(f"the ONNX model is wrong: {name} {what}. This is a bug of qgraph; nothing was written. "
+        raise QGraphError(f"the {to} model is wrong: {name} {what}. This is a bug of qgraph; nothing was written. "
                           "--outputs NAME with names further up tells where it begins")
     return error

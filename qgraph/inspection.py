@@ -1,4 +1,4 @@
-"""What a model is made of, and what `freeze` would do with it; also of an ONNX model."""
+"""What a model is made of, and what `freeze` would do with it; also of an ONNX or ncnn model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from qgraph import ops, targets
+from qgraph.formats.ncnn_files import SLOTS, Layer
+from qgraph.formats.ncnn_int8 import MASK, input_scale, is_int8
+from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import hinted_shapes, inputs_of, is_quantized_op, open_model
@@ -26,9 +29,13 @@ def inspect_model(model: Any, *, params: str | None = None, epoch: int | None = 
     A layer of a float model: name, op, weight and output shape (None if not known), origin, "float" (why it would stay
     in float for `target`, "" if it would be quantized), after the float passes.  Of a frozen one: name, op, output type
     and range.  Of an ONNX model, which has "producer" and "opset" too: a float tensor that is rounded to 8 bits or
-    fewer, its type, scale, zero point and range.
+    fewer, its type, scale, zero point and range.  Of an ncnn model, which has "engine": a layer with weights, its type,
+    what its weights are stored as, what it writes, the step of its input, and the options that it does without
+    ("mask"); "stopped" is the layer from which on the .bin could not be read.
     """
     g = open_model(model, params, epoch).graph
+    if isinstance(g, NcnnModel):
+        return _inspect_ncnn(g)
     if isinstance(g, OnnxModel):
         return _inspect_onnx(g)
     frozen = any(is_quantized_op(node) for node in g.dag)
@@ -128,3 +135,30 @@ def _onnx_layers(model: OnnxModel) -> list[dict[str, Any]]:
             row["range"] = [codes.scale * (end - codes.zero_point) for end in ends]
         rows.append(row)
     return rows
+
+
+# ---- ncnn -----------------------------------------------------------------------------------------------------------
+
+def _inspect_ncnn(model: NcnnModel) -> dict[str, Any]:
+    arrays = [weight.array for layer in model.layers for weight in layer.weights]
+    return {
+        "frozen": bool(model.int8_layers),
+        "engine": "ncnn",
+        "inputs": {name: list(shape) or None for name, shape in model.inputs.items()},
+        "outputs": dict.fromkeys(model.outputs),
+        "ops": model.op_counts,
+        "params": {"arrays": len(arrays), "numbers": sum(a.size for a in arrays),
+                   "bytes": sum(a.nbytes for a in arrays)},
+        "layers": [_ncnn_layer(layer) for layer in model.layers if layer.type in SLOTS and layer.type != "MemoryData"],
+        "stopped": model.stopped,
+    }
+
+
+def _ncnn_layer(layer: Layer) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": layer.name, "op": layer.type, "mask": layer.number(MASK),
+                           "weight": layer.weights[0].array.dtype.name if layer.weights else None,
+                           "writes": "int8" if layer.number(8) > 100 else "float32"}
+    if is_int8(layer):
+        scale = float(input_scale(layer).array[0])
+        row["step"] = 1 / scale if scale else None
+    return row

@@ -81,13 +81,13 @@ def fuse_requantize(layers: list[Layer]) -> set[str]:
         branches = following.outputs if following is not None and following.type == "Split" else [blob]
         if all(map(takes_codes, branches)):
             layer.params[8] = layer.number(8) + 100
-            layer.weights.append(_input_scale(reader[branches[0]]))
+            layer.weights.append(input_scale(reader[branches[0]]))
             codes.update([blob, *branches])
     return codes
 
 
-def _input_scale(layer: Layer) -> Weight:
-    """Behind the scales of the weights; behind it there may be an output scale already."""
+def input_scale(layer: Layer) -> Weight:
+    """The multiplier of an int8 layer's input; behind it there may be that of its output."""
     return layer.weights[-2 if layer.number(8) > 100 else -1]
 
 
@@ -163,7 +163,7 @@ def scale_table(layers: Iterable[Layer]) -> str:
     """
     int8 = [layer for layer in layers if is_int8(layer)]
     lines = [" ".join([f"{layer.name}_param_0", *map(_digits, _weight_scales(layer))]) for layer in int8]
-    lines += [f"{layer.name} {_digits(_input_scale(layer).array[0])}" for layer in int8]
+    lines += [f"{layer.name} {_digits(input_scale(layer).array[0])}" for layer in int8]
     return "".join(line + "\n" for line in lines)
 
 

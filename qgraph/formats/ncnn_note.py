@@ -40,14 +40,19 @@ def _python(stem: str, name: str, shape: Sequence[int], output: str, preprocess:
     grey = len(shape) > 1 and shape[1] == 1
     height, width = (shape[2], shape[3]) if len(shape) == 4 else (224, 224)
     pixels = "PIXEL_GRAY" if grey else "PIXEL_RGB2BGR" if chosen.bgr else "PIXEL_RGB"
-    prepare = f'image = Image.open("image.jpg").convert("{"L" if grey else "RGB"}")'
-    crop = chosen.crop or chosen.resize
-    resize = (f"image = ImageOps.fit(image, ({width}, {height}), Image.BILINEAR)"
-              + ("  # freezing has cut the centre out of a larger image" if crop else ""))
+    prepare = [f'image = Image.open("image.jpg").convert("{"L" if grey else "RGB"}")']
+    if chosen.resize:
+        sides = (f"image.{side} * {chosen.resize} // min(image.size)" for side in ("width", "height"))
+        prepare.append(f"image = image.resize(({', '.join(sides)}), Image.BILINEAR)")
+    if chosen.crop:
+        prepare += [f"left, top = (image.width - {chosen.crop}) // 2, (image.height - {chosen.crop}) // 2",
+                    f"image = image.crop((left, top, left + {chosen.crop}, top + {chosen.crop}))"]
+    elif not chosen.resize:
+        prepare.append(f"image = image.resize(({width}, {height}), Image.BILINEAR)")
     return [
-        "```python", "import ncnn", "import numpy as np", "from PIL import Image, ImageOps", "",
-        "net = ncnn.Net()", f'net.load_param("{stem}.param")', f'net.load_model("{stem}.bin")', prepare, resize,
-        f"mat = ncnn.Mat.from_pixels(np.asarray(image), ncnn.Mat.PixelType.{pixels}, {width}, {height})",
+        "```python", "import ncnn", "import numpy as np", "from PIL import Image", "",
+        "net = ncnn.Net()", f'net.load_param("{stem}.param")', f'net.load_model("{stem}.bin")', *prepare,
+        f"mat = ncnn.Mat.from_pixels(np.asarray(image), ncnn.Mat.PixelType.{pixels}, *image.size)",
         f"mat.substract_mean_normalize([{mean}], [{norm}])",
         "extractor = net.create_extractor()",
         f'extractor.input("{name}", mat)',
