@@ -13,8 +13,8 @@ from qgraph.cli.options import input_shape_option, model_options, output_options
 @click.command("convert")
 @click.argument("model", metavar="MODEL-symbol.json")
 @click.option("--to", type=click.Choice(["onnx", "ncnn", "mxnet"]), required=True,
-              help="onnx: PREFIX.onnx. ncnn: PREFIX.param and PREFIX.bin. mxnet: PREFIX-symbol.json and PREFIX-0000.params "
-                   "as MXNet 1.9 writes them.")
+              help="onnx: PREFIX.onnx. ncnn: PREFIX.param and PREFIX.bin. mxnet: PREFIX-symbol.json and "
+                   "PREFIX-0000.params as MXNet 1.9 writes them.")
 @model_options
 @click.option("--output", metavar="PREFIX",
               help="Prefix of the files that are written.  [default: onnx, ncnn: MODEL, mxnet: MODEL-converted]")
