@@ -243,6 +243,8 @@ def _check_ncnn(source: Graph, g: Graph, model: NcnnModel, shapes: Shapes, name:
         found = dict(zip(logits, values[len(model.outputs):]))
         for at, (q, value, want) in enumerate(zip(g.heads, values, theirs.run(feeds))):
             layer = squashed[at]
+            if want.ndim == 1 and value.size == want.size:  # ncnn's blobs have one axis at least
+                value = value.reshape(want.shape)
             if layer is not None:
                 worst = max(worst, _difference(want, found[layer.inputs[0]], layer.inputs[0], engine, "ncnn"))
             if inner[at]:

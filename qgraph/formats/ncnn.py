@@ -16,7 +16,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats import ncnn_math, ncnn_nn, ncnn_shape  # noqa: F401  (the import fills the table)
-from qgraph.formats.ncnn_convert import CONVERTERS, Context, missing
+from qgraph.formats.ncnn_convert import CONVERTERS, MAX_RANK, Context, missing, sizes
 from qgraph.formats.ncnn_files import Layer
 from qgraph.formats.ncnn_int8 import fuse_requantize, limit_winograd, nonnegative
 from qgraph.formats.ncnn_model import Codes, NcnnModel
@@ -26,6 +26,7 @@ from qgraph.runtimes.kernels import KERNELS
 from qgraph.runtimes.reference import Tensor, evaluate
 from qgraph.shapes import Shape, infer, value_inputs
 
+_BATCHES = (2, 3)
 _SHAPE_ONLY = {"slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,),
                "shape_array": (0,), "size_array": (0,), "_contrib_arange_like": (0,)}
 """Op -> slots of which only the shape counts."""
@@ -42,12 +43,18 @@ def to_ncnn(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> Ncnn
 
 
 def batch_shapes(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Port, Shape]:
-    """Shape of every known port, -1 for a dimension that depends on the batch size."""
+    """Shape of every known port: -1 is a first axis that is the batch, -2 what depends on its size in another way."""
     if not shapes:
         return {}
-    first, second = (infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()}) for batch in (2, 3))
-    return {port: tuple(a if a == b else -1 for a, b in zip(shape, second[port])) for port, shape in first.items()
-            if port in second and len(second[port]) == len(shape)}
+    first, second = (infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()}) for batch in _BATCHES)
+    return {port: tuple(a if a == b else -1 if (axis, a, b) == (0, *_BATCHES) else -2
+                        for axis, (a, b) in enumerate(zip(shape, second[port])))
+            for port, shape in first.items() if port in second and len(second[port]) == len(shape)}
+
+
+def _of_one(shape: Shape) -> list[int]:
+    """The shape of a batch of one image."""
+    return [1 if d < 0 else d for d in shape]
 
 
 class _Emitter:
@@ -102,7 +109,7 @@ class _Emitter:
 
     def _head(self, head: Port) -> str:
         if head not in self.blobs:
-            return Context(self, head.node, [head]).blob()
+            self.blobs[head] = Context(self, head.node, [head]).blob()
         if head.node.op == "null":
             return str(Context(self, head.node, [head]).layer("Noop", self.blobs[head]))
         return self.blobs[head]
@@ -138,10 +145,10 @@ class _Emitter:
             self.constants[port] = self.g.params[node.name]
             return
         shape = self.input_shapes.get(node.name, ())
-        params = dict(zip({1: (0,), 2: (1, 0), 3: (2, 1, 0)}.get(len(shape) - 1, ()), map(int, shape[1:])))
-        if len(shape) > 4:
-            raise UnsupportedError(f"{node.name}: has the shape {tuple(shape)}, and an input of ncnn at most 3 axes "
-                                   "besides the batch")
+        if len(shape) > MAX_RANK + 1:
+            raise UnsupportedError(f"{node.name}: has the shape {tuple(shape)}, and an input of ncnn at most {MAX_RANK} "
+                                   "axes besides the batch")
+        params = sizes(shape[1:])
         name = self.blobs[port] = self.fresh()
         self.add(Layer("Input", self.fresh(), [], [name], {k: v for k, v in params.items() if v}), node)
 
@@ -160,16 +167,17 @@ class _Emitter:
     def _fold(self, node: Node, ports: list[Port]) -> bool:
         """What depends on parameters and shapes alone, such as anchors, is computed now."""
         shape_only = _SHAPE_ONLY.get(node.op, ())
-        if node.op in _FILLS and (not ports or ports[0] in self.shapes):
+        unclear = [p for slot, p in enumerate(ports) if slot in shape_only and -2 in self.shapes.get(p, (-2,))]
+        if node.op in _FILLS and (not ports or -2 not in self.shapes.get(ports[0], (-2,))):
             shape = self.shapes[ports[0]] if ports else ops.attr(node, "shape")
             value = ops.attr(node, "value") if node.op == "_full" else _FILLS[node.op]
-            self.constants[Port(node)] = np.full([1 if d == -1 else d for d in shape], value, np.float32)
+            self.constants[Port(node)] = np.full(_of_one(shape), value, np.float32)
             return True
-        if node.op not in KERNELS or not all(
+        if node.op not in KERNELS or unclear or not all(
                 p in self.constants or (slot in shape_only and p in self.shapes) for slot, p in enumerate(ports)):
             return False
         arrays = [self.constants[p] if p in self.constants else
-                  np.zeros([1 if d == -1 else d for d in self.shapes[p]], np.float32) for p in ports]
+                  np.zeros(_of_one(self.shapes[p]), np.float32) for p in ports]
         for index, tensor in enumerate(evaluate(node, [Tensor(np.asarray(a, np.float32)) for a in arrays])):
             self.constants[Port(node, index)] = tensor.real
         return True

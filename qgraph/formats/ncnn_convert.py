@@ -116,7 +116,7 @@ class Context:
         if shape is None:
             raise UnsupportedError(f"{self.node}: its conversion needs the shape of {port.key}, which is not known; "
                                    "--input-shape data:1,3,224,224 (with the right numbers) may tell it")
-        if not shape or shape[0] not in (-1, 1) or -1 in shape[1:]:
+        if not shape or shape[0] not in (-1, 1) or -2 in shape[1:]:
             raise self.refuse(f"{port.key} does not have the images of the batch in its first axis, and ncnn runs one "
                               "image at a time")
         if len(shape) - 1 > MAX_RANK:

@@ -49,8 +49,7 @@ class NcnnModel:
         found: dict[str, tuple[int, ...]] = {}
         for layer in self.layers:
             if layer.type == "Input":
-                whd = [layer.number(key) for key in (2, 1, 0)]
-                shape = tuple(size for size in whd if size)
+                shape = tuple(size for size in (layer.number(key) for key in (2, 11, 1, 0)) if size)
                 found[layer.outputs[0]] = (0, *shape) if shape else ()
         return found
 
