@@ -42,16 +42,19 @@ BN = [(4,)] * 4
 CASES = [
     # layers with weights
     Case("Convolution", [IMAGE], K3, [(8, 4, 3, 3), (8,)]),
-    Case("Convolution", [IMAGE], {**K3, "no_bias": True, "pad": (1, 2), "stride": (2, 1), "dilate": (1, 2)}, [(8, 4, 3, 3)]),
-    Case("Convolution", [IMAGE], {"kernel": (1, 3), "num_filter": 8, "num_group": 2, "pad": (0, 1)}, [(8, 2, 1, 3), (8,)]),
+    Case("Convolution", [IMAGE], {**K3, "no_bias": True, "pad": (1, 2), "stride": (2, 1), "dilate": (1, 2)},
+         [(8, 4, 3, 3)]),
+    Case("Convolution", [IMAGE], {"kernel": (1, 3), "num_filter": 8, "num_group": 2, "pad": (0, 1)},
+         [(8, 2, 1, 3), (8,)]),
     Case("Convolution", [IMAGE], {**K3, "num_filter": 4, "num_group": 4}, [(4, 1, 3, 3), (4,)]),
     Case("Convolution", [IMAGE], {**K3, "num_group": 4}, [(8, 1, 3, 3), (8,)]),
     Case("Convolution", [(4, 9)], {"kernel": (3,), "num_filter": 6, "pad": (1,)}, [(6, 4, 3), (6,)]),
-    Case("Deconvolution", [IMAGE], {"kernel": (4, 3), "stride": (2, 1), "pad": (1, 0), "num_filter": 6}, [(4, 6, 4, 3)]),
-    Case("Deconvolution", [IMAGE], {"kernel": (3, 3), "stride": (2, 2), "adj": (1, 1), "num_filter": 6, "no_bias": False},
-         [(4, 6, 3, 3), (6,)]),
-    Case("Deconvolution", [IMAGE], {"kernel": (4, 4), "stride": (2, 2), "num_filter": 6, "target_shape": (12, 10)},
-         [(4, 6, 4, 4)]),
+    Case("Deconvolution", [IMAGE], {"kernel": (4, 3), "stride": (2, 1), "pad": (1, 0), "num_filter": 6},
+         [(4, 6, 4, 3)]),
+    Case("Deconvolution", [IMAGE],
+         {"kernel": (3, 3), "stride": (2, 2), "adj": (1, 1), "num_filter": 6, "no_bias": False}, [(4, 6, 3, 3), (6,)]),
+    Case("Deconvolution", [IMAGE], {"kernel": (4, 4), "stride": (2, 2), "num_filter": 6, "pad": (1, 1),
+                                     "target_shape": (12, 10)}, [(4, 6, 4, 4)]),
     Case("Deconvolution", [IMAGE], {"kernel": (4, 4), "stride": (2, 2), "pad": (1, 1), "num_filter": 8, "num_group": 4},
          [(4, 2, 4, 4)]),
     Case("_contrib_ModulatedDeformableConvolution", [IMAGE, (18, 6, 5), (9, 6, 5)], {**K3, "pad": (1, 1)},
@@ -73,7 +76,8 @@ CASES = [
     Case("_contrib_BilinearResize2D", [IMAGE], {"height": 9, "width": 11}),
     Case("_contrib_BilinearResize2D", [IMAGE], {"height": 9, "width": 11, "align_corners": False}),
     Case("UpSampling", [IMAGE], {"scale": 2, "sample_type": "nearest", "num_args": 1}),
-    Case("UpSampling", [IMAGE], {"scale": 2, "sample_type": "bilinear", "num_args": 2, "num_filter": 4}, [(4, 1, 4, 4)]),
+    Case("UpSampling", [IMAGE], {"scale": 2, "sample_type": "bilinear", "num_args": 2, "num_filter": 4},
+         [(4, 1, 4, 4)]),
     # normalizations
     Case("BatchNorm", [IMAGE], {"eps": 1e-3, "fix_gamma": False}, BN), Case("BatchNorm", [IMAGE], {}, BN),
     Case("InstanceNorm", [IMAGE], {}, [(4,), (4,)]), Case("GroupNorm", [IMAGE], {"num_groups": 2}, [(2,), (2,)]),
@@ -107,7 +111,8 @@ CASES = [
     # what moves values
     Case("Flatten", [IMAGE]), *(Case("Reshape", [IMAGE], {"shape": shape}) for shape in (
         (0, -1), (0, 2, 2, -1, 5), (0, -3, 0), (0, -4, 2, 2, -2))),
-    *(Case("transpose", [IMAGE], {"axes": (0, *axes)}) for axes in ((2, 3, 1), (1, 3, 2), (3, 2, 1), (2, 1, 3), (3, 1, 2))),
+    *(Case("transpose", [IMAGE], {"axes": (0, *axes)})
+      for axes in ((2, 3, 1), (1, 3, 2), (3, 2, 1), (2, 1, 3), (3, 1, 2))),
     Case("transpose", [(3, 4)], {"axes": (0, 2, 1)}),
     *(Case("transpose", [(3, 2, 4, 5)], {"axes": (0, *axes)}) for axes in ((2, 1, 3, 4), (4, 1, 2, 3), (3, 4, 2, 1))),
     Case("SwapAxis", [IMAGE], {"dim1": 1, "dim2": 2}), Case("expand_dims", [(4, 6)], {"axis": 1}),

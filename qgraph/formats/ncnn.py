@@ -146,8 +146,8 @@ class _Emitter:
             return
         shape = self.input_shapes.get(node.name, ())
         if len(shape) > MAX_RANK + 1:
-            raise UnsupportedError(f"{node.name}: has the shape {tuple(shape)}, and an input of ncnn at most {MAX_RANK} "
-                                   "axes besides the batch")
+            raise UnsupportedError(f"{node.name}: has the shape {tuple(shape)}, and an input of ncnn at most "
+                                   f"{MAX_RANK} axes besides the batch")
         params = sizes(shape[1:])
         name = self.blobs[port] = self.fresh()
         self.add(Layer("Input", self.fresh(), [], [name], {k: v for k, v in params.items() if v}), node)
