@@ -264,10 +264,11 @@ def test_what_is_never_negative() -> None:
     n = networks.Net(0)
     signed, unsigned = n.conv(n.x, 4, act="", name="signed"), n.conv(n.x, 4, name="unsigned")
     mixed, both = n.concat(signed, unsigned), n.concat(n.pool(unsigned), n.pool(n.act(signed, "relu6")))
-    g = n.done(mixed, both)
+    pooled, leaky = n.pool(signed), n.op("LeakyReLU", unsigned, act_type="leaky")
+    g = n.done(mixed, both, pooled, leaky)
     found = {port.node for port in nonnegative(g)}
     assert both in found and unsigned in found
-    assert not {mixed, signed, n.x} & found
+    assert not {mixed, signed, pooled, leaky, n.x} & found
 
 
 # ---- whole networks -------------------------------------------------------------------------------------------------
