@@ -6,8 +6,8 @@ Images as in accuracy.py: 100 to calibrate on, 900 (CIFAR-10: 2,000) others to e
 comes, "packing off" with `use_packing_layout=False`, where its int8 kernels compute exactly.  Accuracy: top-1 and
 agreement (same argmax as the float network in MXNet) in percent.
 
-Variants: as it is; with all weights, or all activations, left in float, which says what each costs; without
-`round-weights`.  Then, for the first method, each layer on 100 images: SQNR against the float network, and the noise
+Variants: as it is; with activations left in float, which says what the weights alone cost; without `round-weights`.
+Then, for the last method, each layer on 100 images: SQNR against the float network, and the noise
 that the layer adds to what it reads (`qgraph.compare`); codes of what it reads that are within one of, and equal to,
 exact arithmetic on the engine's own values (4 images, packing off and default).  Needs QGRAPH_CASES.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from _common import TRAINED, Case, calibration_data, stacked, table
 
-from qgraph import Graph, compare, freeze
+from qgraph import compare, freeze
 from qgraph.departure import kernel_departure
 from qgraph.runtimes import mxnet as mxnet_runtime
 from qgraph.runtimes.ncnn import Executor
@@ -38,17 +38,6 @@ def scores(model: Any, images: np.ndarray) -> np.ndarray:
     return np.concatenate([part.reshape(len(part), -1) for part in parts])
 
 
-def without(g: Graph, what: str) -> Graph:
-    """The quantized graph with its weights (their original values are gone: those of the codes stay) or activations
-    unrounded."""
-    twin = g.copy()
-    for fq in twin.nodes("fake_quantize"):
-        if (twin.param(twin.inputs(fq)[0]) is None) == (what == "activations"):
-            twin.replace_uses(fq, twin.inputs(fq)[0])
-            twin.remove(fq)
-    return twin
-
-
 def measure(case: Case, methods: list[str], shown: int) -> None:
     test = case.data(case.test, batch_size=100)
     images = stacked(test)
@@ -60,21 +49,20 @@ def measure(case: Case, methods: list[str], shown: int) -> None:
         return f"{100 * (classes == labels).mean():.2f} / {100 * (classes == exact).mean():.2f}"
 
     rows = [["float", "", f"{100 * (exact == labels).mean():.2f}", ""]]
-    first = None
+    shown_one: Any = None
     for method in methods:
         for name, options in (("ncnn", {}), ("ncnn, nearest weights", {"passes": NO_ROUNDING})):
             frozen = freeze(case.graph(), case.options(case.calib, target="ncnn", calib=method, **options),
                             calib_data=calibration_data(case))
-            first = first or frozen
             rows.append([name, method, *(judged(scores(Executor(frozen.lowered, packing=packing), images))
                                          for packing in (True, False))])
             if not options:
+                shown_one = frozen
                 floats = mxnet_runtime.Executor(frozen.lowered.folded)
                 rows.append(["int8 weights, float activations", method, judged(scores(floats, images)), ""])
     print(table(f"{case.name}: top-1 / agreement", ["", "ranges", "default", "packing off"], rows))
-    assert first is not None
-    print(f"{first.report['ncnn']}\n")
-    print(layers(case, first, images[:100], shown), flush=True)
+    print(f"{shown_one.report['ncnn']}\n")
+    print(layers(case, shown_one, images[:100], shown), flush=True)
 
 
 def layers(case: Case, frozen: Any, images: np.ndarray, shown: int) -> str:

@@ -35,8 +35,10 @@ CLASSIFIERS = (
     "mobilenet0.25", "mobilenet1.0", "mobilenetv2_0.5", "mobilenetv2_1.0", "mobilenetv3_small", "mobilenetv3_large",
     "resnet18_v1", "resnet18_v2", "resnet50_v1b", "resnet50_v1d", "resnet50_v2", "resnext50_32x4d", "se_resnet18_v1",
     "se_resnext50_32x4d", "senet_154", "resnest14", "residualattentionnet56", "hrnet_w18_small_v1_c", "dla34",
-    "cifar_resnet20_v1", "cifar_resnet56_v2", "cifar_wideresnet16_10", "cifar_resnext29_32x4d",
+    "shufflenet_v1", "cifar_resnet20_v1", "cifar_resnet56_v2", "cifar_wideresnet16_10", "cifar_resnext29_32x4d",
 )
+DETECTORS = ("ssd_512_mobilenet1.0_voc", "ssd_300_vgg16_atrous_voc", "yolo3_mobilenet1.0_voc",
+             "center_net_resnet18_v1b_voc", "center_net_resnet18_v1b_dcnv2_voc", "faster_rcnn_resnet50_v1b_voc")
 
 
 def zoo(name: str) -> tuple[Graph, np.ndarray]:
@@ -104,7 +106,7 @@ def main() -> int:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     rows, bad = [], []
-    networks: list[tuple[str, Any]] = [(name, zoo) for name in args.models or CLASSIFIERS]
+    networks: list[tuple[str, Any]] = [(name, zoo) for name in args.models or (*CLASSIFIERS, *DETECTORS)]
     if not args.models:
         networks += [(name, trained) for name, case in TRAINED.items() if case.found]
     for name, source in networks:

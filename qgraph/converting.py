@@ -174,7 +174,9 @@ def _refuse_frozen(opened: Model) -> None:
 
 def _inputs(model: Graph | OnnxModel | NcnnModel) -> dict[str, list[int] | None]:
     """Name -> shape, 0 for what may vary, None where nothing is known."""
-    if not isinstance(model, Graph):
+    if isinstance(model, NcnnModel):
+        return {name: [1, *shape[1:]] if shape else None for name, shape in model.inputs.items()}
+    if isinstance(model, OnnxModel):
         return {name: list(shape) or None for name, shape in model.inputs.items()}
     shapes = hinted_shapes(model)
     return {name: list(shapes[name]) if name in shapes else None for name in inputs_of(model)}

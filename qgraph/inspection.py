@@ -144,7 +144,7 @@ def _inspect_ncnn(model: NcnnModel) -> dict[str, Any]:
     return {
         "frozen": bool(model.int8_layers),
         "engine": "ncnn",
-        "inputs": {name: list(shape) or None for name, shape in model.inputs.items()},
+        "inputs": {name: [1, *shape[1:]] if shape else None for name, shape in model.inputs.items()},
         "outputs": dict.fromkeys(model.outputs),
         "ops": model.op_counts,
         "params": {"arrays": len(arrays), "numbers": sum(a.size for a in arrays),
