@@ -109,7 +109,7 @@ def _scale(scale: Any) -> str:
 
 
 def _summary(report: dict[str, Any]) -> list[str]:
-    from qgraph.freezing import DISTILLED
+    from qgraph.calibdata import DISTILLED
 
     quantized, left = len(report["quantized"]), report["float"]
     lines = [f"quantized   {quantized} of {quantized + len(left)} layers"

@@ -74,7 +74,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     runtime: what runs the model to compare with, of `qgraph.runtimes`; onnxruntime stands for the NumPy reference.
     """
     if to not in FORMATS:
-        raise OptionError(f"--to {to}: want one of {', '.join(FORMATS)}")
+        raise OptionError(f"--to {to}: want {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     outputs, input_shape = _several(outputs), _several(input_shape)
     opened = open_model(model, params, epoch, _block_shapes(input_shape))
     g = opened.as_graph("converting")

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -354,3 +355,17 @@ def test_the_tables_of_types_do_not_overlap() -> None:
     from qgraph.formats.ncnn_files import PLAIN
 
     assert not PLAIN & set(SLOTS)
+
+
+def test_without_the_package_files_are_written_unjudged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        run: Callable[..., str],
+                                                        caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    text = run("freeze", MODEL, "--target", "ncnn", "--output", tmp_path / "q")
+    assert "wrote" in text and "agreement" not in text
+    report = json.loads((tmp_path / "q.report.json").read_text())
+    assert report["agreement"] is None and report["departure"] is None and report["ncnn"]["int8"] == 9
+    text = run("convert", MODEL, "--to", "ncnn", "--input-shape", SHAPE, "--output", tmp_path / "f")
+    assert "not compared" in text
+    error = run("eval", tmp_path / "q.param", "--data", DIGITS / "digits-test.npz", code=1)
+    assert 'pip install "qgraph[ncnn]"' in error and "Traceback" not in error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,17 +16,22 @@ from qgraph.quant.spec import quantize, shown_granularity
 from qgraph.quant.table import CalibrationTable
 
 
-def is_installed() -> bool:
-    return importlib.util.find_spec("ncnn") is not None
-
-
 def import_ncnn(what_for: str = "running an ncnn model") -> Any:
-    """The package. Raises MissingDependencyError where it is not installed."""
-    if not is_installed():
-        raise MissingDependencyError("ncnn", what_for, "ncnn")
-    import ncnn
-
+    """The package. Raises MissingDependencyError where it is not installed, or does not import."""
+    try:
+        import ncnn
+    except ImportError:
+        raise MissingDependencyError("ncnn", what_for, "ncnn") from None
     return ncnn
+
+
+def is_installed() -> bool:
+    """Whether ncnn is there and works."""
+    try:
+        import_ncnn()
+    except MissingDependencyError:
+        return False
+    return True
 
 
 class Executor:
