@@ -213,3 +213,26 @@ def test_anchors_are_computed_now() -> None:
     got = Executor(model).run(feeds)
     for want, found in zip(run_mxnet(g, feeds), got):
         np.testing.assert_allclose(found[:len(want)], want, atol=1e-6)
+
+
+@needs_ncnn
+def test_names_are_the_users() -> None:
+    """Layers are called as their nodes, blobs as what the user's network calls the value; two nodes of one origin."""
+    g = Graph()
+    x = g.add("null", name="data")
+
+    def conv(name: str, origin: tuple[str, ...], **attrs: str) -> Any:
+        weight = g.add_param(name + "_weight", np.full((2, 2, 1, 1), 0.5 + len(name), np.float32))
+        return g.add("Convolution", [x, weight], name, origin=origin, kernel=(1, 1), num_filter=2, no_bias=True,
+                     **attrs)
+
+    first, second = (conv(name, (name, "bn", "relu"), act_type="relu") for name in ("conv", "other"))
+    leaky = g.add("LeakyReLU", [conv("third", ())], "leaky", act_type="leaky", slope=0.1)
+    g.heads = [Port(g.add("add_n", [first, second, leaky], "sum", num_args=3, origin=("sum", "out")))]
+    model = to_ncnn(g, {"data": (1, 2, 3, 3)})
+    assert [(layer.type, layer.name, layer.outputs) for layer in model.layers if layer.type != "Split"] == [
+        ("Input", "data", ["data"]), ("Convolution", "conv", ["relu"]), ("Convolution", "other", ["other"]),
+        ("Convolution", "third", ["leaky"]), ("Eltwise", "sum", ["out"])]
+    assert [layer.params.get(9) for layer in model.layers if layer.type == "Convolution"] == [1, 1, 2]
+    feeds = {"data": np.random.default_rng(0).normal(size=(2, 2, 3, 3)).astype(np.float32)}
+    np.testing.assert_allclose(Executor(model, half=False).run(feeds)[0], run_mxnet(g, feeds)[0], rtol=1e-6)

@@ -206,6 +206,7 @@ def _names(g: Graph, order: Sequence[Node], layers: list[Layer], blobs: Mapping[
     users = {n.name for n in order}
     heads = set(g.heads)
     wanted: dict[str, str] = {}
+    given: set[str] = set()
     for port, blob in blobs.items():
         node = port.node
         if node.op == "fake_quantize" or (blob in wanted and node not in fused):
@@ -214,8 +215,9 @@ def _names(g: Graph, order: Sequence[Node], layers: list[Layer], blobs: Mapping[
         carries = "act_type" in ops.info(node.op).defaults and "act_type" in node.attrs and node.op != "Activation"
         if port.index == 0 and node.origin and node.origin[-1] not in users and (carries or port in heads):
             name = node.origin[-1]
-        wanted[blob] = name
-    taken = set(wanted.values())
+        wanted[blob] = port.key if name in given else name
+        given.add(wanted[blob])
+    taken = set(given)
 
     def unique(base: str) -> str:
         name, number = base, 0
