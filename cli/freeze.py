@@ -141,6 +141,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
     if found := report.get("ncnn"):
         lines.append(f"ncnn        {found['int8']} int8 layers, {found['requantized']} of them write int8"
                      + (f", {len(found['without_winograd'])} do without Winograd" if found["without_winograd"] else ""))
+        lines.append(f"blobs       {', '.join(found['inputs'])} -> {', '.join(found['outputs'])}")
     size = report["size"]
     lines.append(f"size        {console.size(size['before'])} -> {console.size(size['after'])}")
     return lines

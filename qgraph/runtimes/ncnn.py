@@ -125,6 +125,6 @@ def facts(g: Graph, model: NcnnModel, table: CalibrationTable | None) -> dict[st
     if coarse := sorted({q.granularity for q in weights} - {"channel"}):
         equivalents.append(f"one scale per {' and '.join(map(shown_granularity, coarse))} is repeated for each output "
                            "channel")
-    return {"int8": len(model.int8_layers), "requantized": sum(
+    return {"inputs": list(model.inputs), "outputs": model.outputs, "int8": len(model.int8_layers), "requantized": sum(
                 layer.number(8) > 100 for layer in model.int8_layers), "without_winograd": model.masked,
             "equivalents": equivalents}
