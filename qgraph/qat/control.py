@@ -1,0 +1,208 @@
+"""The methods that `convert_model` gives a network: averages, modes, and what to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from qgraph.errors import CalibrationError, OptionError
+from qgraph.qat.converters import nn
+from qgraph.qat.layer import LEARNED, Quantizer
+from qgraph.qat.statistic import Statistic, mx
+
+METHODS = ("update_ema", "quantize_online", "quantize_offline", "quantize_input", "enable_quantize", "disable_quantize",
+           "fix_params", "collect_quantized_blocks", "export")
+_KEY = "qgraph_qat_statistics"
+_AT_ONCE = 48  # arrays that MXNet's multi_sgd_update takes
+
+
+class Control:
+    """State and methods of one converted network.
+
+    steps: how often `update_ema` was called, which starts and ends what a layer delays; set it to resume a training.
+    reasons: name of a block -> why something that was asked for was not done to it.
+    sample: the inputs of the last training step, on which `qgraph.freeze` measures what training does not quantize.
+    """
+
+    def __init__(self, net: Any, reasons: dict[str, str]) -> None:
+        self.net, self.reasons = net, reasons
+        self.steps = 0
+        self.sample: tuple[Any, ...] = ()
+        self._in_kvstore: Any = None
+        self._cold: list[Any] = [p for p, _, is_range in self._statistics() if is_range]
+
+    # ---- averages ---------------------------------------------------------------------------------------------------
+
+    def update_ema(self, momentum: float = 0.99, trainer: Any = None) -> None:
+        """Move ranges and running statistics towards those of the last batch; call it after ``backward()``.
+
+            range <- momentum * range + (1 - momentum) * batch's        the first batch's is taken as it is
+
+        Running statistics of a folded BatchNorm move with its own momentum.  Several contexts are averaged.
+        trainer: one on a distributed kvstore; the workers are averaged, too.
+        """
+        if not 0 <= momentum < 1:
+            raise OptionError(f"momentum: found {momentum}, want 0 <= momentum < 1")
+        moving = list(self._statistics())
+        batches = self._over_workers([_over_contexts(p.batch) for p, _, _ in moving], trainer)
+        self._warm(moving, batches)
+        for start in range(0, len(moving), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            _average(moving[part], batches[part], momentum)
+        self.steps += 1
+        self._start_and_end()
+
+    def _statistics(self) -> Iterable[tuple[Any, Any, bool]]:
+        """(parameter, who owns it: a Quantizer or a PairedBN, whether it is a range), each parameter once."""
+        seen: set[int] = set()
+        for block in self.collect_quantized_blocks():
+            state: Quantizer = block.qat
+            found = [(state.high, state, True)] if state.observes else []
+            if state.bn is not None and not state.bn.fixed:
+                found += [(p, state.bn, False) for p in state.bn.statistics]
+            for parameter, owner, is_range in found:
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter, owner, is_range
+
+    def _over_workers(self, batches: list[Any], trainer: Any) -> list[Any]:
+        kvstore = getattr(trainer, "_kvstore", None)
+        if kvstore is None or "dist" not in kvstore.type or not batches:
+            return batches
+        if trainer._update_on_kvstore:
+            raise OptionError("update_ema: the servers of this Trainer's kvstore apply the optimizer to whatever they "
+                              "get; make the Trainer with update_on_kvstore=False")
+        flat = mx.nd.concat(*[mx.nd.reshape(b, (-1,)) for b in batches], dim=0)
+        if self._in_kvstore != (kvstore, flat.shape):
+            kvstore.init(f"{_KEY}{flat.shape[0]}", mx.nd.zeros_like(flat))
+            self._in_kvstore = (kvstore, flat.shape)
+        kvstore.push(f"{_KEY}{flat.shape[0]}", flat)
+        kvstore.pull(f"{_KEY}{flat.shape[0]}", out=flat)
+        flat /= kvstore.num_workers
+        ends = np.cumsum([0, *[b.size for b in batches]])
+        return [mx.nd.reshape(flat[int(i):int(j)], b.shape) for i, j, b in zip(ends, ends[1:], batches)]
+
+    def _warm(self, moving: list[tuple[Any, Any, bool]], batches: list[Any]) -> None:
+        """Ranges that are zero take the first batch's; looked at until there is none."""
+        for (parameter, owner, _), batch in zip(moving, batches) if self._cold else ():
+            if any(parameter is p for p in self._cold):
+                if not parameter.list_data()[0].asnumpy().any():
+                    parameter.set_data(batch / owner.calls)
+                    if not batch.asnumpy().any():
+                        continue
+                self._cold = [p for p in self._cold if p is not parameter]
+
+    def _start_and_end(self) -> None:
+        changed = False
+        for block in self.collect_quantized_blocks():
+            state: Quantizer = block.qat
+            if state.waiting and self.steps >= state.args.start_step:
+                state.waiting, changed = False, True
+            end = state.args.freeze_bn_step
+            if state.bn is not None and not state.bn.fixed and end is not None and self.steps >= end:
+                state.bn.fixed = changed = True
+        if changed:
+            self.clear()
+
+    # ---- modes ------------------------------------------------------------------------------------------------------
+
+    def quantize_online(self) -> None:
+        """Inputs are quantized to the range of the running batch."""
+        self.quantize_input(enable=True, online=True)
+
+    def quantize_offline(self) -> None:
+        """Inputs are quantized to the averaged (or calibrated, or learned) range, as the frozen model will."""
+        self.quantize_input(enable=True, online=False)
+
+    def quantize_input(self, enable: bool = True, online: bool = True) -> None:
+        """Whether inputs are quantized, and to which range, see `quantize_online`, `quantize_offline`."""
+        if enable and not online:
+            require_ranges(self.collect_quantized_blocks())
+        for block in self.collect_quantized_blocks():
+            block.qat.quantize_input, block.qat.online = enable, online
+        self.clear()
+
+    def enable_quantize(self) -> None:
+        """Compute with quantized inputs and weights."""
+        self._set(enabled=True)
+
+    def disable_quantize(self) -> None:
+        """Compute in float. Paired BatchNorms stay folded, and no range moves."""
+        self._set(enabled=False)
+
+    def fix_params(self) -> None:
+        """For good: ranges stay as they are, and so do the running statistics of every BatchNorm."""
+        require_ranges(self.collect_quantized_blocks())
+        self._set(fixed=True, online=False)
+        for block in self.collect_quantized_blocks():
+            if block.qat.bn is not None:
+                block.qat.bn.fixed = True
+            for parameter in (block.qat.high, block.qat.weight_high):
+                if parameter is not None:
+                    parameter.grad_req = "null"
+
+        def use_running(block: Any) -> None:
+            if isinstance(block, nn.BatchNorm):
+                block._kwargs["use_global_stats"] = True
+
+        self.net.apply(use_running)
+
+    def collect_quantized_blocks(self) -> list[Any]:
+        """The converted blocks, in the order of the network's children."""
+        blocks: list[Any] = []
+
+        def collect(block: Any) -> None:
+            if hasattr(block, "qat") and isinstance(block.qat, Quantizer) and all(b is not block for b in blocks):
+                blocks.append(block)
+
+        self.net.apply(collect)
+        return blocks
+
+    def export(self, path: str, epoch: int = 0, remove_amp_cast: bool = True) -> None:
+        """Write ``path-symbol.json``, ``path-NNNN.params``: the network at inference in offline mode, for MXNet as it
+        is and for `qgraph freeze`, and ``path-calib.npz``, some inputs of the last training step (if there was one)."""
+        from qgraph.qat.export import export
+
+        export(self.net, path, epoch)
+
+    def _set(self, **flags: bool) -> None:
+        for block in self.collect_quantized_blocks():
+            for name, value in flags.items():
+                setattr(block.qat, name, value)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the traced graphs; hybridized blocks trace again when they are next called."""
+        self.net.apply(lambda block: block._clear_cached_op() if hasattr(block, "_clear_cached_op") else None)
+
+
+def _over_contexts(batches: list[Any]) -> Any:
+    if len(batches) == 1:
+        return batches[0]
+    return sum(b.as_in_context(batches[0].context) for b in batches) / len(batches)
+
+
+def _average(moving: list[tuple[Any, Any, bool]], batches: list[Any], momentum: float) -> None:
+    """As one op per context: value <- (1 - rate) value + rate batch / calls, which is what an SGD update computes."""
+    rates = [1 - (momentum if is_range else owner.momentum) for _, owner, is_range in moving]
+    calls = [owner.calls if is_range else 1 for _, owner, is_range in moving]
+    for context in moving[0][0].list_ctx() if moving else ():
+        values = [p.data(context) for p, _, _ in moving]
+        pairs = [array for value, batch in zip(values, batches) for array in (value, batch.as_in_context(context))]
+        mx.nd.multi_sgd_update(*pairs, lrs=[r / c for r, c in zip(rates, calls)], wds=[float(c) for c in calls],
+                               rescale_grad=-1.0, num_weights=len(values), out=values)
+
+
+def require_ranges(blocks: list[Any]) -> None:
+    """CalibrationError if what one of the blocks reads has no range yet."""
+    bare = [b.name for b in blocks
+            if b.qat.high is not None and (b.qat.high._data is None or not b.qat.high.list_data()[0].asnumpy() > 0)]
+    if bare:
+        raise CalibrationError(f"no range for the input of {', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}"
+                               " yet: train with net.update_ema(), or qparams_init(net, calib_data=...)")
+
+
+def is_learned(state: Quantizer) -> bool:
+    return state.args.input_range in LEARNED
