@@ -2,14 +2,16 @@
 
     step  = range / qmax                                  as `with_range`, to the last bit
     codes = min(max(x * (1 / step), qmin), qmax) + M - M  M = 1.5 * 2**23 rounds to whole numbers, ties to even
-    y     = codes * step
+    fq(x) = codes * step
 
-Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.  Multiplying by a tensor of one
-element has a slow gradient in MXNet, so the chain is cut off, and the gradient goes around it:
+At inference that is all.  In training it is cut off at its inputs by BlockGrad (of a cut at its output zeros would still
+be propagated), and the gradient goes around it, because multiplying by a tensor of one element has a slow one in MXNet:
 
-    straight through   y = BlockGrad(y) + (x - BlockGrad(x))          the last term is exactly zero
-    clipping aware     the same with x * inside, where inside is 1 for what was not clipped
-    learned range      + h * (range - BlockGrad(range)), where h is what dy/drange shall be
+    straight through   y = x + (fq(x') - x')                              x' = BlockGrad(x)
+    clipping aware     y = x inside + (fq(x') - x' inside)                inside is 1 for what was not clipped
+    learned range      and + h * (range - BlockGrad(range))               h is what dy/drange shall be
+
+Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.
 """
 
 from __future__ import annotations
@@ -36,40 +38,38 @@ def _codes(F: Any, scaled: Any, spec: QSpec) -> Any:
     return F.minimum(low, spec.qmax) + ROUNDER - ROUNDER
 
 
-def _around(F: Any, value: Any, through: Any) -> Any:
-    """`value`, with the gradient of `through`."""
-    return F.BlockGrad(value) + (through - F.BlockGrad(through))
+def _inside(scaled: Any, spec: QSpec) -> Any:
+    return (scaled >= spec.qmin) * (scaled <= spec.qmax)
 
 
-def fake_quantize(F: Any, x: Any, high: Any, spec: QSpec, clip_gradient: bool = False, learn: str = "") -> Any:
+def fake_quantize(F: Any, x: Any, high: Any, spec: QSpec, training: bool = False, clip_gradient: bool = False,
+                  learn: str = "") -> Any:
     """x -> the nearest values that have a code. high: (1,), where the range ends.
 
-    learn: "lsq" (arXiv 1902.08153: the step has a gradient, scaled by 1/sqrt(values * qmax)) or "pact" (arXiv
+    learn: "lsq" (arXiv 1902.08153: the step has a gradient, scaled by sqrt(1 / (values * qmax))) or "pact" (arXiv
     1805.06085: the range has the gradient of what it clips).  Both are clipping aware.
     """
-    fixed = F.BlockGrad(high)
-    step, inverse = step_of(F, fixed, spec)
-    scaled = F.broadcast_mul(x, inverse)
+    fixed = F.BlockGrad(x) if training else x
+    step, inverse = step_of(F, F.BlockGrad(high), spec)
+    scaled = F.broadcast_mul(fixed, inverse)
     codes = _codes(F, scaled, spec)
     value = F.broadcast_mul(codes, step)
+    if not training:
+        return value
     if not clip_gradient and not learn:
-        return _around(F, value, x)
-    inside = F.BlockGrad((scaled >= spec.qmin) * (scaled <= spec.qmax))
-    y = _around(F, value, x * inside)
+        return x + (value - fixed)
+    inside = _inside(scaled, spec)
+    y = x * inside + (value - fixed * inside)
     if not learn:
         return y
     slope = codes - scaled * inside if learn == "lsq" else (codes / spec.qmax) * (1 - inside)
-    return y + _through_range(F, F.BlockGrad(slope), high, x, spec, learn)
-
-
-def _through_range(F: Any, slope: Any, high: Any, x: Any, spec: QSpec, learn: str) -> Any:
-    """Zeros, whose gradient with respect to `high` is the sum of slope * dy. As a matrix product it is fast."""
     zero = high - F.BlockGrad(high)
-    if learn == "lsq":  # of the step, as the paper scales it; one image's values count
-        values = F.cast(F.size_array(F.BlockGrad(F.slice_axis(x, axis=0, begin=0, end=1))), dtype="float32")
-        zero = zero * F.BlockGrad((spec.qmax / values) ** 0.5)
+    if learn == "lsq":  # one image's values count
+        values = F.cast(F.size_array(F.slice_axis(fixed, axis=0, begin=0, end=1)), dtype="float32")
+        zero = zero * F.BlockGrad((spec.qmax / values) ** 0.5) / spec.qmax
+    # zeros, with the gradient sum(slope * dy); as a matrix product it is fast
     product = F.dot(F.reshape(slope, shape=(-1, 1)), F.reshape(zero, shape=(1, 1)))
-    return F.reshape_like(product, x)
+    return y + F.reshape_like(product, fixed)
 
 
 def _spread(F: Any, per_group: Any, rows: int, rank: int) -> Any:
@@ -89,28 +89,36 @@ def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> An
     return _spread(F, F.max(grouped, axis=1), shape[0] // spec.groups, len(shape))
 
 
-def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None) -> Any:
-    """weight -> the nearest values that have a code, in the smallest range that covers it, or in the `learned` one.
+def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high: Any = None) -> Any:
+    """weight -> the nearest values that have a code, in the smallest range that covers it or up to `high`."""
+    step, inverse = step_of(F, weight_range(F, weight, spec, shape) if high is None else high, spec)
+    return F.broadcast_mul(_codes(F, F.broadcast_mul(weight, inverse), spec), step)
 
-    learned: (1,) per tensor, (groups,) per group, as it broadcasts per channel; it has the gradient of LSQ.
-    """
+
+def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None,
+                         training: bool = False) -> Any:
+    """`weight_values` with a gradient. learned: a range with that of LSQ, (1,) per tensor, (groups,) per group, per
+    channel as it broadcasts."""
+    fixed = F.BlockGrad(weight) if training else weight
     if learned is None:
-        step, inverse = step_of(F, F.BlockGrad(weight_range(F, weight, spec, shape)), spec)
-        value = F.broadcast_mul(_codes(F, F.broadcast_mul(weight, inverse), spec), step)
-        return _around(F, value, weight)
+        value = weight_values(F, fixed, spec, shape)
+        return weight + (value - fixed) if training else value
     if spec.granularity == "group":
         learned = _spread(F, learned, shape[0] // spec.groups, len(shape))
-    step, inverse = step_of(F, F.BlockGrad(learned), spec)
-    scaled = F.BlockGrad(F.broadcast_mul(weight, inverse))
-    codes = _codes(F, scaled, spec)
-    inside = (scaled >= spec.qmin) * (scaled <= spec.qmax)
-    slowed = (learned - F.BlockGrad(learned)) * float(np.sqrt(spec.qmax / np.prod(shape)))
-    slope = F.broadcast_mul(F.BlockGrad(codes - scaled * inside), slowed)
-    return _around(F, F.broadcast_mul(codes, step), weight * inside) + slope
+    high = F.BlockGrad(learned)
+    value = weight_values(F, fixed, spec, shape, high)
+    if not training:
+        return value
+    step, inverse = step_of(F, high, spec)
+    scaled = F.broadcast_mul(fixed, inverse)
+    inside = _inside(scaled, spec)
+    slowed = (learned - high) * float(1 / np.sqrt(spec.qmax * np.prod(shape)))
+    slope = F.broadcast_mul(F.broadcast_div(value, step) - scaled * inside, slowed)
+    return weight * inside + (value - fixed * inside) + slope
 
 
-def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> Any:
-    """(1,): mean over the images of the batch of the largest value (magnitude, for signed codes) of each.
+def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> tuple[Any, Any]:
+    """((1,) mean over the images of the batch of the largest value (magnitude, for signed codes) of each, (N,) these).
 
     rank: x is (N, C, and so many more), where MXNet's pooling is eight times as fast as its `max`; 0 if not known.
     """
@@ -118,4 +126,5 @@ def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> Any:
     size = F.abs(x) if spec.signed else x
     if rank:
         size = F.Pooling(size, global_pool=True, pool_type="max", kernel=(1,) * rank)
-    return F.maximum(F.reshape(F.mean(F.max(size, axis=0, exclude=True)), shape=(1,)), 0)
+    each = F.maximum(F.max(size, axis=0, exclude=True), 0)
+    return F.reshape(F.mean(each), shape=(1,)), each

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.qat.converters import nn
 from qgraph.qat.layer import LEARNED, Quantizer
@@ -15,6 +13,7 @@ from qgraph.qat.statistic import Statistic, mx
 METHODS = ("update_ema", "quantize_online", "quantize_offline", "quantize_input", "enable_quantize", "disable_quantize",
            "fix_params", "collect_quantized_blocks", "export")
 _KEY = "qgraph_qat_statistics"
+_CACHE = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 _AT_ONCE = 48  # arrays that MXNet's multi_sgd_update takes
 
 
@@ -29,24 +28,25 @@ class Control:
     def __init__(self, net: Any, reasons: dict[str, str]) -> None:
         self.net, self.reasons = net, reasons
         self.steps = 0
+        self.training = False
+        self._put_aside: dict[int, dict[str, Any]] = {}
         self.sample: tuple[Any, ...] = ()
         self._in_kvstore: Any = None
-        self._cold: list[Any] = [p for p, _, is_range in self._statistics() if is_range]
+        self._cold: list[Any] = [p for p, _ in self._ranges()]
 
     # ---- averages ---------------------------------------------------------------------------------------------------
 
     def update_ema(self, momentum: float = 0.99, trainer: Any = None) -> None:
-        """Move ranges and running statistics towards those of the last batch; call it after ``backward()``.
+        """Move ranges towards those of the last batch; call it after ``backward()``.
 
             range <- momentum * range + (1 - momentum) * batch's        the first batch's is taken as it is
 
-        Running statistics of a folded BatchNorm move with its own momentum.  Several contexts are averaged.
-        trainer: one on a distributed kvstore; the workers are averaged, too.
+        Several contexts are averaged.  trainer: one on a distributed kvstore, to average over its workers, too.
         """
         if not 0 <= momentum < 1:
             raise OptionError(f"momentum: found {momentum}, want 0 <= momentum < 1")
-        moving = list(self._statistics())
-        batches = self._over_workers([_over_contexts(p.batch) for p, _, _ in moving], trainer)
+        moving = self._ranges()
+        batches = self._over_workers([_over_contexts(p.batch) for p, _ in moving], trainer)
         self._warm(moving, batches)
         for start in range(0, len(moving), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
@@ -54,18 +54,10 @@ class Control:
         self.steps += 1
         self._start_and_end()
 
-    def _statistics(self) -> Iterable[tuple[Any, Any, bool]]:
-        """(parameter, who owns it: a Quantizer or a PairedBN, whether it is a range), each parameter once."""
-        seen: set[int] = set()
-        for block in self.collect_quantized_blocks():
-            state: Quantizer = block.qat
-            found = [(state.high, state, True)] if state.observes else []
-            if state.bn is not None and not state.bn.fixed:
-                found += [(p, state.bn, False) for p in state.bn.statistics]
-            for parameter, owner, is_range in found:
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield parameter, owner, is_range
+    def _ranges(self) -> list[tuple[Any, int]]:
+        """(parameter of an averaged range, how often the network calls its block), each parameter once."""
+        found = {id(b.qat.high): (b.qat.high, b.qat.calls) for b in self.collect_quantized_blocks() if b.qat.observes}
+        return list(found.values())
 
     def _over_workers(self, batches: list[Any], trainer: Any) -> list[Any]:
         kvstore = getattr(trainer, "_kvstore", None)
@@ -74,22 +66,21 @@ class Control:
         if trainer._update_on_kvstore:
             raise OptionError("update_ema: the servers of this Trainer's kvstore apply the optimizer to whatever they "
                               "get; make the Trainer with update_on_kvstore=False")
-        flat = mx.nd.concat(*[mx.nd.reshape(b, (-1,)) for b in batches], dim=0)
+        flat = mx.nd.concat(*batches, dim=0)
         if self._in_kvstore != (kvstore, flat.shape):
             kvstore.init(f"{_KEY}{flat.shape[0]}", mx.nd.zeros_like(flat))
             self._in_kvstore = (kvstore, flat.shape)
         kvstore.push(f"{_KEY}{flat.shape[0]}", flat)
         kvstore.pull(f"{_KEY}{flat.shape[0]}", out=flat)
         flat /= kvstore.num_workers
-        ends = np.cumsum([0, *[b.size for b in batches]])
-        return [mx.nd.reshape(flat[int(i):int(j)], b.shape) for i, j, b in zip(ends, ends[1:], batches)]
+        return [flat[i:i + 1] for i in range(len(batches))]
 
-    def _warm(self, moving: list[tuple[Any, Any, bool]], batches: list[Any]) -> None:
+    def _warm(self, moving: list[tuple[Any, int]], batches: list[Any]) -> None:
         """Ranges that are zero take the first batch's; looked at until there is none."""
-        for (parameter, owner, _), batch in zip(moving, batches) if self._cold else ():
+        for (parameter, calls), batch in zip(moving, batches) if self._cold else ():
             if any(parameter is p for p in self._cold):
                 if not parameter.list_data()[0].asnumpy().any():
-                    parameter.set_data(batch / owner.calls)
+                    parameter.set_data(batch / calls)
                     if not batch.asnumpy().any():
                         continue
                 self._cold = [p for p in self._cold if p is not parameter]
@@ -175,7 +166,27 @@ class Control:
 
     def clear(self) -> None:
         """Forget the traced graphs; hybridized blocks trace again when they are next called."""
+        self._put_aside.clear()
         self.net.apply(lambda block: block._clear_cached_op() if hasattr(block, "_clear_cached_op") else None)
+
+    def switch(self, training: bool) -> None:
+        """Training and inference have graphs of their own: the one not in use is put aside."""
+        if training == self.training:
+            return
+        self.training = training
+        for block in self.collect_quantized_blocks():
+            block.qat.training = training
+
+        def swap(block: Any) -> None:
+            if hasattr(block, "_clear_cached_op"):
+                now = {name: getattr(block, name) for name in _CACHE if hasattr(block, name)}
+                other = self._put_aside.pop(id(block), None)
+                block._clear_cached_op()
+                for name, value in (other or {}).items():
+                    setattr(block, name, value)
+                self._put_aside[id(block)] = now
+
+        self.net.apply(swap)
 
 
 def _over_contexts(batches: list[Any]) -> Any:
@@ -184,15 +195,14 @@ def _over_contexts(batches: list[Any]) -> Any:
     return sum(b.as_in_context(batches[0].context) for b in batches) / len(batches)
 
 
-def _average(moving: list[tuple[Any, Any, bool]], batches: list[Any], momentum: float) -> None:
+def _average(moving: list[tuple[Any, int]], batches: list[Any], momentum: float) -> None:
     """As one op per context: value <- (1 - rate) value + rate batch / calls, which is what an SGD update computes."""
-    rates = [1 - (momentum if is_range else owner.momentum) for _, owner, is_range in moving]
-    calls = [owner.calls if is_range else 1 for _, owner, is_range in moving]
-    for context in moving[0][0].list_ctx() if moving else ():
-        values = [p.data(context) for p, _, _ in moving]
+    for context in moving[0][0].list_ctx():
+        values = [p.data(context) for p, _ in moving]
         pairs = [array for value, batch in zip(values, batches) for array in (value, batch.as_in_context(context))]
-        mx.nd.multi_sgd_update(*pairs, lrs=[r / c for r, c in zip(rates, calls)], wds=[float(c) for c in calls],
-                               rescale_grad=-1.0, num_weights=len(values), out=values)
+        mx.nd.multi_sgd_update(*pairs, lrs=[(1 - momentum) / calls for _, calls in moving],
+                               wds=[float(calls) for _, calls in moving], rescale_grad=-1.0, num_weights=len(values),
+                               out=values)
 
 
 def require_ranges(blocks: list[Any]) -> None:

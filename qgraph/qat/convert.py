@@ -56,7 +56,7 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
     net.qat_control = Control(net, reasons)
     for method in METHODS:
         setattr(net, method, getattr(net.qat_control, method))
-    net.forward = _remembering(net)
+    net.forward = _forward_by_mode(net)
     return net
 
 
@@ -73,8 +73,8 @@ def _tell(block: Any, state: Quantizer, network: Network, norms: dict[str, Any],
         log.warning("%s: %s", block.name, reasons[block.name])
         return
     state.bn = PairedBN(norms[gamma], block)
-    state.bn.adopt()
-    for parameter in (norms[gamma].gamma, norms[gamma].beta, *state.bn.statistics):
+    state.bn.fixed = bool(norms[gamma]._kwargs["use_global_stats"])
+    for parameter in norms[gamma].params.values():
         parameter.shape = (block._channels,)
     bypass_bn(norms[gamma])
 
@@ -115,12 +115,16 @@ def _converter(block: Any, table: Mapping[Any, Converter | None]) -> Converter |
     return None
 
 
-def _remembering(net: Any) -> Any:
+def _forward_by_mode(net: Any) -> Any:
+    """The network's forward pass with the graph that training, or inference, wants."""
     forward = net.forward
 
-    def remembering(*inputs: Any) -> Any:
-        if mx.autograd.is_training() and all(isinstance(x, mx.nd.NDArray) for x in inputs):
-            net.qat_control.sample = inputs
+    def by_mode(*inputs: Any) -> Any:
+        if all(isinstance(x, mx.nd.NDArray) for x in inputs):
+            training = mx.autograd.is_recording() or mx.autograd.is_training()
+            net.qat_control.switch(training)
+            if training:
+                net.qat_control.sample = inputs
         return forward(*inputs)
 
-    return remembering
+    return by_mode

@@ -1,14 +1,16 @@
 """Batch normalization folded into the weights while training (arXiv 1712.05877, section 3.2).
 
     y0   = conv(x, w) + b                     once for the statistics of the batch
-    mean, var per channel of y0               of the batch in training; the running ones at inference and once frozen
-    s    = gamma / sqrt(var + eps)
+    s    = gamma / sqrt(var + eps)            var, mean per channel of y0
     y    = conv(x, fq(w s)) + beta + (b - mean) s
 
-What is quantized is what will be folded at inference.  Gradients go through the statistics, as through a BatchNorm.
+What is quantized is what will be folded at inference, which has the running statistics in place of the batch's.
+In training y is computed as
 
-Whether a graph runs in training is known inside of it only, by Dropout, which changes ones in training alone.  The
-first convolution gets ``b - running_mean`` as its bias, so that E[y0^2] - E[y0]^2 does not cancel.
+    y    = BatchNorm(y0) + conv(x, fq(w s) - w s)
+
+which is the same number, as conv(x, w s) + beta + (b - mean) s is BatchNorm(y0), and has the same gradient (straight
+through the rounding, and through the statistics) for half the work; MXNet's BatchNorm moves the running statistics.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from qgraph.qat.compute import compute
-from qgraph.qat.statistic import Statistic
 
 
 @dataclass
@@ -49,25 +50,14 @@ class PairedBN:
     def eps(self) -> float:
         return float(self.block._kwargs["eps"])
 
-    @property
-    def momentum(self) -> float:
-        return float(self.block._kwargs["momentum"])
-
-    @property
-    def statistics(self) -> tuple[Any, Any]:
-        return self.block.running_mean, self.block.running_var
-
-    def adopt(self) -> None:
-        """The running statistics become parameters that get the batch's through their gradient."""
-        for parameter in self.statistics:
-            Statistic.adopt(parameter)
-        self.fixed = self.fixed or bool(self.block._kwargs["use_global_stats"])
+    def parameter(self, parameter: Any, like: Any) -> Any:
+        """A symbol, or the array where `like` is."""
+        return parameter.var() if hasattr(like, "list_arguments") else parameter.data(like.context)
 
     def arrays(self, F: Any, like: Any) -> tuple[Any, Any, Any, Any]:
-        """gamma (or None), beta, mean and variance, as symbols or as arrays where `like` is."""
+        """gamma (or None), beta, mean and variance."""
         bn = self.block
-        found = [p.var() if hasattr(like, "list_arguments") else p.data(like.context)
-                 for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
+        found = [self.parameter(p, like) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
         return (None if bn._kwargs["fix_gamma"] else found[0], *found[1:])  # type: ignore[return-value]
 
 
@@ -90,26 +80,22 @@ def folded(F: Any, weight: Any, scale: Any, bn: PairedBN) -> Any:
     return F.broadcast_mul(weight, F.reshape(rows, shape=(0, 0, *ones)))
 
 
-def normalized_by(layer: Any, F: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, list[tuple[Any, Any]]]:
-    """(scale of the weight, bias of the second convolution, what to send out: (parameter, statistic of the batch))"""
-    bn: PairedBN = layer.qat.bn
+def running(F: Any, bn: PairedBN, weight: Any, bias: Any) -> tuple[Any, Any]:
+    """(weight, bias) of the one convolution with the running statistics."""
     gamma, beta, mean, var = bn.arrays(F, weight)
-    running_mean, running_var = F.BlockGrad(mean), F.BlockGrad(var)
-    if bn.fixed:
-        scale = scale_of(F, gamma, running_var, bn.eps)
-        return scale, shifted_bias(bias, beta, running_mean, scale), []
-    start = (0 - running_mean) if bias is None else (bias - running_mean)
-    y = compute(layer, F, x, weight, start)
-    off = _channel_mean(F, y, bn.rank)
-    batch_mean = off + running_mean
-    batch_var = F.maximum(_channel_mean(F, F.square(y), bn.rank) - F.square(off), 0)
-    training = F.Dropout(F.ones_like(running_mean), p=0.5) != 1
-    scale = scale_of(F, gamma, F.where(training, batch_var, running_var), bn.eps)
-    shift = shifted_bias(bias, beta, F.where(training, batch_mean, running_mean), scale)
-    return scale, shift, [(mean, batch_mean), (var, batch_var)]
+    scale = scale_of(F, gamma, F.BlockGrad(var), bn.eps)
+    return folded(F, weight, scale, bn), shifted_bias(bias, beta, F.BlockGrad(mean), scale)
 
 
-def _channel_mean(F: Any, y: Any, rank: int) -> Any:
-    """(N, C, ...) -> (C,). Pooling is ten times as fast as MXNet's `mean`, forward and backward."""
-    pooled = F.Pooling(y, global_pool=True, pool_type="avg", kernel=(1,) * (rank - 2))
-    return F.mean(F.reshape(pooled, shape=(0, -1)), axis=0)
+def trained(F: Any, layer: Any, x: Any, weight: Any, bias: Any, quantized: Any) -> Any:
+    """The layer with the statistics of the batch. quantized: folded weight -> what stands for its codes."""
+    bn: PairedBN = layer.qat.bn
+    _, beta, mean, var = bn.arrays(F, weight)
+    gamma = bn.parameter(bn.block.gamma, weight)
+    y = compute(layer, F, x, weight, bias)
+    out, _, inverse = F.BatchNorm(y, gamma, beta, mean, var, output_mean_var=True, **bn.block._kwargs)
+    if quantized is None:
+        return out
+    scale = F.BlockGrad(inverse if bn.block._kwargs["fix_gamma"] else inverse * gamma)
+    exact = folded(F, F.BlockGrad(weight), scale, bn)
+    return out + compute(layer, F, x, quantized(exact) - exact, None)

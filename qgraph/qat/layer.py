@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError
 from qgraph.qat import chain
 from qgraph.qat.compute import compute
-from qgraph.qat.fake_bn import PairedBN, folded, normalized_by
+from qgraph.qat.fake_bn import PairedBN, running, trained
 from qgraph.qat.statistic import Statistic, mx, register, tie
 from qgraph.quant.spec import QSpec, as_granularity
 
@@ -69,6 +69,7 @@ class Quantizer:
 
     spec: of its data; signed may be None until `qparams_init` decides.  weight: of its weight, if it has one.
     high: the parameter that holds where the range ends.  calls: how often the network calls the block.
+    training: whether the graph of training is wanted, or that of inference (see `Control.switch`).
     """
 
     args: QuantizeArgs
@@ -84,6 +85,7 @@ class Quantizer:
     quantize_input: bool = True
     fixed: bool = False
     waiting: bool = False
+    training: bool = False
     tracer: Tracer | None = field(default=None, repr=False)
 
     @property
@@ -128,7 +130,7 @@ def check_dtype(block: Any) -> None:
 
 
 def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[Any, Any]:
-    """(what the block computes with, the batch's range or None)"""
+    """(what the block computes with, what to send out: the batch's range and that of its images, or None)"""
     state: Quantizer = block.qat
     spec = state.spec
     if spec is None or not state.enabled:
@@ -137,11 +139,13 @@ def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[An
         raise CalibrationError(f"{block.name}: the signedness of its input is not known yet: call qparams_init(net) "
                                "before the first forward pass")
     online = state.online and state.args.input_range == "ema" and not state.fixed
-    batch = chain.batch_range(F, x, spec, rank) if state.observes or online else None
-    if not state.quantizes_data:
-        return x, batch
-    learn = state.args.input_range if state.args.input_range in LEARNED else ""
-    return chain.fake_quantize(F, x, batch if online else high, spec, state.args.clip_gradient, learn), batch
+    observes = state.observes and state.training
+    batch = chain.batch_range(F, x, spec, rank) if observes or (online and state.quantizes_data) else None
+    if state.quantizes_data:
+        learn = state.args.input_range if state.args.input_range in LEARNED else ""
+        x = chain.fake_quantize(F, x, batch[0] if online and batch else high, spec, state.training,
+                                state.args.clip_gradient, learn)
+    return x, batch if observes else None
 
 
 def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, input_max: Any = None,
@@ -151,30 +155,27 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
     if state.tracer is not None:
         return state.tracer.layer(self, F, x, weight, bias)
     check_dtype(self)
-    data, batch = quantized_data(self, F, x, input_max, rank=len(self.weight.shape) - 2)
+    x, batch = quantized_data(self, F, x, input_max, rank=len(self.weight.shape) - 2)
+    if batch is not None:
+        weight = tie(F, weight, input_max, batch[0], self.weight.shape[0])
+    spec, shape = state.weight, self.weight.shape
+    quantizes = spec is not None and state.enabled
+    if state.bn is not None and state.training and not state.bn.fixed:
+        y = trained(F, self, x, weight, bias, (lambda w: chain.weight_values(F, w, spec, shape)) if quantizes else None)
+        return y if self.act is None else self.act(y)
     if state.bn is not None:
-        scale, bias, ties = normalized_by(self, F, data, weight, bias)
-        weight = folded(F, weight, scale, state.bn)
-    else:
-        ties = []
-    if state.weight is not None and state.enabled:
-        weight = chain.fake_quantize_weight(F, weight, state.weight, self.weight.shape, weight_max)
-    if batch is not None and state.observes:
-        ties.append((input_max, batch))
-    for parameter, statistic in ties:
-        weight = tie(F, weight, parameter, statistic)
-    return call(self, F, data, weight, bias)
+        weight, bias = running(F, state.bn, weight, bias)
+    if quantizes:
+        weight = chain.fake_quantize_weight(F, weight, spec, shape, weight_max, state.training)
+    return call(self, F, x, weight, bias)
 
 
 def call(block: Any, F: Any, x: Any, weight: Any, bias: Any) -> Any:
     """The layer itself. A bias that the block has none of, from a folded BatchNorm, is added by the same op."""
-    own = not hasattr(block, "_op_name") or block._kwargs["no_bias"] == (bias is None)
-    if own and (block.qat.tracer is not None or getattr(block, "_op_name", "") != "Deconvolution"):
-        return block.qat.forward(F, x, weight, bias)
-    if block.qat.tracer is not None:
-        y = getattr(F, block._op_name)(x, weight, bias, name="fwd", **{**block._kwargs, "no_bias": False})
-    else:
-        y = compute(block, F, x, weight, bias)
+    state: Quantizer = block.qat
+    if not hasattr(block, "_op_name"):
+        return state.forward(F, x, weight, bias)
+    y = compute(block, F, x, weight, bias, state.training and state.tracer is None)
     return y if block.act is None else block.act(y)
 
 
@@ -185,7 +186,7 @@ def activation_forward(self: Any, F: Any, x: Any, input_max: Any = None) -> Any:
     if state.tracer is not None:
         return state.tracer.data(self, F, y)
     value, batch = quantized_data(self, F, y, input_max, rank=0)
-    return value if batch is None or not state.observes else tie(F, value, input_max, batch)
+    return value if batch is None else tie(F, value, input_max, batch[0], batch[1])
 
 
 def decide_sign(state: Quantizer, signed: bool) -> None:

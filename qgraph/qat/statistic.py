@@ -2,9 +2,10 @@
 
 In a hybridized network nothing but gradients comes out of the graph, so a statistic is sent out as one:
 
-    tie(w, p, s) = w + 0 * make_loss(p * s)         make_loss hands on a gradient of ones, whatever comes in
+    tie(w, p, s) = reshape_like(w, repeat(make_loss(p * s)))         which uses its second input for its shape only
 
-is `w`, and after backward() the gradient of p is s, on every context and with every scaling of the loss.
+is `w`, and after backward() the gradient of p is s, on every context and with every scaling of the loss: make_loss hands
+on a gradient of ones, whatever comes in.
 """
 
 from __future__ import annotations
@@ -39,16 +40,6 @@ class Statistic(mx.gluon.Parameter):
         """What the last backward pass sent, per context."""
         return self._grad or []
 
-    @classmethod
-    def adopt(cls, parameter: Any) -> Any:
-        """Make a parameter of a block one of these, in place: its name, value and owner stay."""
-        if not isinstance(parameter, cls):
-            parameter.__class__ = cls
-            parameter._grad_req = "null"
-            if parameter._data is not None:
-                parameter._init_grad()
-        return parameter
-
 
 def register(block: Any, attribute: str, parameter: Any) -> Any:
     """Give a block a parameter after it was made; it is initialized where the others are.
@@ -65,7 +56,11 @@ def register(block: Any, attribute: str, parameter: Any) -> Any:
     return parameter
 
 
-def tie(F: Any, value: Any, parameter: Any, statistic: Any) -> Any:
-    """`value`, and the gradient of `parameter` is the statistic (of its shape)."""
-    sent = F.make_loss(parameter * F.BlockGrad(statistic))
-    return F.broadcast_add(value, 0 * F.reshape(F.sum(sent), shape=(1,)))
+def tie(F: Any, value: Any, parameter: Any, statistic: Any, rows: Any) -> Any:
+    """`value`, and the gradient of `parameter` is the statistic (of its shape).
+
+    rows: length of axis 0 of `value`, or an array (length,).
+    """
+    sent = F.reshape(F.sum(F.make_loss(parameter * F.BlockGrad(statistic))), shape=(1,))
+    sent = F.repeat(sent, repeats=rows) if isinstance(rows, int) else F.broadcast_like(sent, F.BlockGrad(rows))
+    return F.reshape_like(value, sent, lhs_begin=0, lhs_end=1, rhs_begin=0, rhs_end=1)
