@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qgraph import ops
 from qgraph.files import write_files
 from qgraph.formats.gluon import from_gluon
 from qgraph.formats.mxnet import checkpoint_files
@@ -122,8 +123,8 @@ def quantized_ports(net: Any) -> tuple[Graph, dict[tuple[str, int], Port]]:
     with tracing(net, observe=True) as tracer:
         graph = from_gluon(net, tracer=tracer)
     ports: dict[tuple[str, int], Port] = {}
-    for node in [n for n in graph.toposort() if n.name.startswith(_PORT)]:
-        number = int(node.name[len(_PORT):])
+    for node in [n for n in graph.toposort() if _PORT in n.name and n.op in ops.IDENTITIES]:
+        number = int(node.name.rpartition(_PORT)[2])  # Gluon puts the block's prefix in front
         source = graph.inputs(node)[0]
         graph.replace_uses(node, source)
         graph.remove(node)

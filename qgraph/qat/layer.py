@@ -140,10 +140,11 @@ def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[An
                                "before the first forward pass")
     online = state.online and state.args.input_range == "ema" and not state.fixed
     observes = state.observes and state.training
-    batch = chain.batch_range(F, x, spec, rank) if observes or (online and state.quantizes_data) else None
+    fixed = F.BlockGrad(x)
+    batch = chain.batch_range(F, fixed, spec, rank) if observes or (online and state.quantizes_data) else None
     if state.quantizes_data:
         learn = state.args.input_range if state.args.input_range in LEARNED else ""
-        x = chain.fake_quantize(F, x, batch[0] if online and batch else high, spec, state.training,
+        x = chain.fake_quantize(F, x, fixed, batch[0] if online and batch else high, spec, state.training,
                                 state.args.clip_gradient, learn)
     return x, batch if observes else None
 
