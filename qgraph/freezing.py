@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph import departure, floatcheck, report, targets
+from qgraph import departure, floatcheck, report, targets, trained
 from qgraph.data import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.files import Content, write_files
@@ -126,6 +126,11 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     if isinstance(table, (str, os.PathLike)):
         table = CalibrationTable.load(table)
 
+    if trained.is_trained(opened.graph):
+        from qgraph.freezing_trained import freeze_trained
+
+        found = calib_data if calib_data is not None else trained.sample_of(model)
+        return freeze_trained(opened, options, target, found, table, progress)
     original = opened.graph.copy()
     bare = opened.graph.copy()
     Canonicalize().run(bare)

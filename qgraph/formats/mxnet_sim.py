@@ -9,6 +9,7 @@ Fewer than 8 bits, or a lowest code of -127, are a `clip` in front.
 
 from __future__ import annotations
 
+from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_marks import MARK, mark_of
 from qgraph.ir import Graph, Node, Port
@@ -42,15 +43,15 @@ def lower(g: Graph, marked: bool = False) -> Graph:
 
 
 def _keep_batchnorms(out: Graph) -> None:
-    """conv -> BatchNorm  becomes  conv -> copy -> BatchNorm where the convolution's weight is quantized.
+    """conv -> BatchNorm  becomes  conv -> * 1 -> BatchNorm.
 
-    MXNet's default bind would fold the BatchNorm into the weight, which so would leave its grid.
+    MXNet's default bind would fold the BatchNorm into the weight, which so would leave its grid, or round otherwise than
+    in training; copies it sees through.
     """
     for bn in out.nodes("BatchNorm"):
         layer = out.inputs(bn)[0].node
-        inputs = out.inputs(layer)
-        if len(inputs) > 1 and inputs[1].node.op == "fake_quantize":
-            out.set_input(bn, 0, out.add("_copy", [layer], layer.name + "_copy"))
+        if ops.kind(layer) == ops.COMPUTE:
+            out.set_input(bn, 0, out.add("_mul_scalar", [layer], layer.name + "_as_is", scalar=1.0))
 
 
 def avoid_sum_fusion(out: Graph) -> None:

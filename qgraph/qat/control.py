@@ -12,7 +12,7 @@ from qgraph.qat.statistic import Statistic, mx
 
 METHODS = ("update_ema", "quantize_online", "quantize_offline", "quantize_input", "enable_quantize", "disable_quantize",
            "fix_params", "collect_quantized_blocks", "export")
-_KEY = "qgraph_qat_statistics"
+_KEY = 1 << 20  # of the averages in a kvstore; its keys are numbers, as those of the Trainer
 _CACHE = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 _AT_ONCE = 48  # arrays that MXNet's multi_sgd_update takes
 
@@ -68,10 +68,10 @@ class Control:
                               "get; make the Trainer with update_on_kvstore=False")
         flat = mx.nd.concat(*batches, dim=0)
         if self._in_kvstore != (kvstore, flat.shape):
-            kvstore.init(f"{_KEY}{flat.shape[0]}", mx.nd.zeros_like(flat))
+            kvstore.init(_KEY + len(batches), mx.nd.zeros_like(flat))
             self._in_kvstore = (kvstore, flat.shape)
-        kvstore.push(f"{_KEY}{flat.shape[0]}", flat)
-        kvstore.pull(f"{_KEY}{flat.shape[0]}", out=flat)
+        kvstore.push(_KEY + len(batches), flat)
+        kvstore.pull(_KEY + len(batches), out=flat)
         flat /= kvstore.num_workers
         return [flat[i:i + 1] for i in range(len(batches))]
 
