@@ -19,7 +19,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError
 from qgraph.integers import quantizer_name
-from qgraph.ir import Graph, Port
+from qgraph.ir import Graph, Node, Port
 from qgraph.options import FreezeOptions
 from qgraph.quant.spec import QParams, fake_quantize, per_axis, quantize
 from qgraph.quant.table import CalibrationTable, Entry
@@ -154,10 +154,19 @@ def trained_ranges(g: Graph) -> dict[str, Entry]:
 
 
 def respecify(g: Graph, target: Target) -> None:
-    """Activation quantizers in the target's own form, of the trained width; their numbers come from the table."""
+    """Activation quantizers in the target's own form, of the trained width; their numbers come from the table.
+
+    Those of one tensor become one.
+    """
+    first: dict[Port, Node] = {}
     for fq in g.nodes("fake_quantize"):
-        qp = fq.quant
-        if g.param(g.inputs(fq)[0]) is None and isinstance(qp, QParams):
+        qp, source = fq.quant, g.inputs(fq)[0]
+        if g.param(source) is None and isinstance(qp, QParams):
+            if source in first:
+                g.replace_uses(fq, first[source])
+                g.remove(fq)
+                continue
+            first[source] = fq
             signed = qp.signed if target.act.signed is None else target.act.signed
             fq.quant = dataclasses.replace(target.act, bits=qp.bits, signed=signed)
 

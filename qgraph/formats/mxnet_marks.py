@@ -20,6 +20,7 @@ from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams
 
 MARK = "__quantized__"
+AS_IS = "as_is"  # the text of a multiplication by 1 that keeps MXNet from fusing, and goes when it is read
 _FIELDS: dict[str, type] = {"bits": int, "signed": bool, "narrow": bool, "granularity": str, "axis": int, "groups": int}
 _MAX_TEXT = 1 << 24
 
@@ -38,6 +39,10 @@ def restore(g: Graph) -> int:
         if node.op == "clip":  # belongs to the quantizer that follows
             continue
         source = g.inputs(node)[0]
+        if node.op == "_mul_scalar" and node.attrs[MARK] == AS_IS and node.attrs.get("scalar") == "1.0":
+            g.replace_uses(node, source)
+            g.remove(node)
+            continue
         if node.op == "_contrib_dequantize":
             quantize = source.node
             if quantize.op != "_contrib_quantize_v2":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
-from qgraph.formats.mxnet_marks import MARK, mark_of
+from qgraph.formats.mxnet_marks import AS_IS, MARK, mark_of
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, mxnet_range
 
@@ -22,7 +22,7 @@ def lower(g: Graph, marked: bool = False) -> Graph:
     marked: `qgraph.load` gets the quantizers back, see `mxnet_marks`.
     """
     out = g.copy()
-    _keep_batchnorms(out)
+    _keep_batchnorms(out, marked)
     for fq in out.nodes("fake_quantize"):
         source = out.inputs(fq)[0]
         if not isinstance(fq.quant, QParams):
@@ -42,7 +42,7 @@ def lower(g: Graph, marked: bool = False) -> Graph:
     return out
 
 
-def _keep_batchnorms(out: Graph) -> None:
+def _keep_batchnorms(out: Graph, marked: bool) -> None:
     """conv -> BatchNorm  becomes  conv -> * 1 -> BatchNorm.
 
     MXNet's default bind would fold the BatchNorm into the weight, which so would leave its grid, or round otherwise than
@@ -51,7 +51,8 @@ def _keep_batchnorms(out: Graph) -> None:
     for bn in out.nodes("BatchNorm"):
         layer = out.inputs(bn)[0].node
         if ops.kind(layer) == ops.COMPUTE:
-            out.set_input(bn, 0, out.add("_mul_scalar", [layer], layer.name + "_as_is", scalar=1.0))
+            out.set_input(bn, 0, out.add("_mul_scalar", [layer], layer.name + "_as_is", scalar=1.0,
+                                         attrs={MARK: AS_IS} if marked else {}))
 
 
 def avoid_sum_fusion(out: Graph) -> None:

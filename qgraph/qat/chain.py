@@ -107,7 +107,7 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
     fixed = F.BlockGrad(weight) if training else weight
     if learned is None:
         value = weight_values(F, fixed, spec, shape)
-        return weight + (value - fixed) if training else value
+        return F.broadcast_add(weight, value - fixed) if training else value  # + would meet a layout of oneDNN's
     if spec.granularity == "group":
         learned = _spread(F, learned, shape[0] // spec.groups, len(shape))
     high = F.BlockGrad(learned)
@@ -119,7 +119,7 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
     inside = _inside(scaled, spec)
     slowed = (learned - high) * float(1 / np.sqrt(spec.qmax * np.prod(shape)))
     slope = F.broadcast_mul(F.broadcast_div(value, step) - scaled * inside, slowed)
-    return weight * inside + (value - fixed * inside) + slope
+    return F.broadcast_add(F.broadcast_mul(weight, inside), value - fixed * inside + slope)
 
 
 def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> tuple[Any, Any]:

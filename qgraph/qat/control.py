@@ -66,6 +66,8 @@ class Control:
         if trainer._update_on_kvstore:
             raise OptionError("update_ema: the servers of this Trainer's kvstore apply the optimizer to whatever they "
                               "get; make the Trainer with update_on_kvstore=False")
+        if trainer._params_to_init:
+            trainer._init_params()
         flat = mx.nd.concat(*batches, dim=0)
         if self._in_kvstore != (kvstore, flat.shape):
             kvstore.init(_KEY + len(batches), mx.nd.zeros_like(flat))
