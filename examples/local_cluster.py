@@ -2,8 +2,8 @@
 
     python examples/local_cluster.py --workers 2 -- examples/qat_digits.py --kvstore dist_sync
 
-One scheduler, one server and N workers run; the output is that of the workers.  On several machines the same environment
-variables do it, with DMLC_PS_ROOT_URI naming the scheduler's.
+One scheduler, one server and N workers run; the output is that of the workers.  On several machines the same
+environment variables do it, with DMLC_PS_ROOT_URI naming the scheduler's.
 """
 
 from __future__ import annotations

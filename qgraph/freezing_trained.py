@@ -1,4 +1,4 @@
-"""`qgraph.freeze` of a network that was trained quantized: the line of `qgraph.freezing` with what `qgraph.trained` knows."""
+"""`qgraph.freeze` of a network that was trained quantized: the line of `qgraph.freezing`, with `qgraph.trained`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
                 table.check(float_graph.digest())
         table = trained.joined(table, entries, float_graph)
         sample = None if data is None else freezing._sample(data)
-        after = tuple(freezing._bind(step, table=table, data=data, float_graph=float_graph, feeds=sample) for step in after)
+        known = {"table": table, "data": data, "float_graph": float_graph, "feeds": sample}
+        after = tuple(freezing._bind(step, **known) for step in after)
         PassManager(after, options.dump_passes or "", records).run(g)
         findings = [f for step in after for f in getattr(step, "findings", ())]
     lowered = freezing.lower(g, target, shapes)

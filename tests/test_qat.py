@@ -14,7 +14,7 @@ from mxnet.gluon import nn  # noqa: E402
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError  # noqa: E402
 from qgraph.qat import (  # noqa: E402
     bypass_bn,
-
+    chain,  # noqa: E402
     convert_model,
     convert_relu_to_relu6,
     gen_act_converter,
@@ -23,7 +23,6 @@ from qgraph.qat import (  # noqa: E402
     merge_bn,
     qparams_init,
 )
-from qgraph.qat import chain  # noqa: E402
 from qgraph.quant.spec import QSpec, fake_quantize, with_range  # noqa: E402
 from qgraph.quant.weights import weight_params  # noqa: E402
 
@@ -153,7 +152,7 @@ def test_ranges_are_moving_averages_of_the_batches_and_nobody_else_touches_them(
     net = converted(True)
     first = net[0].input_max
     want = None
-    for i in range(3):
+    for _ in range(3):
         steps(net, 1, "adam")
         batch = np.abs(images(seed=0).asnumpy()).reshape(8, -1).max(axis=1).mean()
         want = batch if want is None else 0.99 * want + 0.01 * batch
@@ -361,7 +360,8 @@ def test_fake_bn_statistics_freeze() -> None:
         net.update_ema()
         trainer.step(4)
         seen.append(net[1].running_mean.data().asnumpy())
-    assert not np.array_equal(seen[0], seen[1]) and np.array_equal(seen[1], seen[2]) and np.array_equal(seen[2], seen[3])
+    assert not np.array_equal(seen[0], seen[1])
+    assert np.array_equal(seen[1], seen[2]) and np.array_equal(seen[2], seen[3])
 
 
 class Block(gluon.HybridBlock):

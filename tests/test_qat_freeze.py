@@ -129,7 +129,8 @@ def test_what_cannot_be_frozen_says_so() -> None:
         qgraph.from_gluon(net)
 
 
-def test_every_kind_of_layer_is_frozen_as_it_trained() -> None:
+@pytest.mark.parametrize("quant_type", ["layer", "group", "channel"])
+def test_every_kind_of_layer_is_frozen_as_it_trained(quant_type: str) -> None:
     from qgraph.qat import convert_model, gen_conv2d_converter, qparams_init
 
     net = nn.HybridSequential(prefix="net_")
@@ -137,25 +138,17 @@ def test_every_kind_of_layer_is_frozen_as_it_trained() -> None:
         net.add(nn.Conv2D(8, 3, in_channels=1, groups=1), nn.BatchNorm(in_channels=8), nn.Activation("relu"),
                 nn.Conv2DTranspose(8, 2, strides=2, groups=2, in_channels=8), nn.BatchNorm(in_channels=8),
                 nn.Conv2D(12, 3, strides=2, groups=4, in_channels=8, activation="relu"), nn.GlobalAvgPool2D(),
-                nn.Dense(10, in_units=12, flatten=False if False else True))
+                nn.Dense(10, in_units=12))
     net.initialize(mx.init.Xavier())
-    for quant_type in ("layer", "group", "channel"):
-        if quant_type == "layer":
-            convert_model(net, convert_fn={cls: gen_conv2d_converter(in_signed="auto", fake_bn=True, wt_width=5)
-                                           for cls in (nn.Conv2D, nn.Conv2DTranspose)})
-            qparams_init(net, calib_data=SPLIT.calib_data)
-            net.quantize_offline()
-            net.hybridize(static_alloc=True, static_shape=True)
-        want = qat_digits.logits(net, IMAGES)
-        lowered = lower(qgraph.from_gluon(net))
-        assert np.array_equal(run_mxnet(lowered, {"data": IMAGES})[0], want)
-        for block in net.collect_quantized_blocks():
-            spec = block.args if hasattr(block, "args") else block.qat.args
-            spec = qgraph.qat.layer.QuantizeArgs(spec.quantize_input, spec.in_signed, 8, 5,
-                                                 {"layer": "group", "group": "channel"}.get(quant_type, "layer"))
-            if hasattr(block, "_op_name"):
-                block.qat.weight = spec.weight_spec(int(block._op_name == "Deconvolution"), block._kwargs["num_group"])
-        net.qat_control.clear()
+    convert_model(net, convert_fn={cls: gen_conv2d_converter(in_signed="auto", fake_bn=True, wt_width=5,
+                                                             quant_type=quant_type)
+                                   for cls in (nn.Conv2D, nn.Conv2DTranspose)})
+    qparams_init(net, calib_data=SPLIT.calib_data)
+    net.quantize_offline()
+    net.hybridize(static_alloc=True, static_shape=True)
+    want = qat_digits.logits(net, IMAGES)
+    assert np.array_equal(run_mxnet(lower(qgraph.from_gluon(net)), {"data": IMAGES})[0], want)
+    assert sum(b.qat.bn is not None for b in net.collect_quantized_blocks()) == 2
 
 
 # ---- marks ----------------------------------------------------------------------------------------------------------
@@ -182,7 +175,8 @@ GOOD = json.loads(mark_of(QParams(5, True, True, "channel", 0, scale=np.ones(4))
     json.dumps({**GOOD, "bits": 10**9}), json.dumps({**GOOD, "axis": -1}), json.dumps({**GOOD, "axis": 9}),
     json.dumps({**GOOD, "scale": [1, 2, 3]}), json.dumps({**GOOD, "scale": [1, 2, 3, -1]}),
     json.dumps({**GOOD, "scale": [1, 2, 3, float("nan")]}), json.dumps({**GOOD, "scale": "x"}),
-    json.dumps({**GOOD, "scale": [[1], 2]}), json.dumps({**GOOD, "granularity": "row"}), json.dumps({**GOOD, "more": 1})])
+    json.dumps({**GOOD, "scale": [[1], 2]}), json.dumps({**GOOD, "granularity": "row"}),
+    json.dumps({**GOOD, "more": 1})])
 def test_bad_marks_are_refused(text: str) -> None:
     with pytest.raises(FormatError, match="q:"):
         restore(marked(text))

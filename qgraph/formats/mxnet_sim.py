@@ -45,8 +45,8 @@ def lower(g: Graph, marked: bool = False) -> Graph:
 def _keep_batchnorms(out: Graph, marked: bool) -> None:
     """conv -> BatchNorm  becomes  conv -> * 1 -> BatchNorm.
 
-    MXNet's default bind would fold the BatchNorm into the weight, which so would leave its grid, or round otherwise than
-    in training; copies it sees through.
+    MXNet's default bind would fold the BatchNorm into the weight, which so would leave its grid, or round otherwise
+    than in training; copies it sees through.
     """
     for bn in out.nodes("BatchNorm"):
         layer = out.inputs(bn)[0].node

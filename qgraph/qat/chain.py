@@ -4,8 +4,8 @@
     codes = min(max(x * (1 / step), qmin), qmax) + M - M  M = 1.5 * 2**23 rounds to whole numbers, ties to even
     fq(x) = codes * step
 
-At inference that is all.  In training it is cut off at its inputs by BlockGrad (of a cut at its output zeros would still
-be propagated), and the gradient goes around it, because multiplying by a tensor of one element has a slow one in MXNet:
+At inference that is all.  In training it is cut off at its inputs by BlockGrad (of a cut at its output zeros would
+still be propagated), and the gradient goes around it, because multiplying by a tensor of one element has a slow one:
 
     straight through   y = x + (fq(x') - x')                              x' = BlockGrad(x)
     clipping aware     y = x inside + (fq(x') - x' inside)                inside is 1 for what was not clipped
@@ -82,8 +82,8 @@ def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> An
     size = F.abs(weight)
     row = int(np.prod(shape[1:]))
     if spec.axis == 0 and shape[0] % 8 == 0 and row % 64 == 0:  # pooling is six times as fast as `max`
-        pooled = F.Pooling(F.reshape(size, shape=(1, shape[0], -1, 8)), global_pool=True, pool_type="max", kernel=(1, 1))
-        size = F.reshape(pooled, shape=(-1,) + (1,) * (len(shape) - 1))
+        size = F.Pooling(F.reshape(size, shape=(1, shape[0], -1, 8)), global_pool=True, pool_type="max", kernel=(1, 1))
+        size = F.reshape(size, shape=(-1,) + (1,) * (len(shape) - 1))
     if spec.granularity == "channel":
         return F.max(size, axis=spec.axis, exclude=True, keepdims=True)
     if spec.granularity == "tensor":
@@ -123,9 +123,9 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
 
 
 def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> tuple[Any, Any]:
-    """x: behind a BlockGrad. Returns ((1,) mean over the images of the batch of the largest value (magnitude, for signed codes) of each, (N,) these).
+    """((1,) mean over the images of the batch of the largest value (magnitude, for signed codes) of each, (N,) these).
 
-    rank: x is (N, C, and so many more), where MXNet's pooling is eight times as fast as its `max`; 0 if not known.
+    x: behind a BlockGrad.  rank: x is (N, C, and so many more), where MXNet's pooling is eight times as fast as its `max`; 0 if not known.
     """
     size = F.abs(x) if spec.signed else x
     if rank:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.qat.converters import nn
 from qgraph.qat.layer import LEARNED, Quantizer
-from qgraph.qat.statistic import Statistic, mx
+from qgraph.qat.statistic import mx
 
 METHODS = ("update_ema", "quantize_online", "quantize_offline", "quantize_input", "enable_quantize", "disable_quantize",
            "fix_params", "collect_quantized_blocks", "export")

@@ -39,7 +39,8 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
     blocks = _blocks(net)
     excluded = {id(inner) for item in exclude for block in _named(net, blocks, item, "exclude")
                 for inner in _blocks(block)}
-    custom = {id(block): fn for item, fn in (custom_fn or {}).items() for block in _named(net, blocks, item, "custom_fn")}
+    custom = {id(block): fn for item, fn in (custom_fn or {}).items()
+              for block in _named(net, blocks, item, "custom_fn")}
     table = {**DEFAULT_CONVERT_FN, **(convert_fn or {})}
     network = examine(net)
     norms = {b.gamma.name: b for b in blocks if isinstance(b, nn.BatchNorm)}

@@ -125,8 +125,8 @@ def add_learned_weight_range(block: Any, count: int) -> None:
 
 def check_dtype(block: Any) -> None:
     if str(block.weight.dtype) not in ("float32", "<class 'numpy.float32'>"):
-        raise UnsupportedError(f"{block.name}: its weight is {block.weight.dtype}; quantization-aware training computes "
-                               "in float32: do not cast the network")
+        raise UnsupportedError(f"{block.name}: its weight is {block.weight.dtype}; quantization-aware training "
+                               "computes in float32: do not cast the network")
 
 
 def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[Any, Any]:
@@ -160,13 +160,14 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
     if batch is not None:
         weight = tie(F, weight, input_max, batch[0], self.weight.shape[0])
     spec, shape = state.weight, self.weight.shape
-    quantizes = spec is not None and state.enabled
+    assert spec is not None
     if state.bn is not None and state.training and not state.bn.fixed:
-        y = trained(F, self, x, weight, bias, (lambda w: chain.weight_values(F, w, spec, shape)) if quantizes else None)
+        y = trained(F, self, x, weight, bias,
+                    (lambda folded: chain.weight_values(F, folded, spec, shape)) if state.enabled else None)
         return y if self.act is None else self.act(y)
     if state.bn is not None:
         weight, bias = running(F, state.bn, weight, bias)
-    if quantizes:
+    if state.enabled:
         weight = chain.fake_quantize_weight(F, weight, spec, shape, weight_max, state.training)
     return call(self, F, x, weight, bias)
 

@@ -62,7 +62,7 @@ class Network:
 
 
 def examine(net: Any) -> Network:
-    """Trace the network with symbols. A Block that cannot be traced gives a Network that knows nothing, and says why."""
+    """Trace the network with symbols. One that cannot be traced gives a Network that knows nothing, and says why."""
     try:
         symbol = trace(net)
     except UnsupportedError as error:

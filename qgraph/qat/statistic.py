@@ -4,8 +4,8 @@ In a hybridized network nothing but gradients comes out of the graph, so a stati
 
     tie(w, p, s) = reshape_like(w, repeat(make_loss(p * s)))         which uses its second input for its shape only
 
-is `w`, and after backward() the gradient of p is s, on every context and with every scaling of the loss: make_loss hands
-on a gradient of ones, whatever comes in.
+is `w`, and after backward() the gradient of p is s, on every context and with every scaling of the loss: make_loss
+hands on a gradient of ones, whatever comes in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qgraph.runtimes.mxnet import import_mxnet
 mx = import_mxnet("qgraph.qat")
 
 
-class Statistic(mx.gluon.Parameter):
+class Statistic(mx.gluon.Parameter):  # type: ignore[name-defined,misc]
     """Not trained: `Trainer`, `zero_grad` and the kvstore see grad_req 'null' and leave it alone, files keep it."""
 
     def __init__(self, name: str, shape: tuple[int, ...] = (1,), init: Any = "zeros") -> None:
