@@ -125,7 +125,8 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
 def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> tuple[Any, Any]:
     """((1,) mean over the images of the batch of the largest value (magnitude, for signed codes) of each, (N,) these).
 
-    x: behind a BlockGrad.  rank: x is (N, C, and so many more), where MXNet's pooling is eight times as fast as its `max`; 0 if not known.
+    x: behind a BlockGrad.  rank: x is (N, C, and so many more), where MXNet's pooling is eight times as fast as its
+    `max`; 0 if not known.
     """
     size = F.abs(x) if spec.signed else x
     if rank:
