@@ -2,9 +2,9 @@
 
     python benchmarks/qat_step.py [--batch 32] [--rounds 9] [--models NAME:SIZE,...]
 
-All but eager are hybridized with static memory.  Eager is how quantization-aware training was written for MXNet before:
-not hybridized, one Python call and one wait for a number per layer and batch, an autograd.Function for the
-straight-through estimator; folded, a hook that runs each convolution once more for mean and variance, and weights scaled
+All but eager are hybridized with static memory.  Eager is how quantization-aware training was written for MXNet
+before: not hybridized, one Python call and one wait for a number per layer and batch, an autograd.Function for the
+straight-through estimator; folded, a hook that runs each convolution again for mean and variance, and weights scaled
 by the running ones.  In every round all run in a random order; ratios are medians of those within a round.
 A step is forward, backward, `update_ema` and an SGD update.  Needs gluoncv.  About two minutes.
 """
@@ -167,7 +167,8 @@ def measured(name: str, size: int, batch: int, rounds: int) -> list[str]:
         return f"{statistics.median(x / y for x, y in zip(times[a], times[b])):.2f}"
 
     return [f"{name}, {size} x {size}", *(f"{1000 * statistics.median(times[v]):.0f}" for v in VARIANTS),
-            ratio("qat", "float"), ratio("qat, folded", "float"), ratio("eager", "qat"), ratio("eager, folded", "qat, folded")]
+            ratio("qat", "float"), ratio("qat, folded", "float"), ratio("eager", "qat"),
+            ratio("eager, folded", "qat, folded")]
 
 
 def main() -> None:
@@ -180,8 +181,8 @@ def main() -> None:
     random.seed(0)
     rows = [measured(name, int(size), args.batch, args.rounds)
             for name, size in (item.split(":") for item in args.models.split(","))]
-    print(table(f"Training step, batch {args.batch}, one thread", ["model", *(f"{v} ms" for v in VARIANTS), "qat/float", "folded/float", "eager/qat",
-                                                                                 "the same, folded"], rows))
+    head = ["model", *(f"{v} ms" for v in VARIANTS), "qat/float", "folded/float", "eager/qat", "the same, folded"]
+    print(table(f"Training step, batch {args.batch}, one thread", head, rows))
 
 
 if __name__ == "__main__":

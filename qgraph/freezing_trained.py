@@ -12,6 +12,7 @@ from qgraph.models import Model, default_prefix, hinted_shapes
 from qgraph.options import FreezeOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.pipelines import pipeline, split
+from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import PassManager, PassRecord
 from qgraph.runtimes import runtime
@@ -41,10 +42,17 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
         codes = trained.take_weights(g)
         feeds = floatcheck.random_feeds(shapes, options.seed, next(iter(data)).feeds if data is not None else None)
         floatcheck.run_checked(float_steps, g, feeds, trained.in_float(executor), options.dump_passes or "", records)
-        float_graph, entries = trained.without_quantizers(g), trained.trained_ranges(g)
+        float_graph = trained.without_quantizers(g)
+        if target.flow == "fused":
+            trained.part_shortcuts(g)
+        entries = trained.trained_ranges(g)
         if target.flow == "qdq":
+            narrow = any(isinstance(n.quant, QParams) and n.quant.bits < 8 for n in g.dag)
             trained.respecify(g, target)
             trained.give_weights(g, codes)
+            # codes of biases are as coarse as those of data and weights together, too coarse below 8 bits
+            left_out = {"quantize-between"} | ({"quantize-bias"} if narrow else set())
+            quant_steps = tuple(step for step in quant_steps if step.name not in left_out)
         else:
             trained.drop_activations(g)
         before, after = freezing._split_at_table(quant_steps)

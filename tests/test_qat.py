@@ -430,6 +430,8 @@ def test_mistakes_are_named() -> None:
     net = small_net()
     with pytest.raises(OptionError, match="no block is called so; close names: conv"):
         convert_model(net, exclude=["conv7"])
+    with pytest.raises(OptionError, match="no layer to quantize among its 1 blocks"):
+        convert_model(nn.Activation("relu"))
     with pytest.raises(OptionError, match="is no block of this network"):
         convert_model(net, exclude=[nn.Dense(3)])
     with pytest.raises(OptionError, match="quant_type: found 'tensor', want one of layer, group, channel"):

@@ -54,6 +54,9 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
         state = getattr(block, "qat", None)
         if isinstance(state, Quantizer) and state.weight is not None:
             _tell(block, state, network, norms, reasons)
+    if not any(isinstance(getattr(b, "qat", None), Quantizer) for b in blocks):
+        raise OptionError(f"{net.name}: no layer to quantize among its {len(blocks)} blocks; want a network of Gluon "
+                          "layers (a SymbolBlock, as imported from files, has none)")
     net.qat_control = Control(net, reasons)
     for method in METHODS:
         setattr(net, method, getattr(net.qat_control, method))
