@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Optional
 
-import numpy as np
-
 from qgraph.errors import CalibrationError
 from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams, QSpec, with_range
 from qgraph.quant.table import CalibrationTable
+from qgraph.quant.weights import weight_params
 from qgraph.rewrite import Pass, register
 
 
@@ -45,7 +44,7 @@ class Calibrate(Pass):
                 spec = dataclasses.replace(spec, limit=min(spec.qmax, self.signed_input_limit))
             weight = g.param(g.inputs(node)[0])
             assert weight is not None
-            node.quant = weight_params(node, weight, spec)
+            node.quant = weight_params(node.origin[0] if node.origin else node.name, weight, spec)
         return len(open_nodes)
 
 
@@ -56,18 +55,6 @@ def activation_params(g: Graph, node: Node, spec: QSpec, table: CalibrationTable
     entries = [table.entries[name] for name in sources]
     ranges = [(e.min, e.max) if spec.whole else (e.low, e.high) for e in entries]
     return with_range(spec, min(low for low, _ in ranges), max(high for _, high in ranges))
-
-
-def weight_params(node: Node, weight: np.ndarray, spec: QSpec) -> QParams:
-    """Params that cover a weight array, per tensor, group or channel."""
-    if not np.isfinite(weight).all():
-        raise CalibrationError(f"{node.origin[0] if node.origin else node.name}: found NaN or Inf among the weights")
-    if spec.granularity == "tensor":
-        return with_range(spec, weight.min(initial=0), weight.max(initial=0))
-    rows = np.moveaxis(weight, spec.axis, 0)
-    count = spec.groups if spec.granularity == "group" else rows.shape[0]
-    flat = rows.reshape(count, -1)
-    return with_range(spec, flat.min(axis=1, initial=0), flat.max(axis=1, initial=0))
 
 
 def _reads_signed(g: Graph, layer: Node) -> bool:

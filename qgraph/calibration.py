@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from qgraph import ops, runtimes
 from qgraph.data import Data
@@ -37,15 +37,15 @@ def observed_ports(g: Graph) -> list[Port]:
 
 
 def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
-            progress: Progress | None = None, runtime: str = "auto") -> CalibrationTable:
+            progress: Progress | None = None, runtime: str = "auto", ports: Iterable[Port] = ()) -> CalibrationTable:
     """The calibration table of a float graph: one or two sweeps over `data`, in memory that does not grow with it.
 
     method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed: what the ranges are for.
-    runtime: of `qgraph.runtimes`.
+    runtime: of `qgraph.runtimes`.  ports: more tensors to observe.
     Raises CalibrationError (nothing to observe, NaN or Inf: tensor and sample are named) and DataError.
     """
     how = method_named(method)
-    ports = observed_ports(g)
+    ports = list(dict.fromkeys([*observed_ports(g), *ports]))
     if not ports:
         raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
     executor = runtimes.runtime("calibrating", runtime)(g, watch=ports, fused=True)

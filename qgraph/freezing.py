@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph import departure, floatcheck, report, targets
+from qgraph import departure, floatcheck, report, targets, trained
 from qgraph.calibdata import find_data, sample
 from qgraph.data import Data
 from qgraph.errors import OptionError
@@ -137,6 +137,11 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if isinstance(table, (str, os.PathLike)):
         table = CalibrationTable.load(table)
 
+    if trained.is_trained(opened.graph):
+        from qgraph.freezing_trained import freeze_trained
+
+        found = calib_data if calib_data is not None else trained.sample_of(model)
+        return freeze_trained(opened, options, target, found, table, progress)
     original = opened.graph.copy()
     bare = opened.graph.copy()
     Canonicalize().run(bare)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from qgraph.errors import DataError, OptionError
 
@@ -142,6 +142,7 @@ def parse_slice(text: str | slice | None, option: str = "--select") -> slice | N
 def decode(source: Any, where: str, preprocess: Preprocess) -> np.ndarray:
     """Encoded image (file object or path) -> C x H x W float32."""
     try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # gluoncv.data sets it: half an image would pass
         with Image.open(source, formats=_IMAGE_FORMATS) as image:
             width, height = image.size  # known from the header: nothing is decoded yet
             if width * height > _MAX_PIXELS:

@@ -13,13 +13,15 @@ from qgraph.ir import Graph
 Shape = Sequence[int]
 
 
-def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape]) -> Graph:
+def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = None) -> Graph:
     """The graph of a `gluon.HybridBlock` (or SymbolBlock), with its parameters as they are now.
 
     shapes: one shape per input, such as ``(1, 3, 224, 224)``, or one dict of name -> shape. Inputs given without names
         are called as Gluon's export does: "data", or "data0", "data1", ... Without shapes there is one input.
     The block keeps its hybridization and its cache. Parameters whose initialization is deferred are initialized by a
     forward pass on zeros of these shapes, as the first use of the block would.
+    A block that trained quantized (`qgraph.qat`) gives the graph of its inference in offline mode, with the trained
+    ranges on fake_quantize nodes. tracer: see `qgraph.qat.export`, which calls this.
     Raises UnsupportedError for a block that cannot be traced, OptionError for what the caller can mend.
     """
     try:
@@ -29,6 +31,11 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape]) -> Graph:
     if not isinstance(block, mx.gluon.HybridBlock):
         raise UnsupportedError(f"from_gluon: found a {type(block).__name__}, want a gluon.HybridBlock (only these "
                                "can be traced)")
+    if tracer is None and _trains_quantized(block):
+        from qgraph.qat.export import tracing
+
+        with tracing(block) as found:
+            return from_gluon(block, *shapes, tracer=found)
     inputs = _input_shapes(shapes)
     parameters = block.collect_params()
     if any(p._deferred_init for p in parameters.values()):
@@ -50,7 +57,14 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape]) -> Graph:
     symbol = outputs[0] if len(outputs) == 1 else mx.sym.Group(outputs)
     used = set(symbol.list_inputs())
     arrays = {name: p.data(p.list_ctx()[0]) for name, p in parameters.items() if name in used}
+    arrays.update(tracer.arrays if tracer is not None else {})
     return load(symbol, arrays)
+
+
+def _trains_quantized(block: Any) -> bool:
+    found: list[bool] = []
+    block.apply(lambda inner: found.append(hasattr(inner, "qat")))
+    return any(found)
 
 
 def _input_shapes(shapes: tuple[Shape | Mapping[str, Shape], ...]) -> dict[str, tuple[int, ...] | None]:

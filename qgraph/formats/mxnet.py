@@ -18,6 +18,7 @@ from qgraph import ops
 from qgraph.errors import FormatError, GraphError, MissingDependencyError, UnsupportedError
 from qgraph.files import Content, write_files
 from qgraph.formats.mxnet_json import JsonGraph, JsonNode, compose, num_outputs, pack_subgraphs, parse, unpack_subgraphs
+from qgraph.formats.mxnet_marks import MARK, restore
 from qgraph.formats.ndarray import dump_params, read_params
 from qgraph.ir import Graph, Node, Port, collector_paused
 
@@ -55,6 +56,7 @@ def load(symbol: Any, params: Any = None) -> Graph:
     if params is not None:
         arrays, source = _arrays(params)
         _attach(g, arrays, source)
+    restore(g)
     g.verify()
     return g
 
@@ -185,7 +187,7 @@ def _variable_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
-    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k == ops.CHANNEL_ORDER}
+    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (ops.CHANNEL_ORDER, MARK)}
     if version < 905 and item.op in ("argmax", "argmin") and attrs.get("axis") == "-1":
         del attrs["axis"]  # meant "all axes" then
     if item.subgraphs:

@@ -9,25 +9,50 @@ Fewer than 8 bits, or a lowest code of -127, are a `clip` in front.
 
 from __future__ import annotations
 
+from qgraph import ops
 from qgraph.errors import UnsupportedError
+from qgraph.formats.mxnet_marks import AS_IS, MARK, mark_of
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, mxnet_range
 
 
-def lower(g: Graph) -> Graph:
-    """A copy of `g` in MXNet's ops. Raises UnsupportedError for a quantizer that these ops cannot carry."""
+def lower(g: Graph, marked: bool = False) -> Graph:
+    """A copy of `g` in MXNet's ops. Raises UnsupportedError for a quantizer that these ops cannot carry.
+
+    marked: `qgraph.load` gets the quantizers back, see `mxnet_marks`.
+    """
     out = g.copy()
+    _keep_batchnorms(out, marked)
     for fq in out.nodes("fake_quantize"):
         source = out.inputs(fq)[0]
         if not isinstance(fq.quant, QParams):
             raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
-        if out.param(source) is not None:
+        if out.param(source) is None:
+            chain = _simulate(out, fq, source, fq.quant)
+            if marked:
+                for node in chain:
+                    node.attrs[MARK] = mark_of(fq.quant)
+            out.replace(fq, Port(chain[-1]))
+        elif marked:
+            out.replace(fq, Port(out.add("_copy", [source], fq.name + "_copy", attrs={MARK: mark_of(fq.quant)})))
+        else:
             out.replace_uses(fq, source)
             out.remove(fq)
-        else:
-            out.replace(fq, Port(_simulate(out, fq, source, fq.quant)))
     avoid_sum_fusion(out)
     return out
+
+
+def _keep_batchnorms(out: Graph, marked: bool) -> None:
+    """conv -> BatchNorm  becomes  conv -> * 1 -> BatchNorm.
+
+    MXNet's default bind would fold the BatchNorm into the weight, which so would leave its grid, or round otherwise
+    than in training; copies it sees through.
+    """
+    for bn in out.nodes("BatchNorm"):
+        layer = out.inputs(bn)[0].node
+        if ops.kind(layer) == ops.COMPUTE:
+            out.set_input(bn, 0, out.add("_mul_scalar", [layer], layer.name + "_as_is", scalar=1.0,
+                                         attrs={MARK: AS_IS} if marked else {}))
 
 
 def avoid_sum_fusion(out: Graph) -> None:
@@ -40,15 +65,18 @@ def avoid_sum_fusion(out: Graph) -> None:
             add.op = "broadcast_add"
 
 
-def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> Node:
+def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> list[Node]:
+    """The clip, if there is one, and the dequantize at the end."""
+    made = []
     if qp.granularity != "tensor" or qp.bits > 8 or qp.zero_point.any():
         raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 8 bits, without zero "
                                f"point; found {qp.granularity}, {qp.bits} bits")
     if (qp.qmin, qp.qmax) not in ((-128, 127), (0, 255)):
         step = float(qp.scale)
-        source = Port(out.add("clip", [source], fq.name + "_clip", a_min=qp.qmin * step, a_max=qp.qmax * step))
+        made.append(out.add("clip", [source], fq.name + "_clip", a_min=qp.qmin * step, a_max=qp.qmax * step))
+        source = Port(made[0])
     quantized = quantize_v2(out, source, qp, fq.name + "_quantize")
-    return out.add("_contrib_dequantize", [Port(quantized, i) for i in range(3)], fq.name + "_dequantize")
+    return [*made, out.add("_contrib_dequantize", [Port(quantized, i) for i in range(3)], fq.name + "_dequantize")]
 
 
 def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:

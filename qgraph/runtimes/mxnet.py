@@ -81,6 +81,10 @@ class Executor:
         twin = {n.name: n for n in bare.dag}
         bare.heads = [Port(twin[p.node.name], p.index) for p in heads]
         self.inputs = [n.name for n in bare.data_inputs()]
+        if any(n.op == "fake_quantize" for n in bare.dag):
+            from qgraph.formats.mxnet_sim import lower
+
+            bare = lower(bare)
         # "default" fuses nothing, as "NONE" does, which logs a line at every bind
         self._backend = "MKLDNN" if fused and _let_fuse(bare) else "default"
         self._symbol, self._args, self._aux = to_mxnet(bare)

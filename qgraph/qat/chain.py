@@ -1,0 +1,135 @@
+"""The arithmetic of fake quantization in MXNet's ops: the same numbers as `qgraph.quant.spec`, and a gradient.
+
+    step  = range / qmax                                  as `with_range`, to the last bit
+    codes = min(max(x * (1 / step), qmin), qmax) + M - M  M = 1.5 * 2**23 rounds to whole numbers, ties to even
+    fq(x) = codes * step
+
+At inference that is all.  In training it is cut off at its inputs by BlockGrad (of a cut at its output zeros would
+still be propagated), and the gradient goes around it, because multiplying by a tensor of one element has a slow one:
+
+    straight through   y = x + (fq(x') - x')                              x' = BlockGrad(x)
+    clipping aware     y = x inside + (fq(x') - x' inside)                inside is 1 for what was not clipped
+    learned range      and + h * (range - BlockGrad(range))               h is what dy/drange shall be
+
+Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qgraph.quant.spec import QSpec
+
+ROUNDER = 12582912.0
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def step_of(F: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
+    """(step, its reciprocal) for a range that ends at `high`; as MXNet's quantize and dequantize compute them."""
+    radius = 127.5 if spec.signed else 255.5
+    step = F.maximum(high / spec.qmax, _TINY) * radius / radius
+    return step, radius / (step * radius)
+
+
+def _codes(F: Any, scaled: Any, spec: QSpec) -> Any:
+    low = F.maximum(scaled, spec.qmin) if spec.qmin else F.Activation(scaled, act_type="relu")
+    return F.minimum(low, spec.qmax) + ROUNDER - ROUNDER
+
+
+def _inside(scaled: Any, spec: QSpec) -> Any:
+    return (scaled >= spec.qmin) * (scaled <= spec.qmax)
+
+
+def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: bool = False,
+                  clip_gradient: bool = False, learn: str = "") -> Any:
+    """x -> the nearest values that have a code. fixed: x behind a BlockGrad.  high: (1,), where the range ends.
+
+    learn: "lsq" (arXiv 1902.08153: the step has a gradient, scaled by sqrt(1 / (values * qmax))) or "pact" (arXiv
+    1805.06085: the range has the gradient of what it clips).  Both are clipping aware.
+    """
+    step, inverse = step_of(F, F.BlockGrad(high), spec)
+    scaled = F.broadcast_mul(fixed, inverse)
+    codes = _codes(F, scaled, spec)
+    value = F.broadcast_mul(codes, step)
+    if not training:
+        return value
+    if not clip_gradient and not learn:
+        return x + (value - fixed)
+    inside = _inside(scaled, spec)
+    y = x * inside + (value - fixed * inside)
+    if not learn:
+        return y
+    slope = codes - scaled * inside if learn == "lsq" else (codes / spec.qmax) * (1 - inside)
+    zero = high - F.BlockGrad(high)
+    if learn == "lsq":  # one image's values count
+        values = F.cast(F.size_array(F.slice_axis(fixed, axis=0, begin=0, end=1)), dtype="float32")
+        zero = zero * F.BlockGrad((spec.qmax / values) ** 0.5) / spec.qmax
+    # zeros, with the gradient sum(slope * dy); as a matrix product it is fast
+    product = F.dot(F.reshape(slope, shape=(-1, 1)), F.reshape(zero, shape=(1, 1)))
+    return y + F.reshape_like(product, fixed)
+
+
+def _spread(F: Any, per_group: Any, rows: int, rank: int) -> Any:
+    """(groups,) -> (groups * rows, 1, ...), against a weight of `rank` axes. Weights themselves are never reshaped:
+    MXNet cannot reshape what its convolution has brought into a layout of its own."""
+    return F.reshape(F.repeat(per_group, repeats=rows, axis=0), shape=(-1,) + (1,) * (rank - 1))
+
+
+def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> Any:
+    """Largest magnitude per tensor, convolution group or channel, as it broadcasts against the weight."""
+    size = F.abs(weight)
+    row = int(np.prod(shape[1:]))
+    if spec.axis == 0 and shape[0] % 8 == 0 and row % 64 == 0:  # pooling is six times as fast as `max`
+        size = F.Pooling(F.reshape(size, shape=(1, shape[0], -1, 8)), global_pool=True, pool_type="max", kernel=(1, 1))
+        size = F.reshape(size, shape=(-1,) + (1,) * (len(shape) - 1))
+    if spec.granularity == "channel":
+        return F.max(size, axis=spec.axis, exclude=True, keepdims=True)
+    if spec.granularity == "tensor":
+        return F.reshape(F.max(size), shape=(1,))
+    grouped = F.reshape(F.max(size, axis=0, exclude=True), shape=(spec.groups, -1))
+    return _spread(F, F.max(grouped, axis=1), shape[0] // spec.groups, len(shape))
+
+
+def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high: Any = None) -> Any:
+    """weight -> the nearest values that have a code, in the smallest range that covers it or up to `high`."""
+    step, inverse = step_of(F, weight_range(F, weight, spec, shape) if high is None else high, spec)
+    scaled = F.broadcast_mul(weight, inverse)
+    codes = scaled + ROUNDER - ROUNDER if high is None else _codes(F, scaled, spec)  # a range that covers clips nothing
+    return F.broadcast_mul(codes, step)
+
+
+def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None,
+                         training: bool = False) -> Any:
+    """`weight_values` with a gradient. learned: a range with that of LSQ, (1,) per tensor, (groups,) per group, per
+    channel as it broadcasts."""
+    fixed = F.BlockGrad(weight) if training else weight
+    if learned is None:
+        value = weight_values(F, fixed, spec, shape)
+        return F.broadcast_add(weight, value - fixed) if training else value  # + would meet a layout of oneDNN's
+    if spec.granularity == "group":
+        learned = _spread(F, learned, shape[0] // spec.groups, len(shape))
+    high = F.BlockGrad(learned)
+    value = weight_values(F, fixed, spec, shape, high)
+    if not training:
+        return value
+    step, inverse = step_of(F, high, spec)
+    scaled = F.broadcast_mul(fixed, inverse)
+    inside = _inside(scaled, spec)
+    slowed = (learned - high) * float(1 / np.sqrt(spec.qmax * np.prod(shape)))
+    slope = F.broadcast_mul(F.broadcast_div(value, step) - scaled * inside, slowed)
+    return F.broadcast_add(F.broadcast_mul(weight, inside), value - fixed * inside + slope)
+
+
+def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> tuple[Any, Any]:
+    """((1,) mean over the images of the batch of the largest value (magnitude, for signed codes) of each, (N,) these).
+
+    x: behind a BlockGrad.  rank: x is (N, C, and so many more), where MXNet's pooling is eight times as fast as its
+    `max`; 0 if not known.
+    """
+    size = F.abs(x) if spec.signed else x
+    if rank:
+        size = F.Pooling(size, global_pool=True, pool_type="max", kernel=(1,) * rank)
+    each = F.maximum(F.max(size, axis=0, exclude=True), 0)
+    return F.reshape(F.mean(each), shape=(1,)), each

@@ -1,0 +1,134 @@
+"""`convert_model`: a Gluon network, in place, to one that trains quantized."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qgraph.errors import OptionError
+from qgraph.qat.control import METHODS, Control
+from qgraph.qat.converters import DEFAULT_CONVERT_FN, Converter, bypass_bn, nn
+from qgraph.qat.fake_bn import PairedBN
+from qgraph.qat.layer import Quantizer, decide_sign
+from qgraph.qat.network import Network, examine
+from qgraph.qat.statistic import mx
+
+log = logging.getLogger("qgraph")
+
+
+def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any, Converter | None] | None = None,
+                  custom_fn: Mapping[Any, Converter | None] | None = None) -> Any:
+    """Let a network train with fake quantization, in place; returns it.
+
+    exclude: blocks, their names (with or without the network's prefix) or globs; what lies inside an excluded block
+        is left alone, too.
+    convert_fn: type of block -> converter, in addition to `converters.DEFAULT_CONVERT_FN`; None leaves a type alone.
+    custom_fn: block, name or glob -> converter, for single layers: other bit widths, for example.
+    The network gets the methods of `control.Control`.  ``net.qat_control.reasons`` says what was not done, and why.
+    Raises OptionError for an exclusion that matches nothing and for a network that is converted already.
+    """
+    if isinstance(getattr(net, "qat_control", None), Control):
+        raise OptionError(f"{net.name}: is converted already")
+    if getattr(sys.modules.get("mxnet.contrib.amp.amp"), "_amp_initialized", False):
+        log.warning("AMP is on: layers compute in half precision in training, quantizers in float32; the frozen model "
+                    "computes in float32, so it will be close to what was trained, not equal")
+    blocks = _blocks(net)
+    excluded = {id(inner) for item in exclude for block in _named(net, blocks, item, "exclude")
+                for inner in _blocks(block)}
+    custom = {id(block): fn for item, fn in (custom_fn or {}).items()
+              for block in _named(net, blocks, item, "custom_fn")}
+    table = {**DEFAULT_CONVERT_FN, **(convert_fn or {})}
+    network = examine(net)
+    norms = {b.gamma.name: b for b in blocks if isinstance(b, nn.BatchNorm)}
+    chosen = [(b, custom.get(id(b), _converter(b, table))) for b in blocks if id(b) not in excluded]
+    folds = any(getattr(getattr(fn, "args", None), "fake_bn", False) for _, fn in chosen)
+    reasons: dict[str, str] = {}
+    for block, fn in chosen:
+        if fn is None or (fn is bypass_bn and folds):  # with fake_bn those go that are folded, and no others
+            continue
+        fn(block)
+        state = getattr(block, "qat", None)
+        if isinstance(state, Quantizer) and state.weight is not None:
+            _tell(block, state, network, norms, reasons)
+    if not any(isinstance(getattr(b, "qat", None), Quantizer) for b in blocks):
+        raise OptionError(f"{net.name}: no layer to quantize among its {len(blocks)} blocks; want a network of Gluon "
+                          "layers (a SymbolBlock, as imported from files, has none)")
+    net.qat_control = Control(net, reasons)
+    for method in METHODS:
+        setattr(net, method, getattr(net.qat_control, method))
+    net.forward = _forward_by_mode(net)
+    return net
+
+
+def _tell(block: Any, state: Quantizer, network: Network, norms: dict[str, Any], reasons: dict[str, str]) -> None:
+    """What the graph says about a converted layer: calls, sign of its input, the BatchNorm to fold."""
+    state.calls = max(len(network.layers.get(block.weight.name, [])), 1)
+    if (positive := network.nonnegative(block)) is not None:
+        decide_sign(state, signed=not positive)
+    if not state.args.fake_bn:
+        return
+    gamma, why = network.bn_behind(block)
+    if gamma not in norms:
+        reasons[block.name] = f"no BatchNorm is folded into it: {why or 'its BatchNorm is no block of the network'}"
+        log.warning("%s: %s", block.name, reasons[block.name])
+        return
+    state.bn = PairedBN(norms[gamma], block)
+    state.bn.fixed = bool(norms[gamma]._kwargs["use_global_stats"])
+    for parameter in norms[gamma].params.values():
+        parameter.shape = (block._channels,)
+    bypass_bn(norms[gamma])
+
+
+def _blocks(block: Any) -> list[Any]:
+    """The block and all inside of it, each once, in the order of its children."""
+    found: dict[int, Any] = {}
+    pending = [block]
+    while pending:
+        item = pending.pop()
+        if id(item) not in found:
+            found[id(item)] = item
+            pending += list(item._children.values())[::-1]
+    return list(found.values())
+
+
+def _named(net: Any, blocks: list[Any], item: Any, option: str) -> list[Any]:
+    """A block itself, or those whose name, with or without the network's prefix, is or matches the text."""
+    if not isinstance(item, str):
+        if any(b is item for b in blocks):
+            return [item]
+        raise OptionError(f"{option}: {getattr(item, 'name', item)!r} is no block of this network")
+    names = {b.name: b for b in blocks}
+    short = {name[len(net.prefix):] if name.startswith(net.prefix) else name: b for name, b in names.items()}
+    found = {id(b): b for known in (names, short) for name, b in known.items() if fnmatch.fnmatchcase(name, item)}
+    if not found:
+        close = difflib.get_close_matches(item, [*short, *names], 4, 0.4) or list(short)[1:5]
+        raise OptionError(f"{option} {item!r}: no block is called so; close names: {', '.join(close)}")
+    return list(found.values())
+
+
+def _converter(block: Any, table: Mapping[Any, Converter | None]) -> Converter | None:
+    """By its type, or by the nearest base class whose forward pass it has not changed."""
+    for cls in type(block).__mro__:
+        if cls in table:
+            same = getattr(type(block), "hybrid_forward", None) is getattr(cls, "hybrid_forward", None)
+            return table[cls] if same else None
+    return None
+
+
+def _forward_by_mode(net: Any) -> Any:
+    """The network's forward pass with the graph that training, or inference, wants."""
+    forward = net.forward
+
+    def by_mode(*inputs: Any) -> Any:
+        if all(isinstance(x, mx.nd.NDArray) for x in inputs):
+            training = mx.autograd.is_recording() or mx.autograd.is_training()
+            net.qat_control.switch(training)
+            if training:
+                net.qat_control.sample = inputs
+        return forward(*inputs)
+
+    return by_mode

@@ -1,0 +1,115 @@
+"""What turns a Gluon block into one that trains quantized. A converter is a function: block -> None, in place.
+
+`convert_model` calls them by the type of the block.  One of your own is any function that does something to a block.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any, Callable
+
+from qgraph.errors import OptionError, UnsupportedError
+from qgraph.qat import layer
+from qgraph.qat.layer import QuantizeArgs, Quantizer
+from qgraph.qat.network import CHANNEL_FIRST
+from qgraph.qat.statistic import mx
+
+Converter = Callable[[Any], None]
+nn = mx.gluon.nn
+
+_CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTranspose, nn.Conv3DTranspose)
+_POSITIVE = ("relu", "sigmoid", "softrelu")
+
+
+def gen_conv2d_converter(quantize_input: bool = True, in_signed: bool | str = False, in_width: int = 8,
+                         wt_width: int = 8, quant_type: str = "layer", fake_bn: bool = False,
+                         **more: Any) -> Converter:
+    """For convolutions of any rank, transposed ones too. more: the other fields of `layer.QuantizeArgs`."""
+    args = QuantizeArgs(quantize_input, in_signed, in_width, wt_width, quant_type, fake_bn, **more)
+
+    def convert(block: Any) -> None:
+        if not isinstance(block, _CONVOLUTIONS):
+            raise OptionError(f"{block.name}: found a {type(block).__name__}, want a convolution")
+        if block._kwargs["layout"] not in CHANNEL_FIRST:
+            raise UnsupportedError(f"{block.name}: its layout is {block._kwargs['layout']}, want one of "
+                                   f"{', '.join(CHANNEL_FIRST)}: exclude it")
+        groups = block._kwargs["num_group"]
+        weight = args.weight_spec(int(block._op_name == "Deconvolution"), groups)
+        _convert(block, args, weight)
+
+    convert.args = args  # type: ignore[attr-defined]
+    return convert
+
+
+def gen_dense_converter(quantize_input: bool = True, in_signed: bool | str = False, in_width: int = 8,
+                        wt_width: int = 8, quant_type: str = "layer", **more: Any) -> Converter:
+    """For Dense. A group is one unit, as a channel is. more: the other fields of `layer.QuantizeArgs`."""
+    args = QuantizeArgs(quantize_input, in_signed, in_width, wt_width,
+                        "channel" if quant_type == "group" else quant_type, **more)
+
+    def convert(block: Any) -> None:
+        if not isinstance(block, nn.Dense):
+            raise OptionError(f"{block.name}: found a {type(block).__name__}, want a Dense")
+        _convert(block, args, args.weight_spec(0, 1))
+
+    convert.args = args  # type: ignore[attr-defined]
+    return convert
+
+
+def _convert(block: Any, args: QuantizeArgs, weight: Any) -> None:
+    state = Quantizer(args, block.hybrid_forward, args.input_spec() if args.quantize_input else None, weight,
+                      waiting=args.start_step > 0)
+    layer.convert(block, layer.layer_forward, state)
+    if args.weight_range == "lsq":
+        count = {"tensor": 1, "group": weight.groups}.get(weight.granularity)
+        layer.add_learned_weight_range(block, count or block._kwargs["num_filter"] // _groups_on_axis_0(block, weight)
+                                       if hasattr(block, "_kwargs") else count or block._units)
+
+
+def _groups_on_axis_0(block: Any, weight: Any) -> int:
+    """The rows of a transposed convolution's axis 1 are the channels of one group."""
+    return block._kwargs["num_group"] if weight.axis == 1 else 1
+
+
+def gen_act_converter(width: int = 8, quantize_act: bool = True, **more: Any) -> Converter:
+    """For Activation: what comes out is quantized, to unsigned codes if it cannot be negative."""
+    def convert(block: Any) -> None:
+        if not isinstance(block, nn.Activation):
+            raise OptionError(f"{block.name}: found a {type(block).__name__}, want an Activation")
+        args = QuantizeArgs(quantize_act, block._act_type not in _POSITIVE, width, **more)
+        state = Quantizer(args, block.hybrid_forward, args.input_spec() if quantize_act else None)
+        layer.convert(block, layer.activation_forward, state)
+
+    return convert
+
+
+def convert_relu_to_relu6(block: Any) -> None:
+    """Activation relu(x)  ->  clip(x, 0, 6)."""
+    if not isinstance(block, nn.Activation) or block._act_type != "relu":
+        raise OptionError(f"{block.name}: found {block}, want Activation('relu')")
+
+    def forward(self: Any, F: Any, x: Any) -> Any:
+        return F.clip(x, 0.0, 6.0, name="fwd")
+
+    block.hybrid_forward = MethodType(forward, block)
+    block._clear_cached_op()
+
+
+def bypass_bn(block: Any) -> None:
+    """BatchNorm bn(x)  ->  x. Its parameters stay with it, so that files of parameters fit."""
+    if not isinstance(block, nn.BatchNorm):
+        raise OptionError(f"{block.name}: found a {type(block).__name__}, want a BatchNorm")
+
+    def forward(self: Any, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any) -> Any:
+        return x
+
+    block.hybrid_forward = MethodType(forward, block)
+    block._clear_cached_op()
+
+
+DEFAULT_CONVERT_FN: dict[Any, Converter | None] = {
+    **dict.fromkeys(_CONVOLUTIONS, gen_conv2d_converter()),
+    nn.Dense: gen_dense_converter(),
+    nn.Activation: None,  # gen_act_converter(), convert_relu_to_relu6
+    nn.BatchNorm: None,  # bypass_bn
+}

@@ -1,0 +1,101 @@
+"""Batch normalization folded into the weights while training (arXiv 1712.05877, section 3.2).
+
+    y0   = conv(x, w) + b                     once for the statistics of the batch
+    s    = gamma / sqrt(var + eps)            var, mean per channel of y0
+    y    = conv(x, fq(w s)) + beta + (b - mean) s
+
+What is quantized is what will be folded at inference, which has the running statistics in place of the batch's.
+In training y is computed as
+
+    y    = BatchNorm(y0) + conv(x, fq(w s) - w s)
+
+which is the same number, as conv(x, w s) + beta + (b - mean) s is BatchNorm(y0), and has the same gradient (straight
+through the rounding, and through the statistics) for half the work; MXNet's BatchNorm moves the running statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qgraph.qat.compute import compute
+
+
+@dataclass
+class PairedBN:
+    """The BatchNorm block of a convolution. fixed: the running statistics are used."""
+
+    block: Any
+    conv: Any
+    fixed: bool = False
+
+    @property
+    def out_axis(self) -> int:
+        """Of the output channels in the weight: a transposed convolution has them behind the inputs, per group."""
+        return int(self.conv._op_name == "Deconvolution")
+
+    @property
+    def groups(self) -> int:
+        return int(self.conv._kwargs["num_group"])
+
+    @property
+    def rank(self) -> int:
+        return len(self.conv.weight.shape)
+
+    @property
+    def inputs(self) -> int:
+        return int(self.conv.weight.shape[0])
+
+    @property
+    def eps(self) -> float:
+        return float(self.block._kwargs["eps"])
+
+    def parameter(self, parameter: Any, like: Any) -> Any:
+        """A symbol, or the array where `like` is."""
+        return parameter.var() if hasattr(like, "list_arguments") else parameter.data(like.context)
+
+    def arrays(self, F: Any, like: Any) -> tuple[Any, Any, Any, Any]:
+        """gamma (or None), beta, mean and variance."""
+        bn = self.block
+        found = [self.parameter(p, like) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
+        return (None if bn._kwargs["fix_gamma"] else found[0], *found[1:])  # type: ignore[return-value]
+
+
+def scale_of(F: Any, gamma: Any, var: Any, eps: float) -> Any:
+    """gamma / sqrt(var + eps), (C,)."""
+    root = F.sqrt(var + eps)
+    return 1 / root if gamma is None else gamma / root
+
+
+def shifted_bias(bias: Any, beta: Any, mean: Any, scale: Any) -> Any:
+    return beta + ((0 - mean) if bias is None else (bias - mean)) * scale
+
+
+def folded(F: Any, weight: Any, scale: Any, bn: PairedBN) -> Any:
+    """weight * scale per output channel. A transposed convolution has them on axis 1, per group of axis 0."""
+    ones = (1,) * (bn.rank - 2)
+    if bn.out_axis == 0:
+        return F.broadcast_mul(weight, F.reshape(scale, shape=(-1, 1, *ones)))
+    rows = F.repeat(F.reshape(scale, shape=(bn.groups, -1)), repeats=bn.inputs // bn.groups, axis=0)
+    return F.broadcast_mul(weight, F.reshape(rows, shape=(0, 0, *ones)))
+
+
+def running(F: Any, bn: PairedBN, weight: Any, bias: Any) -> tuple[Any, Any]:
+    """(weight, bias) of the one convolution with the running statistics."""
+    gamma, beta, mean, var = bn.arrays(F, weight)
+    scale = scale_of(F, gamma, F.BlockGrad(var), bn.eps)
+    return folded(F, weight, scale, bn), shifted_bias(bias, beta, F.BlockGrad(mean), scale)
+
+
+def trained(F: Any, layer: Any, x: Any, weight: Any, bias: Any, quantized: Any) -> Any:
+    """The layer with the statistics of the batch. quantized: folded weight -> what stands for its codes."""
+    bn: PairedBN = layer.qat.bn
+    _, beta, mean, var = bn.arrays(F, weight)
+    gamma = bn.parameter(bn.block.gamma, weight)
+    y = compute(layer, F, x, weight, bias)
+    out, _, inverse = F.BatchNorm(y, gamma, beta, mean, var, output_mean_var=True, **bn.block._kwargs)
+    if quantized is None:
+        return out
+    scale = F.BlockGrad(inverse if bn.block._kwargs["fix_gamma"] else inverse * gamma)
+    exact = folded(F, F.BlockGrad(weight), scale, bn)
+    return out + compute(layer, F, x, quantized(exact) - exact, None)

@@ -1,0 +1,196 @@
+"""A layer that trains quantized: its settings, and the forward pass that takes the place of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from qgraph.errors import CalibrationError, OptionError, UnsupportedError
+from qgraph.qat import chain
+from qgraph.qat.compute import compute
+from qgraph.qat.fake_bn import PairedBN, running, trained
+from qgraph.qat.statistic import Statistic, mx, register, tie
+from qgraph.quant.spec import QSpec, as_granularity
+
+if TYPE_CHECKING:
+    from qgraph.qat.export import Tracer
+
+LEARNED = ("lsq", "pact")
+
+
+@dataclass(frozen=True)
+class QuantizeArgs:
+    """How one layer is quantized, as its converter was told.
+
+    in_signed: True, False or "auto", by what is known of the input.  quant_type: layer, group or channel.
+    input_range, weight_range: "ema" or "minmax", else learned: "lsq", "pact" (inputs only).
+    clip_gradient: no gradient for what is clipped.  start_step: so many updates pass before inputs are quantized.
+    fake_bn: fold the BatchNorm behind the convolution while training, see `fake_bn`.  freeze_bn_step: so many updates
+    pass before its statistics stay as they are (None: never).
+    """
+
+    quantize_input: bool = True
+    in_signed: bool | str = False
+    in_width: int = 8
+    wt_width: int = 8
+    quant_type: str = "layer"
+    fake_bn: bool = False
+    input_range: str = "ema"
+    weight_range: str = "minmax"
+    clip_gradient: bool = False
+    start_step: int = 0
+    freeze_bn_step: int | None = None
+
+    def __post_init__(self) -> None:
+        allowed: dict[str, tuple[Any, ...]] = {
+            "in_signed": (True, False, "auto"), "quant_type": ("layer", "group", "channel"),
+            "input_range": ("ema", *LEARNED), "weight_range": ("minmax", "lsq"),
+            "in_width": tuple(range(2, 9)), "wt_width": tuple(range(2, 9))}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise OptionError(f"{name}: found {getattr(self, name)!r}, want one of "
+                                  f"{', '.join(map(str, values))}")
+
+    def input_spec(self) -> QSpec:
+        return QSpec(bits=self.in_width, signed=None if self.in_signed == "auto" else bool(self.in_signed))
+
+    def weight_spec(self, out_axis: int, groups: int) -> QSpec:
+        """out_axis: of the weight's output channels, 1 for transposed convolutions, whose groups lie on axis 0."""
+        granularity = as_granularity(self.quant_type)
+        return QSpec(bits=self.wt_width, signed=True, narrow=True, granularity=granularity,
+                     axis=out_axis if granularity == "channel" else 0, groups=groups if granularity == "group" else 1)
+
+
+@dataclass
+class Quantizer:
+    """What a converted block keeps in its attribute ``qat``.
+
+    spec: of its data; signed may be None until `qparams_init` decides.  weight: of its weight, if it has one.
+    high: the parameter that holds where the range ends.  calls: how often the network calls the block.
+    training: whether the graph of training is wanted, or that of inference (see `Control.switch`).
+    """
+
+    args: QuantizeArgs
+    forward: Any
+    spec: QSpec | None
+    weight: QSpec | None = None
+    high: Any = None
+    weight_high: Any = None
+    bn: PairedBN | None = None
+    calls: int = 1
+    enabled: bool = True
+    online: bool = True
+    quantize_input: bool = True
+    fixed: bool = False
+    waiting: bool = False
+    training: bool = False
+    tracer: Tracer | None = field(default=None, repr=False)
+
+    @property
+    def quantizes_data(self) -> bool:
+        return self.enabled and self.spec is not None and self.quantize_input and not self.waiting
+
+    @property
+    def observes(self) -> bool:
+        """Whether the range of the running batch is measured for the average."""
+        return self.spec is not None and self.args.input_range == "ema" and not self.fixed
+
+
+def convert(block: Any, forward: Any, state: Quantizer) -> None:
+    """Put `forward` in the place of the block's ``hybrid_forward``; once per block."""
+    if hasattr(block, "qat"):
+        raise OptionError(f"{block.name}: is converted already")
+    block.qat = state
+    if state.spec is not None:
+        learned = state.args.input_range in LEARNED
+        parameter = (mx.gluon.Parameter(block.params.prefix + "input_max", shape=(1,), init="zeros") if learned
+                     else Statistic(block.params.prefix + "input_max"))
+        state.high = register(block, "input_max", parameter)
+    block.hybrid_forward = MethodType(forward, block)
+    block._clear_cached_op()
+
+
+def add_learned_weight_range(block: Any, count: int) -> None:
+    """count: of scales. The start is set by `qparams_init`."""
+    spec = block.qat.weight
+    shape: tuple[int, ...] = (count,)
+    if spec.granularity == "channel":
+        rank = len(block.weight.shape)
+        shape = tuple(count if d == spec.axis else 1 for d in range(rank))
+    parameter = mx.gluon.Parameter(block.params.prefix + "weight_max", shape=shape, init="zeros")
+    block.qat.weight_high = register(block, "weight_max", parameter)
+
+
+def check_dtype(block: Any) -> None:
+    if str(block.weight.dtype) not in ("float32", "<class 'numpy.float32'>"):
+        raise UnsupportedError(f"{block.name}: its weight is {block.weight.dtype}; quantization-aware training "
+                               "computes in float32: do not cast the network")
+
+
+def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[Any, Any]:
+    """(what the block computes with, what to send out: the batch's range and that of its images, or None)"""
+    state: Quantizer = block.qat
+    spec = state.spec
+    if spec is None or not state.enabled:
+        return x, None
+    if spec.signed is None:
+        raise CalibrationError(f"{block.name}: the signedness of its input is not known yet: call qparams_init(net) "
+                               "before the first forward pass")
+    online = state.online and state.args.input_range == "ema" and not state.fixed
+    observes = state.observes and state.training
+    fixed = F.BlockGrad(x)
+    batch = chain.batch_range(F, fixed, spec, rank) if observes or (online and state.quantizes_data) else None
+    if state.quantizes_data:
+        learn = state.args.input_range if state.args.input_range in LEARNED else ""
+        x = chain.fake_quantize(F, x, fixed, batch[0] if online and batch else high, spec, state.training,
+                                state.args.clip_gradient, learn)
+    return x, batch if observes else None
+
+
+def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, input_max: Any = None,
+                  weight_max: Any = None) -> Any:
+    """conv(x, w, b)  ->  conv(fq(x), fq(w), b), and with a paired BatchNorm  conv(fq(x), fq(w s), b')."""
+    state: Quantizer = self.qat
+    if state.tracer is not None:
+        return state.tracer.layer(self, F, x, weight, bias)
+    check_dtype(self)
+    x, batch = quantized_data(self, F, x, input_max, rank=len(self.weight.shape) - 2)
+    if batch is not None:
+        weight = tie(F, weight, input_max, batch[0], self.weight.shape[0])
+    spec, shape = state.weight, self.weight.shape
+    assert spec is not None
+    if state.bn is not None and state.training and not state.bn.fixed:
+        y = trained(F, self, x, weight, bias,
+                    (lambda folded: chain.weight_values(F, folded, spec, shape)) if state.enabled else None)
+        return y if self.act is None else self.act(y)
+    if state.bn is not None:
+        weight, bias = running(F, state.bn, weight, bias)
+    if state.enabled:
+        weight = chain.fake_quantize_weight(F, weight, spec, shape, weight_max, state.training)
+    return call(self, F, x, weight, bias)
+
+
+def call(block: Any, F: Any, x: Any, weight: Any, bias: Any) -> Any:
+    """The layer itself. A bias that the block has none of, from a folded BatchNorm, is added by the same op."""
+    state: Quantizer = block.qat
+    if not hasattr(block, "_op_name"):
+        return state.forward(F, x, weight, bias)
+    y = compute(block, F, x, weight, bias, state.training and state.tracer is None)
+    return y if block.act is None else block.act(y)
+
+
+def activation_forward(self: Any, F: Any, x: Any, input_max: Any = None) -> Any:
+    """act(x)  ->  fq(act(x))."""
+    state: Quantizer = self.qat
+    y = state.forward(F, x)
+    if state.tracer is not None:
+        return state.tracer.data(self, F, y)
+    value, batch = quantized_data(self, F, y, input_max, rank=0)
+    return value if batch is None else tie(F, value, input_max, batch[0], batch[1])
+
+
+def decide_sign(state: Quantizer, signed: bool) -> None:
+    if state.spec is not None and state.spec.signed is None:
+        state.spec = dataclasses.replace(state.spec, signed=signed)

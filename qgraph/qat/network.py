@@ -1,0 +1,125 @@
+"""What the traced graph of a Gluon network says about its blocks: who reads whom, and what cannot be negative."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from qgraph import ops
+from qgraph.errors import UnsupportedError
+from qgraph.formats.mxnet import load
+from qgraph.ir import Graph, Node, Port
+from qgraph.qat.statistic import mx
+
+CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
+_NONNEGATIVE = frozenset({"relu", "sigmoid", "exp", "abs", "square", "softmax", "sqrt", "hard_sigmoid"})
+
+
+@dataclass
+class Network:
+    """layers: name of a weight -> nodes that compute with it.  norms: name of a gamma -> BatchNorm nodes.
+
+    why: why the network could not be traced, or "".
+    """
+
+    graph: Graph
+    layers: dict[str, list[Node]] = field(default_factory=dict)
+    norms: dict[str, list[Node]] = field(default_factory=dict)
+    why: str = ""
+
+    def bn_behind(self, layer: Any) -> tuple[str, str]:
+        """(name of the gamma of the BatchNorm that normalizes what the block computes, "") or ("", why there is none).
+
+        Both must be called once, with nobody else reading in between.
+        """
+        if self.why:
+            return "", self.why
+        g, nodes = self.graph, self.layers.get(layer.weight.name, [])
+        if len(nodes) != 1:
+            return "", f"the network calls it {len(nodes)} times"
+        node = nodes[0]
+        if node.op == "FullyConnected" or ops.attr(node, "layout") not in CHANNEL_FIRST:
+            return "", "only convolutions with the channels on axis 1 are folded"
+        readers = [v for v, _ in g.uses(node)]
+        if len(readers) != 1 or g.is_head(node):
+            others = ", ".join(map(str, readers)) or "nobody"
+            return "", f"its output is read by {others}{' and is an output of the network' if g.is_head(node) else ''}"
+        bn = readers[0]
+        if bn.op != "BatchNorm":
+            return "", f"its output is read by {bn}, which is no BatchNorm"
+        gamma = g.inputs(bn)[1].node.name
+        if len(self.norms[gamma]) != 1:
+            return "", f"the network calls its BatchNorm {bn.name} {len(self.norms[gamma])} times"
+        if ops.attr(bn, "axis") % (len(ops.attr(node, "kernel")) + 2) != 1:
+            return "", f"{bn.name} does not normalize channels"
+        return gamma, ""
+
+    def nonnegative(self, layer: Any) -> bool | None:
+        """Whether everything that the block reads is known not to be negative; None without a graph."""
+        nodes = [] if self.why else self.layers.get(layer.weight.name, [])
+        return all(_nonnegative(self.graph, self.graph.inputs(n)[0]) for n in nodes) if nodes else None
+
+
+def examine(net: Any) -> Network:
+    """Trace the network with symbols. One that cannot be traced gives a Network that knows nothing, and says why."""
+    try:
+        symbol = trace(net)
+    except UnsupportedError as error:
+        return Network(Graph(), why=str(error))
+    found = Network(load(symbol))
+    for node in found.graph.toposort():
+        inputs = found.graph.inputs(node)
+        if ops.kind(node) == ops.COMPUTE and inputs[1].node.op == "null":
+            found.layers.setdefault(inputs[1].node.name, []).append(node)
+        elif node.op == "BatchNorm":
+            found.norms.setdefault(inputs[1].node.name, []).append(node)
+    return found
+
+
+def input_names(net: Any) -> list[str]:
+    """As Gluon's export calls them: what ``hybrid_forward`` wants besides parameters of the block."""
+    wanted = list(inspect.signature(type(net).hybrid_forward).parameters.values())[2:]
+    count = sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in net._reg_params for p in wanted)
+    return ["data"] if count <= 1 else [f"data{i}" for i in range(count)]
+
+
+def trace(net: Any) -> Any:
+    """The network as one symbol."""
+    if not isinstance(net, mx.gluon.HybridBlock):
+        raise UnsupportedError(f"the network is a {type(net).__name__}, of which there is no graph (want a "
+                               "gluon.HybridBlock)")
+    try:
+        outputs = _flatten(net.forward(*[mx.sym.var(name) for name in input_names(net)]))
+    except (AttributeError, TypeError, ValueError, AssertionError, NotImplementedError, mx.MXNetError) as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise UnsupportedError(f"{type(net).__name__} cannot be traced with symbols: {type(error).__name__}: "
+                               f"{first_line}") from error
+    return outputs[0] if len(outputs) == 1 else mx.sym.Group(outputs)
+
+
+def _flatten(outputs: Any) -> list[Any]:
+    return [leaf for item in outputs for leaf in _flatten(item)] if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _nonnegative(g: Graph, port: Port) -> bool:
+    """By structure alone; a recursion over pass-through ops, iterative because networks are deep."""
+    pending, seen = [port], {port}
+    while pending:
+        node = pending.pop().node
+        if node.op in _NONNEGATIVE or _is_relu(node):
+            continue
+        sums = node.op in ("elemwise_add", "broadcast_add", "Concat", "elemwise_mul", "broadcast_mul")
+        if not (sums or node.op in ops.IDENTITIES or ops.kind(node) in (ops.PASS, ops.AVERAGE)
+                or node.op == "mean") or node.op == "fake_quantize":
+            return False
+        fresh = [p for p in (g.inputs(node) if sums else g.inputs(node)[:1]) if p not in seen]
+        seen.update(fresh)
+        pending += fresh
+    return True
+
+
+def _is_relu(node: Node) -> bool:
+    if node.op == "Activation":
+        return ops.attr(node, "act_type") in ("relu", "sigmoid", "softrelu")
+    return node.op == "clip" and ops.attr(node, "a_min") >= 0

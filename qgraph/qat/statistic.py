@@ -1,0 +1,66 @@
+"""Parameters that hold a running statistic, and get the batch's through their gradient.
+
+In a hybridized network nothing but gradients comes out of the graph, so a statistic is sent out as one:
+
+    tie(w, p, s) = reshape_like(w, repeat(make_loss(p * s)))         which uses its second input for its shape only
+
+is `w`, and after backward() the gradient of p is s, on every context and with every scaling of the loss: make_loss
+hands on a gradient of ones, whatever comes in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qgraph.runtimes.mxnet import import_mxnet
+
+mx = import_mxnet("qgraph.qat")
+
+
+class Statistic(mx.gluon.Parameter):  # type: ignore[name-defined,misc]
+    """Not trained: `Trainer`, `zero_grad` and the kvstore see grad_req 'null' and leave it alone, files keep it."""
+
+    def __init__(self, name: str, shape: tuple[int, ...] = (1,), init: Any = "zeros") -> None:
+        super().__init__(name, grad_req="null", shape=shape, init=init, allow_deferred_init=True, differentiable=False)
+
+    @property
+    def grad_req(self) -> str:
+        return "null"
+
+    @grad_req.setter
+    def grad_req(self, req: str) -> None:
+        self._grad_req = "null"
+
+    def _init_grad(self) -> None:
+        self._grad = [mx.nd.zeros_like(array) for array in self._data]
+        mx.autograd.mark_variables(self._data, self._grad, "write")
+
+    @property
+    def batch(self) -> list[Any]:
+        """What the last backward pass sent, per context."""
+        return self._grad or []
+
+
+def register(block: Any, attribute: str, parameter: Any) -> Any:
+    """Give a block a parameter after it was made; it is initialized where the others are.
+
+    Blocks that share their parameters share this one; the first one made stays.
+    """
+    owner = block.params if block.params._shared is None else block.params._shared
+    parameter = owner._params.setdefault(parameter.name, parameter)
+    block.params._params[parameter.name] = parameter
+    setattr(block, attribute, parameter)
+    others = [p for p in block.params.values() if p._data is not None]
+    if others and parameter._data is None:
+        parameter.initialize(ctx=others[0].list_ctx())
+    return parameter
+
+
+def tie(F: Any, value: Any, parameter: Any, statistic: Any, rows: Any) -> Any:
+    """`value`, and the gradient of `parameter` is the statistic (of its shape).
+
+    rows: length of axis 0 of `value`, or an array (length,).
+    """
+    sent = F.reshape(F.sum(F.make_loss(parameter * F.BlockGrad(statistic))), shape=(1,))
+    sent = F.repeat(sent, repeats=rows) if isinstance(rows, int) else F.broadcast_like(sent, F.BlockGrad(rows))
+    return F.reshape_like(value, sent, lhs_begin=0, lhs_end=1, rhs_begin=0, rhs_end=1)
