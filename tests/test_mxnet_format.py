@@ -416,7 +416,8 @@ def test_hundred_thousand_nodes_in_linear_time(tmp_path):
         return time.process_time() - start
 
     small, large = seconds(10_000), seconds(100_000)
-    assert large < 40 and large < 15 * max(small, 0.05)
+    # ten times the nodes: a quadratic step would take 100 times as long; caches and a busy machine cost a factor of 2
+    assert large < 30 * max(small, 0.05)
 
 
 # ---- params ---------------------------------------------------------------------------------------------------------
