@@ -9,7 +9,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         known = {n: shapes[n] for n in names if n in shapes}
         if to == "onnx":
             found = to_onnx(g, shapes)
-            difference, engine = _check(source, g, found, known, runtime)
+            difference, engine = _check_onnx(source, g, found, known, runtime)
         else:
             PassManager(PIPELINES["float"]).run(g)
             found = to_ncnn(g, shapes)
@@ -184,74 +184,79 @@ def _inputs(model: Graph | OnnxModel | NcnnModel) -> dict[str, list[int] | None]
 
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
-def _check(source: Graph, g: Graph, model: OnnxModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
+@dataclass
+class _Comparison:
+    """What is run for comparing, and on which shapes.
+
+    open: names of more tensors to watch -> an Executor of the written model.  logits: for each output the tensor in
+    front of its softmax, "" is none.  squashed: outputs that MXNet would want a label for.
+    """
+
+    to: str
+    inputs: Sequence[str]
+    open: Callable[[list[str]], Any]
+    logits: list[str]
+    squashed: list[bool]
+
+
+def _check_onnx(source: Graph, g: Graph, model: OnnxModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
     """(largest difference of an output as a part of its size, what it was compared with); None: not compared.
 
     g: `source` in the form from which `model` was made.  Raises QGraphError where they differ.
     """
-    runtime("comparing", name)  # refuses a name that is none, and MXNet where it is asked for and not there
-    unknown = [i for i in model.inputs if i not in shapes]
-    if unknown:
-        log.warning("the ONNX model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
-                    "(with the right numbers) tells it", unknown[0], unknown[0])
-        return None, ""
     made = {output for node in model.proto.graph.node for output in node.output}
-    inner = [q.node.name == p.node.name and p.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
-    watch = [source.inputs(p.node)[0] if p.node.op in _HEADS else p for p in source.heads]
-    logits = [g.inputs(q.node)[0].key if squashed else "" for q, squashed in zip(g.heads, inner)]
-    names = [n for n in logits if n in made]
-    ours = onnxruntime.Executor(model, watch=[*model.outputs, *names])
-    engine, theirs, batches = _engine(source, watch, name)
-    worst = 0.0
-    for batch in batches:
-        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0)
-        values = ours.run(feeds)
-        if theirs is None:
-            continue
-        wanted = theirs.run(feeds)
-        found = dict(zip(names, values[len(model.outputs):]))
-        for at, (q, value, want) in enumerate(zip(g.heads, values, wanted)):
-            if logits[at] in found:
-                worst = max(worst, _difference(want, found[logits[at]], logits[at], engine))
-            if inner[at]:  # MXNet's own would want a label
-                want = reference.evaluate(q.node, [reference.Tensor(want)])[0].real
-            worst = max(worst, _difference(want, value, q.key, engine))
-    return (worst if theirs is not None else None), engine
+    squashed = [q.node.name == p.node.name and p.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
+    logits = [g.inputs(q.node)[0].key if head else "" for q, head in zip(g.heads, squashed)]
+
+    def run(names: list[str]) -> Any:
+        return onnxruntime.Executor(model, watch=[*model.outputs, *names])
+
+    return _compare(source, g, shapes, name, _Comparison(
+        "ONNX", list(model.inputs), run, [key if key in made else "" for key in logits], squashed))
 
 
 def _check_ncnn(source: Graph, g: Graph, model: NcnnModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
     """The same of an ncnn model, where the package ncnn is installed."""
-    runtime("comparing", name)
-    unknown = [i for i in model.inputs if i not in shapes]
-    if unknown or not ncnn.is_installed():
-        log.warning("the ncnn model was not run: %s", f"the shape of input {unknown[0]!r} is not known; --input-shape "
-                    f"{unknown[0]}:1,3,224,224 (with the right numbers) tells it" if unknown else
-                    'the package ncnn is not installed (pip install "qgraph[ncnn]")')
+    if not ncnn.is_installed():
+        runtime("comparing", name)
+        log.warning('the ncnn model was not run: the package ncnn is not installed (pip install "qgraph[ncnn]")')
         return None, ""
     made = {blob: layer for layer in model.layers for blob in layer.outputs}
-    squashed = [made[blob] if made[blob].type == "Softmax" and p.node.op in _HEADS else None
-                for blob, p in zip(model.outputs, source.heads)]
+    logits = [made[blob].inputs[0] if made[blob].type == "Softmax" and p.node.op in _HEADS else ""
+              for blob, p in zip(model.outputs, source.heads)]
+    squashed = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
+
+    def run(names: list[str]) -> Any:
+        return ncnn.Executor(model, [*model.outputs, *names], half=False)
+
+    return _compare(source, g, shapes, name, _Comparison("ncnn", list(model.inputs), run, logits, squashed))
+
+
+def _compare(source: Graph, g: Graph, shapes: Shapes, name: str, of: _Comparison) -> tuple[float | None, str]:
+    runtime("comparing", name)  # refuses a name that is none, and MXNet where it is asked for and not there
+    if unknown := [i for i in of.inputs if i not in shapes]:
+        log.warning("the %s model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
+                    "(with the right numbers) tells it", of.to, unknown[0], unknown[0])
+        return None, ""
     watch = [source.inputs(p.node)[0] if p.node.op in _HEADS else p for p in source.heads]
-    inner = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
     engine, theirs, batches = _engine(source, watch, name)
-    logits = [layer.inputs[0] for layer in squashed if layer is not None]
-    ours = ncnn.Executor(model, [*model.outputs, *logits], half=False)
+    names = [key for key in of.logits if key]
+    ours = of.open(names)
     worst = 0.0
     for batch in batches:
-        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0)
+        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in of.inputs}, seed=0)
         values = ours.run(feeds)
         if theirs is None:
             continue
-        found = dict(zip(logits, values[len(model.outputs):]))
-        for at, (q, value, want) in enumerate(zip(g.heads, values, theirs.run(feeds))):
-            layer = squashed[at]
-            if want.ndim == 1 and value.size == want.size:  # ncnn's blobs have one axis at least
+        found = dict(zip(names, values[len(g.heads):]))
+        for q, value, want, logits, squashed in zip(g.heads, values, theirs.run(feeds), of.logits, of.squashed):
+            if of.to == "ncnn" and want.ndim == 1 and value.size == want.size:  # its blobs have one axis at least
                 value = value.reshape(want.shape)
-            if layer is not None:
-                worst = max(worst, _difference(want, found[layer.inputs[0]], layer.inputs[0], engine, "ncnn"))
-            if inner[at]:
+            if logits:
+                worst = max(worst, _difference(want, found[logits], logits, engine, of.to))
+            if squashed:  # MXNet's own would want a label
                 want = reference.evaluate(q.node, [reference.Tensor(want)])[0].real
-            worst = max(worst, _difference(want, value, q.key, engine, "ncnn"))
+            worst = max(worst, _difference(want, value, q.key, engine, of.to))
     return (worst if theirs is not None else None), engine
 
 
@@ -271,7 +276,7 @@ def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Any, 
     return REFERENCE, reference.Executor(source, watch), (1,)
 
 
-def _difference(want: np.ndarray, found: np.ndarray, name: str, engine: str, to: str = "ONNX") -> float:
+def _difference(want: np.ndarray, found: np.ndarray, name: str, engine: str, to: str) -> float:
     error = floatcheck.relative_error(want, found)
     if error > floatcheck.TOLERANCE:
         what = (f"has shape {found.shape} in {to}, {want.shape} with {engine}" if want.shape != found.shape else

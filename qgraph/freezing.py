@@ -156,7 +156,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     float_graph = g.copy()
     verdicts = _verdicts(float_graph, quant_steps)
 
-    before_calibration, after = _split_at_table(quant_steps)
+    before_calibration, after = split_at_table(quant_steps)
     PassManager(before_calibration, options.dump_passes or "", records).run(g)
     wants_table = bool(g.nodes("fake_quantize"))
     if not wants_table:
@@ -164,12 +164,12 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         table = None
     elif table is None:
         assert data is not None
-        table = _collect(float_graph, data, options, signed, progress)
+        table = collect_table(float_graph, data, options, signed, progress)
     else:
         table.check(float_graph.digest())
         table.check_bits(options.act_bits)
     shown = None if data is None else sample(data)
-    after = tuple(_bind(step, table=table, data=data, float_graph=float_graph, feeds=shown) for step in after)
+    after = tuple(bind(step, table=table, data=data, float_graph=float_graph, feeds=shown) for step in after)
     PassManager(after, options.dump_passes or "", records).run(g)
     for node in g.nodes("fake_quantize"):
         if not isinstance(node.quant, QParams):
@@ -178,7 +178,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     lowered = lower(g, target, shapes, options.int4)
     if isinstance(lowered, NcnnModel):
         lowered.preprocess = _preprocess(table, options)
-    checks: dict[str, Any] = _checks(g, float_graph, lowered, data, target, executor) if data is not None else {
+    checks: dict[str, Any] = run_checks(g, float_graph, lowered, data, target, executor) if data is not None else {
         "agreement": None, "departure": None}
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
@@ -189,7 +189,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
         records=records, findings=[f for step in after for f in getattr(step, "findings", ())],
         options=options.to_dict(), target=target,
-        sizes=(opened.size, _written_size(lowered)), checks=checks)
+        sizes=(opened.size, written_size(lowered)), checks=checks)
     return frozen
 
 
@@ -273,7 +273,7 @@ def _block_shapes(options: FreezeOptions) -> dict[str, tuple[int, ...]]:
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 
-def _collect(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
+def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
              progress: Progress | None) -> CalibrationTable:
     from qgraph.calibration import collect
 
@@ -291,7 +291,7 @@ def _preprocess(table: CalibrationTable | None, options: FreezeOptions) -> Prepr
 
 # ---- passes ---------------------------------------------------------------------------------------------------------
 
-def _split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+def split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
     """(passes before, passes from the first one that reads the calibration)"""
     for at, step in enumerate(steps):
         if any(f.name == "table" for f in dataclasses.fields(step)):  # type: ignore[arg-type]
@@ -299,7 +299,7 @@ def _split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pa
     return steps, ()
 
 
-def _bind(step: Pass, **found: Any) -> Pass:
+def bind(step: Pass, **found: Any) -> Pass:
     """The pass with what only a run can know in the fields that it has for it."""
     names = {f.name for f in dataclasses.fields(step)} & found.keys()  # type: ignore[arg-type]
     return dataclasses.replace(step, **{name: found[name] for name in names}) if names else step  # type: ignore
@@ -319,7 +319,7 @@ def _verdicts(float_graph: Graph, steps: Sequence[Pass]) -> dict[str, str]:
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
-def _checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnModel, data: Data, target: targets.Target,
+def run_checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnModel, data: Data, target: targets.Target,
             executor: Any) -> dict[str, Any]:
     """Agreement with the float model, and the kernels' departure from exact arithmetic.
 
@@ -341,7 +341,7 @@ def _checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnModel
             "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, run)}
 
 
-def _written_size(lowered: Graph | OnnxModel | NcnnModel) -> int:
+def written_size(lowered: Graph | OnnxModel | NcnnModel) -> int:
     """Bytes of the model's files that `save` writes."""
     if isinstance(lowered, NcnnModel):
         return lowered.size

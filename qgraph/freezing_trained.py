@@ -56,30 +56,30 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
             quant_steps = tuple(step for step in quant_steps if step.name not in left_out)
         else:
             trained.drop_activations(g)
-        before, after = freezing._split_at_table(quant_steps)
+        before, after = freezing.split_at_table(quant_steps)
         PassManager(before, options.dump_passes or "", records).run(g)
         if missing := trained.missing_ranges(g, entries):
             if table is None:
                 trained.need(data, missing, target)
                 assert data is not None
-                table = freezing._collect(float_graph, data, options, target.signed(options.act_signed), progress)
+                table = freezing.collect_table(float_graph, data, options, target.signed(options.act_signed), progress)
             else:
                 table.check(float_graph.digest())
         table = trained.joined(table, entries, float_graph)
         shown = None if data is None else sample(data)
         known = {"table": table, "data": data, "float_graph": float_graph, "feeds": shown}
-        after = tuple(freezing._bind(step, **known) for step in after)
+        after = tuple(freezing.bind(step, **known) for step in after)
         PassManager(after, options.dump_passes or "", records).run(g)
         findings = [f for step in after for f in getattr(step, "findings", ())]
     lowered = freezing.lower(g, target, shapes)
     checks: dict[str, Any] = {"agreement": None, "departure": None}
     if data is not None:
-        checks = freezing._checks(g, float_graph, lowered, data, target, executor)
+        checks = freezing.run_checks(g, float_graph, lowered, data, target, executor)
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
     frozen = freezing.Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
         records=records, findings=findings, options=options.to_dict(), target=target,
-        sizes=(opened.size, freezing._written_size(lowered)), checks=checks)
+        sizes=(opened.size, freezing.written_size(lowered)), checks=checks)
     return frozen

@@ -53,3 +53,29 @@ def fits_codes(node: Node, reader: Node) -> bool:
         return False
     end = upper_end(node)
     return end is None or round(end / float(qp.scale)) + int(qp.zero_point) >= qp.qmax
+
+
+_POSITIVE = frozenset({"relu", "sigmoid", "softmax", "exp", "hard_sigmoid", "abs", "square", "sqrt"})
+_MIXING = frozenset({"Pooling", "UpSampling", "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D", "mean"})
+_JOINING = frozenset({"Concat", "elemwise_add", "broadcast_add", "add_n", "elemwise_mul", "broadcast_mul"})
+
+
+def nonnegative(g: Graph) -> set[Port]:
+    """Ports that never hold a negative value, as far as the ops tell."""
+    found: set[Port] = set()
+    for node in g.toposort():
+        if _is_nonnegative(g, node, found):
+            found.update(Port(node, index) for index in range(node.n_out))
+    return found
+
+
+def _is_nonnegative(g: Graph, node: Node, found: set[Port]) -> bool:
+    carries = node.op != "LeakyReLU" and "act_type" in ops.info(node.op).defaults
+    act = ops.attr(node, "act_type") if carries else ""
+    if node.op in _POSITIVE or act in ("relu", "sigmoid", "softrelu"):
+        return True
+    if node.op == "clip" or act == "clip":
+        return bool(ops.attr(node, "a_min") >= 0)
+    if node.op in _MIXING or node.op in ops.IDENTITIES or ops.kind(node) in (ops.PASS, ops.AVERAGE):
+        return g.inputs(node)[0] in found
+    return node.op in _JOINING and all(p in found for p in g.inputs(node))

@@ -87,24 +87,24 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
 def _open_onnx(path: str, params: str | None) -> Model:
     from qgraph.formats.onnx_model import load
 
-    if params:
-        raise OptionError(f"--params {params}: an ONNX model has its parameters inside")
-    if not os.path.isfile(path):
-        raise OptionError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}, want an .onnx model"
-                          + _close(path, ".onnx"))
+    _want_file(path, "an .onnx model", params, "an ONNX model has its parameters inside")
     return Model(load(path), path[: -len(".onnx")], (path,))
 
 
 def _open_ncnn(path: str, params: str | None) -> Model:
     from qgraph.formats.ncnn_model import load
 
-    if params:
-        raise OptionError(f"--params {params}: an ncnn model has its parameters in the .bin beside it")
-    if not os.path.isfile(path):
-        raise OptionError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}, want a .param of ncnn"
-                          + _close(path, ".param"))
+    _want_file(path, "a .param of ncnn", params, "an ncnn model has its parameters in the .bin beside it")
     prefix = path[: -len(".param")]
     return Model(load(path), prefix, (path, prefix + ".bin"))
+
+
+def _want_file(path: str, what: str, params: str | None, where: str) -> None:
+    if params:
+        raise OptionError(f"--params {params}: {where}")
+    if not os.path.isfile(path):
+        raise OptionError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}, want {what}"
+                          + _close(path, os.path.splitext(path)[1]))
 
 
 def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from qgraph.geometry import (
     spatial_attrs,
 )
 from qgraph.ir import Graph, Node, Port
+from qgraph.registry import enter
 
 Rule = Callable[[Node, list[Shape]], Union[Shape, list[Shape]]]
 
@@ -42,10 +43,7 @@ RULES: dict[str, Rule] = {}
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a shape rule for these ops."""
-    def add(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-    return add
+    return enter(RULES, names)
 
 
 def infer(g: Graph, input_shapes: Mapping[str, Sequence[int]]) -> dict[Port, Shape]:
@@ -83,6 +81,18 @@ def value_inputs(g: Graph, node: Node) -> list[Port]:
     names = ops.info(node.op).inputs
     ports = g.inputs(node)
     return ports[:names.index("label")] if "label" in names else ports
+
+
+def value_nodes(g: Graph) -> set[Node]:
+    """The nodes that some output's value depends on at inference."""
+    found: set[Node] = set()
+    pending = [head.node for head in g.heads]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += [port.node for port in value_inputs(g, node)]
+    return found
 
 
 def _check(node: Node, shape: Shape) -> None:

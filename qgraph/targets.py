@@ -47,16 +47,24 @@ class Target:
         return self.act.signed if chosen is None and self.act.symmetric else chosen
 
 
+def _is_2d(conv: Node) -> bool:
+    return len(ops.attr(conv, "kernel")) == 2 and ops.attr(conv, "layout") in ("None", "NCHW")
+
+
+def _is_dense_or_depthwise(g: Graph, conv: Node) -> bool:
+    """One group, or one input and one output channel in each."""
+    groups, weight = ops.attr(conv, "num_group"), g.param(g.inputs(conv)[1])
+    return groups == 1 or (groups == ops.attr(conv, "num_filter") and weight is not None and weight.shape[1] == 1)
+
+
 def _refuse_mxnet(g: Graph, node: Node) -> str:
     """Layers that MXNet 1.9.1's oneDNN kernels have no int8 form of, or compute wrongly."""
     if node.op == "Deconvolution":
         return "MXNet has no int8 Deconvolution"
     if node.op == "Convolution":
-        weight = g.param(g.inputs(node)[1])
-        groups, filters = ops.attr(node, "num_group"), ops.attr(node, "num_filter")
-        if len(ops.attr(node, "kernel")) != 2 or ops.attr(node, "layout") not in ("None", "NCHW"):
+        if not _is_2d(node):
             return "MXNet's int8 convolution is 2-D, NCHW"
-        if groups > 1 and (groups != filters or weight is None or weight.shape[1] != 1):
+        if not _is_dense_or_depthwise(g, node):
             return "MXNet's int8 kernel computes grouped convolutions with wrong scales"
     if ops.attr(node, "act_type") not in ("", "relu", "clip"):
         return f"MXNet's int8 kernel is not used with {ops.attr(node, 'act_type')}"
@@ -73,10 +81,9 @@ def _refuse_ncnn(g: Graph, node: Node) -> str:
     if node.op == "Deconvolution":
         return "ncnn has no int8 transposed convolution"
     if node.op == "Convolution":
-        groups, weight = ops.attr(node, "num_group"), g.param(g.inputs(node)[1])
-        if len(ops.attr(node, "kernel")) != 2 or ops.attr(node, "layout") not in ("None", "NCHW"):
+        if not _is_2d(node):
             return "ncnn's int8 convolution is 2-D, NCHW"
-        if groups > 1 and (groups != ops.attr(node, "num_filter") or weight is None or weight.shape[1] != 1):
+        if not _is_dense_or_depthwise(g, node):
             return "ncnn computes grouped int8 convolutions wrongly on x86, but for depthwise ones"
     return ""
 

@@ -22,10 +22,10 @@ from qgraph.formats.ncnn_int8 import (
     fuse_requantize,
     is_int8,
     largest_sum,
-    nonnegative,
     scale_table,
 )
 from qgraph.formats.ncnn_model import NcnnModel
+from qgraph.integers import nonnegative
 from qgraph.quant.spec import QParams, QSpec, quantize
 from qgraph.runtimes.ncnn import Executor, is_installed
 from qgraph.runtimes.reference import Executor as Reference

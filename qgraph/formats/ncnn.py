@@ -18,13 +18,14 @@ from qgraph.errors import UnsupportedError
 from qgraph.formats import ncnn_math, ncnn_nn, ncnn_shape  # noqa: F401  (the import fills the table)
 from qgraph.formats.ncnn_convert import CONVERTERS, MAX_RANK, Context, missing, sizes
 from qgraph.formats.ncnn_files import Layer
-from qgraph.formats.ncnn_int8 import fuse_requantize, limit_winograd, nonnegative
+from qgraph.formats.ncnn_int8 import fuse_requantize, limit_winograd
 from qgraph.formats.ncnn_model import Codes, NcnnModel
+from qgraph.integers import nonnegative
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.runtimes.kernels import KERNELS
 from qgraph.runtimes.reference import Tensor, evaluate
-from qgraph.shapes import Shape, infer, value_inputs
+from qgraph.shapes import Shape, infer, value_inputs, value_nodes
 
 _BATCHES = (2, 3)
 _SHAPE_ONLY = {"slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,),
@@ -82,7 +83,7 @@ class _Emitter:
     # ---- the whole --------------------------------------------------------------------------------------------------
 
     def run(self) -> NcnnModel:
-        reached = self._reached()
+        reached = value_nodes(self.g)
         for node in self.order:
             if node in reached:
                 self._node(node)
@@ -95,17 +96,6 @@ class _Emitter:
         codes = {fq: Codes(wanted[blob], fq.quant) for fq, blob in quantizers.items()
                  if isinstance(fq.quant, QParams)}
         return NcnnModel(self.layers, outputs, integers=codes, requantized=fused, masked=masked)
-
-    def _reached(self) -> set[Node]:
-        """Nodes that an output depends on; labels of the training do not count."""
-        reached: set[Node] = set()
-        pending = [h.node for h in self.g.heads]
-        while pending:
-            node = pending.pop()
-            if node not in reached:
-                reached.add(node)
-                pending += [p.node for p in value_inputs(self.g, node)]
-        return reached
 
     def _head(self, head: Port) -> str:
         if head not in self.blobs:

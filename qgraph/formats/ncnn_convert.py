@@ -24,6 +24,7 @@ from qgraph.formats.ncnn_files import Layer, Value, Weight
 from qgraph.geometry import Shape, axis_of
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams
+from qgraph.registry import enter
 
 if TYPE_CHECKING:
     from qgraph.formats.ncnn import _Emitter
@@ -38,10 +39,7 @@ _SIZES = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 11, 1, 0)}  # ids of R
 
 def converter(*names: str) -> Callable[[Converter], Converter]:
     """Register a converter for these ops."""
-    def add(function: Converter) -> Converter:
-        CONVERTERS.update(dict.fromkeys(names, function))
-        return function
-    return add
+    return enter(CONVERTERS, names)
 
 
 def missing(node: Node) -> UnsupportedError:

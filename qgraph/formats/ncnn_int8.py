@@ -9,11 +9,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.ncnn_convert import Context
 from qgraph.formats.ncnn_files import Layer, Weight
-from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import per_axis, quantize
 
 FUSING = ("Convolution", "ConvolutionDepthWise")
@@ -125,33 +123,6 @@ def limit_winograd(layers: list[Layer], nonnegative_blobs: Iterable[str]) -> lis
             layer.params[MASK] = NO_WINOGRAD
             masked.append(layer.name)
     return masked
-
-
-_PASSING = frozenset({"fake_quantize", "Flatten", "Reshape", "transpose", "SwapAxis", "expand_dims", "squeeze", "slice",
-                      "slice_axis", "SliceChannel", "slice_like", "Crop", "UpSampling", "Dropout", "Pooling",
-                      "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D", *ops.IDENTITIES})
-_JOINING = frozenset({"Concat", "elemwise_add", "broadcast_add", "add_n", "elemwise_mul", "broadcast_mul"})
-
-
-def nonnegative(g: Graph) -> set[Port]:
-    """Ports that never hold a negative value, as far as the ops tell."""
-    found: set[Port] = set()
-    for node in g.toposort():
-        if _is_nonnegative(g, node, found):
-            found.update(Port(node, index) for index in range(node.n_out))
-    return found
-
-
-def _is_nonnegative(g: Graph, node: Node, found: set[Port]) -> bool:
-    carried = ops.attr(node, "act_type") if "act_type" in ops.info(node.op).defaults else ""
-    if node.op in ("relu", "sigmoid", "softmax", "exp", "hard_sigmoid") or (
-            node.op != "LeakyReLU" and carried in ("relu", "sigmoid", "softrelu")):
-        return True
-    if node.op == "clip" or (carried == "clip" and node.op != "LeakyReLU"):
-        return bool(ops.attr(node, "a_min") >= 0)
-    if node.op in _PASSING:
-        return g.inputs(node)[0] in found
-    return node.op in _JOINING and all(p in found for p in g.inputs(node))
 
 
 # ---- the table of scales --------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from qgraph.integers import fits_codes
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import known_channels
 from qgraph.quant.spec import QParams, per_axis, quantize
-from qgraph.shapes import Shape, infer, value_inputs
+from qgraph.shapes import Shape, infer, value_inputs, value_nodes
 
 OPSET, IR_VERSION = 21, 10
 BATCH = "N"
@@ -70,7 +70,7 @@ class _Emitter:
         from onnx import helper
 
         feeds = [n for n in self.order if n.op == "null" and n.name not in self.g.params]
-        reached = self._reached()
+        reached = value_nodes(self.g)
         for node in self.order:
             if node.op == "null":
                 if node.name not in self.g.params:
@@ -106,17 +106,6 @@ class _Emitter:
         """Initializers that some node reads: converters may do without one, such as a gamma that is fixed."""
         read = {name for node in self.nodes for name in node.input}.union(outputs)
         return [tensor for name, tensor in self.constants.items() if name in read]
-
-    def _reached(self) -> set[Node]:
-        """Nodes that an output depends on; labels of the training do not count."""
-        reached: set[Node] = set()
-        pending = [h.node for h in self.g.heads]
-        while pending:
-            node = pending.pop()
-            if node not in reached:
-                reached.add(node)
-                pending += [p.node for p in value_inputs(self.g, node)]
-        return reached
 
     def _dims(self, port: Port) -> list[Any] | None:
         known = self.shapes.get(port)

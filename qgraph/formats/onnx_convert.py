@@ -22,6 +22,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.ir import Graph, Node, Port
+from qgraph.registry import enter
 
 if TYPE_CHECKING:
     from qgraph.formats.onnx import _Emitter
@@ -33,10 +34,7 @@ CONVERTERS: dict[str, Converter] = {}
 
 def converter(*names: str) -> Callable[[Converter], Converter]:
     """Register a converter for these ops."""
-    def add(function: Converter) -> Converter:
-        CONVERTERS.update(dict.fromkeys(names, function))
-        return function
-    return add
+    return enter(CONVERTERS, names)
 
 
 def missing(node: Node) -> UnsupportedError:

@@ -24,6 +24,7 @@ from qgraph.qat.layer import Quantizer, call
 from qgraph.qat.statistic import mx
 from qgraph.quant.spec import QParams, QSpec, fake_quantize, with_range
 from qgraph.quant.weights import weight_params
+from qgraph.trained import sample_of
 
 ROUNDING = "mxnet"
 SAMPLE_IMAGES = 32
@@ -135,10 +136,8 @@ def quantized_ports(net: Any) -> tuple[Graph, dict[tuple[str, int], Port]]:
 def export(net: Any, path: str, epoch: int) -> None:
     """See `Control.export`."""
     files = dict(checkpoint_files(lower(from_gluon(net), marked=True), path, epoch))
-    sample = net.qat_control.sample
-    if sample:
-        names = ["data"] if len(sample) == 1 else [f"data{i}" for i in range(len(sample))]
-        files[f"{path}-calib.npz"] = _npz({n: x[:SAMPLE_IMAGES].asnumpy() for n, x in zip(names, sample)})
+    if sample := sample_of(net):
+        files[f"{path}-calib.npz"] = _npz({name: x[:SAMPLE_IMAGES] for name, x in sample.items()})
     write_files(files)
 
 

@@ -9,23 +9,24 @@ from typing import Any
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet import load
+from qgraph.integers import nonnegative
 from qgraph.ir import Graph, Node, Port
 from qgraph.qat.statistic import mx
 
 CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
-_NONNEGATIVE = frozenset({"relu", "sigmoid", "exp", "abs", "square", "softmax", "sqrt", "hard_sigmoid"})
 
 
 @dataclass
 class Network:
     """layers: name of a weight -> nodes that compute with it.  norms: name of a gamma -> BatchNorm nodes.
 
-    why: why the network could not be traced, or "".
+    positive: what is never negative.  why: why the network could not be traced, or "".
     """
 
     graph: Graph
     layers: dict[str, list[Node]] = field(default_factory=dict)
     norms: dict[str, list[Node]] = field(default_factory=dict)
+    positive: set[Port] = field(default_factory=set)
     why: str = ""
 
     def bn_behind(self, layer: Any) -> tuple[str, str]:
@@ -58,7 +59,7 @@ class Network:
     def nonnegative(self, layer: Any) -> bool | None:
         """Whether everything that the block reads is known not to be negative; None without a graph."""
         nodes = [] if self.why else self.layers.get(layer.weight.name, [])
-        return all(_nonnegative(self.graph, self.graph.inputs(n)[0]) for n in nodes) if nodes else None
+        return all(self.graph.inputs(n)[0] in self.positive for n in nodes) if nodes else None
 
 
 def examine(net: Any) -> Network:
@@ -67,7 +68,8 @@ def examine(net: Any) -> Network:
         symbol = trace(net)
     except UnsupportedError as error:
         return Network(Graph(), why=str(error))
-    found = Network(load(symbol))
+    graph = load(symbol)
+    found = Network(graph, positive=nonnegative(graph))
     for node in found.graph.toposort():
         inputs = found.graph.inputs(node)
         if ops.kind(node) == ops.COMPUTE and inputs[1].node.op == "null":
@@ -100,26 +102,3 @@ def trace(net: Any) -> Any:
 
 def _flatten(outputs: Any) -> list[Any]:
     return [leaf for item in outputs for leaf in _flatten(item)] if isinstance(outputs, (list, tuple)) else [outputs]
-
-
-def _nonnegative(g: Graph, port: Port) -> bool:
-    """By structure alone; a recursion over pass-through ops, iterative because networks are deep."""
-    pending, seen = [port], {port}
-    while pending:
-        node = pending.pop().node
-        if node.op in _NONNEGATIVE or _is_relu(node):
-            continue
-        sums = node.op in ("elemwise_add", "broadcast_add", "Concat", "elemwise_mul", "broadcast_mul")
-        if not (sums or node.op in ops.IDENTITIES or ops.kind(node) in (ops.PASS, ops.AVERAGE)
-                or node.op == "mean") or node.op == "fake_quantize":
-            return False
-        fresh = [p for p in (g.inputs(node) if sums else g.inputs(node)[:1]) if p not in seen]
-        seen.update(fresh)
-        pending += fresh
-    return True
-
-
-def _is_relu(node: Node) -> bool:
-    if node.op == "Activation":
-        return ops.attr(node, "act_type") in ("relu", "sigmoid", "softrelu")
-    return node.op == "clip" and ops.attr(node, "a_min") >= 0

@@ -21,6 +21,7 @@ from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.geometry import axis_of, pool_geometry, reduced_axes, reshape_target, resize_output, slices
 from qgraph.ir import Node
+from qgraph.registry import enter
 from qgraph.runtimes.linear import LINEAR, along_channels, window
 
 Kernel = Callable[..., Union[np.ndarray, list[np.ndarray]]]
@@ -29,10 +30,7 @@ KERNELS: dict[str, Kernel] = {}
 
 def kernel(*names: str) -> Callable[[Kernel], Kernel]:
     """Register a function as the kernel of these ops."""
-    def add(function: Kernel) -> Kernel:
-        KERNELS.update(dict.fromkeys(names, function))
-        return function
-    return add
+    return enter(KERNELS, names)
 
 
 # ---- activations ----------------------------------------------------------------------------------------------------
