@@ -9,6 +9,7 @@ from qgraph import floatcheck, freezing, report, targets, trained
 from qgraph.calibdata import find_data, sample
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.fusion import fusion
+from qgraph.integers import drop_quantizers
 from qgraph.models import Model, default_prefix, hinted_shapes
 from qgraph.options import FreezeOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
@@ -55,7 +56,7 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
             left_out = {"quantize-between"} | ({"quantize-bias"} if narrow else set())
             quant_steps = tuple(step for step in quant_steps if step.name not in left_out)
         else:
-            trained.drop_activations(g)
+            drop_quantizers(g)
         before, after = freezing.split_at_table(quant_steps)
         PassManager(before, options.dump_passes or "", records).run(g)
         if missing := trained.missing_ranges(g, entries):

@@ -34,6 +34,13 @@ def quantizers_behind(g: Graph, port: Port) -> list[Node]:
     return []
 
 
+def drop_quantizers(g: Graph) -> None:
+    """fake_quantize(x)  ->  x, everywhere."""
+    for fq in g.nodes("fake_quantize"):
+        g.replace_uses(fq, g.inputs(fq)[0])
+        g.remove(fq)
+
+
 def is_dense(g: Graph, conv: Node) -> bool:
     """A 1x1 convolution of a 1x1 map, which is a fully connected layer and can write floats."""
     source = g.inputs(conv)[0].node

@@ -171,13 +171,6 @@ def respecify(g: Graph, target: Target) -> None:
             fq.quant = dataclasses.replace(target.act, bits=qp.bits, signed=signed)
 
 
-def drop_activations(g: Graph) -> None:
-    """fq(x) -> x."""
-    for fq in g.nodes("fake_quantize"):
-        g.replace_uses(fq, g.inputs(fq)[0])
-        g.remove(fq)
-
-
 def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
     """Tensors that have a quantizer and no trained range."""
     wanted: dict[str, None] = {}

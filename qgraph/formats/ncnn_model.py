@@ -13,6 +13,7 @@ from qgraph.files import Content
 from qgraph.formats.ncnn_files import Layer, bin_bytes, param_text, read_bin, read_param
 from qgraph.formats.ncnn_int8 import is_int8, scale_table
 from qgraph.formats.ncnn_note import usage_note
+from qgraph.integers import drop_quantizers
 from qgraph.ir import Graph, Node
 from qgraph.preprocess import Preprocess
 from qgraph.quant.spec import QParams
@@ -108,7 +109,5 @@ def load(path: str) -> NcnnModel:
 def folded_graph(g: Graph) -> Graph:
     """A quantized graph without its quantizers: float, with the weights' values on the grid."""
     twin = g.copy()
-    for fq in twin.nodes("fake_quantize"):
-        twin.replace_uses(fq, twin.inputs(fq)[0])
-        twin.remove(fq)
+    drop_quantizers(twin)
     return twin
