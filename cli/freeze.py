@@ -30,8 +30,9 @@ from qgraph.cli.options import (
 @click.option("--weight-bits", type=int, default=8, show_default=True, metavar="N")
 @click.option("--act-bits", type=int, default=8, show_default=True, metavar="N")
 @click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True)
-@click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "minmax", "entropy"]),
-              default="naive", show_default=True, help="How ranges are chosen (minmax is naive, entropy is kl).")
+@click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "minmax", "entropy", "online"]),
+              default="naive", show_default=True, help="How ranges are chosen (minmax is naive, entropy is kl; "
+              "online: from each batch as it runs, mxnet-sim).")
 @click.option("--calib-data", metavar="PATH", help=".rec, folder of images, .npz or .npy of ready N,C,H,W floats.  "
               "[default: MODEL-calib.npz, else images distilled from the BatchNorms]")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")

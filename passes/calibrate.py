@@ -6,7 +6,7 @@ import dataclasses
 from typing import Optional
 
 from qgraph.errors import CalibrationError
-from qgraph.integers import quantizers_behind
+from qgraph.integers import nonnegative, quantizers_behind
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams, QSpec, with_range
 from qgraph.quant.table import CalibrationTable
@@ -19,8 +19,8 @@ class Calibrate(Pass):
     """fake_quantize{spec} -> fake_quantize{spec, scale, zero_point}.
 
     An activation takes the range of its source tensors in `table`; a weight takes the smallest range that covers it,
-    per tensor, group or channel.  signed_input_limit: largest code of a weight whose layer reads signed codes, 0 is
-    none.
+    per tensor, group or channel.  An online activation stays a spec; "auto" makes it signed unless its ops cannot write
+    negative values.  signed_input_limit: largest code of a weight whose layer reads signed codes, 0 is none.
     """
 
     name = "calibrate"
@@ -30,7 +30,7 @@ class Calibrate(Pass):
 
     def run(self, g: Graph) -> int:
         open_nodes = [n for n in g.nodes("fake_quantize") if not isinstance(n.quant, QParams)]
-        activations = [n for n in open_nodes if g.param(g.inputs(n)[0]) is None]
+        activations = [n for n in open_nodes if g.param(g.inputs(n)[0]) is None and not _online(n)]
         weights = [n for n in open_nodes if g.param(g.inputs(n)[0]) is not None]
         if activations and self.table is None:
             raise CalibrationError("calibrate: no calibration table; collect one with qgraph.calibration.collect")
@@ -45,7 +45,20 @@ class Calibrate(Pass):
             weight = g.param(g.inputs(node)[0])
             assert weight is not None
             node.quant = weight_params(node.origin[0] if node.origin else node.name, weight, spec)
-        return len(open_nodes)
+        return len(activations) + len(weights) + _settle_signs(g, [n for n in open_nodes if _online(n)])
+
+
+def _online(node: Node) -> bool:
+    return node.quant is not None and node.quant.online
+
+
+def _settle_signs(g: Graph, online: list[Node]) -> int:
+    undecided = [n for n in online if n.quant is not None and n.quant.signed is None]
+    positive = nonnegative(g) if undecided else set()
+    for node in undecided:
+        assert node.quant is not None
+        node.quant = dataclasses.replace(node.quant, signed=g.inputs(node)[0] not in positive)
+    return len(undecided)
 
 
 def activation_params(g: Graph, node: Node, spec: QSpec, table: CalibrationTable) -> QParams:

@@ -46,7 +46,7 @@ class InsertFakeQuantize(Pass):
     Readers of one tensor share one node.  target: a row of `qgraph.targets`, which also decides what stays in float.
     granularity: of the weights, layer, group or channel.  act_signed: auto, signed or unsigned.
     exclude: patterns of `qgraph.select` (in Python a tuple, on the command line `--exclude`).
-    activations: False quantizes weights alone.
+    activations: False quantizes weights alone.  online: their ranges come from the batch that is being run.
     """
 
     name = "insert-fake-quantize"
@@ -57,13 +57,15 @@ class InsertFakeQuantize(Pass):
     act_signed: str = "auto"
     exclude: tuple[str, ...] = ()
     activations: bool = True
+    online: bool = False
 
     def run(self, g: Graph) -> int:
         target = targets.get_target(self.target)
         granularity = as_granularity(self.granularity)
         targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed)
         weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
-        act = dataclasses.replace(target.act, bits=self.act_bits, signed=target.signed(self.act_signed))
+        act = dataclasses.replace(target.act, bits=self.act_bits, signed=target.signed(self.act_signed),
+                                  online=self.online)
         made: dict[Port, Node] = {}
         count = 0
         for node, reason in layer_verdicts(g, target, self.exclude).items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qgraph import targets
-from qgraph.options import FreezeOptions
+from qgraph.errors import UnsupportedError
+from qgraph.options import ONLINE, FreezeOptions
 from qgraph.passes import (  # noqa: F401  (the import registers them)
     PIPELINES,
     bake_weights,
@@ -46,11 +47,14 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     target = targets.get_target(options.target)
     granularity = as_granularity(options.granularity)
     targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed)
+    if options.calib == ONLINE and target.flow != "simulated":
+        raise UnsupportedError(f"target {target.name} has fixed ranges and cannot carry --calib {ONLINE}; "
+                               "mxnet-sim can (--target mxnet-sim)")
     given: dict[str, dict[str, Any]] = {
         "insert-fake-quantize": {
             "target": target.name, "granularity": granularity, "exclude": options.exclude,
             "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed,
-            "activations": not options.int4},
+            "activations": not options.int4, "online": options.calib == ONLINE},
         "calibrate": {"signed_input_limit": target.signed_input_limit},
         "round-weights": {"rounding": target.rounding},
         "pair-channels": {"rounding": target.rounding, "active": options.isa != "vnni"},

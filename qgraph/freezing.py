@@ -32,7 +32,7 @@ from qgraph.models import (
     is_quantized_op,
     open_model,
 )
-from qgraph.options import FreezeOptions, Progress, parse_shapes
+from qgraph.options import ONLINE, FreezeOptions, Progress, parse_shapes
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.passes.pipelines import pipeline, split
@@ -132,6 +132,9 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     executor = runtime("freezing a model", options.runtime)
     opened = open_model(model, options.params, options.epoch, _block_shapes(options))
     opened.as_graph("freezing")
+    online = options.calib == ONLINE
+    if online and (calib_table is not None or options.calib_table is not None):
+        raise OptionError(f"--calib {ONLINE}: takes the ranges from the batch that is run, and no --calib-table")
     _refuse_frozen(opened)
     table = calib_table if calib_table is not None else options.calib_table
     if isinstance(table, (str, os.PathLike)):
@@ -145,7 +148,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     original = opened.graph.copy()
     bare = opened.graph.copy()
     Canonicalize().run(bare)
-    data, shapes = find_data(opened, bare, options, calib_data, needed=table is None, progress=progress)
+    data, shapes = find_data(opened, bare, options, calib_data, needed=table is None and not online, progress=progress)
     first = next(iter(data)) if data is not None else None
 
     g = opened.graph
@@ -158,10 +161,11 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
 
     before_calibration, after = split_at_table(quant_steps)
     PassManager(before_calibration, options.dump_passes or "", records).run(g)
-    wants_table = bool(g.nodes("fake_quantize"))
-    if not wants_table:
+    if not g.nodes("fake_quantize"):
         log.warning("warning: nothing is quantized: every layer is excluded or stays in float")
         table = None
+    elif online:
+        log.info("ranges: of the batch that is being run")
     elif table is None:
         assert data is not None
         table = collect_table(float_graph, data, options, signed, progress)
@@ -172,7 +176,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     after = tuple(bind(step, table=table, data=data, float_graph=float_graph, feeds=shown) for step in after)
     PassManager(after, options.dump_passes or "", records).run(g)
     for node in g.nodes("fake_quantize"):
-        if not isinstance(node.quant, QParams):
+        if not isinstance(node.quant, QParams) and not (node.quant and node.quant.online):
             raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
 
     lowered = lower(g, target, shapes, options.int4)

@@ -17,6 +17,7 @@ from qgraph.preprocess import Preprocess
 Progress = Callable[[str, int, Optional[int]], None]  # (what is done, how many so far, how many in all)
 Shapes = Mapping[str, Sequence[int]]
 DEFAULT_IMAGES = 512
+ONLINE = "online"  # instead of a calibration method: ranges of the batch that is being run
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class FreezeOptions(DataOptions):
     """What `qgraph freeze` does. Every field is a flag of the command line, with ``-`` for ``_``.
 
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.select`.
-    calib: a method of `qgraph.quant.ranges`.  passes: a pipeline of one's own instead of the standard one.
+    calib: a method of `qgraph.quant.ranges`, or online.  passes: a pipeline of one's own instead of the standard one.
     user_passes: ``--pass MODULE:CLASS@AFTER``.  output: prefix of the files that are written.
     isa: what executes an ONNX model, of `qgraph.passes.limit_weights`.  int4: 4-bit weights in 4-bit storage, and
     activations in float (ONNX).  runtime: of `qgraph.runtimes`, the engine that runs models meanwhile.

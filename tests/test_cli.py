@@ -196,13 +196,15 @@ def test_usage_errors_exit_with_2(args: list[str], capsys: pytest.CaptureFixture
 
 def test_the_choices_are_those_of_the_library() -> None:
     from qgraph.cli.freeze import command
+    from qgraph.options import ONLINE
     from qgraph.quant.ranges import method
     from qgraph.targets import TARGETS
 
     choices = {p.name: list(p.type.choices) for p in command.params if hasattr(p.type, "choices")}
     assert choices["targets"] == list(TARGETS)
     assert choices["act_signed"] == list(TARGETS["mxnet-sim"].act_signed)
-    for name in choices["calib"]:
+    assert choices["calib"][-1] == ONLINE
+    for name in choices["calib"][:-1]:
         assert method(name)
 
 

@@ -1,6 +1,7 @@
 """Target `mxnet-sim`: the quantized graph simulated in float by MXNet's own ops.
 
     fake_quantize(x)  ->  [clip ->] _contrib_quantize_v2 -> _contrib_dequantize
+    fake_quantize(x)  {online}: the same, to a range that is computed: mean over the images of max |x|, or of max x
     fake_quantize(w)  ->  w, whose baked values lie on the grid already
 
 MXNet encodes the step s of a CPU quantizer as a range of 127.5 s (int8) or 255.5 s (uint8), see `spec.mxnet_range`.
@@ -9,11 +10,13 @@ Fewer than 8 bits, or a lowest code of -127, are a `clip` in front.
 
 from __future__ import annotations
 
+from typing import Any
+
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_marks import AS_IS, MARK, mark_of
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams, mxnet_range
+from qgraph.quant.spec import QParams, QSpec, mxnet_range
 
 
 def lower(g: Graph, marked: bool = False) -> Graph:
@@ -25,6 +28,9 @@ def lower(g: Graph, marked: bool = False) -> Graph:
     _keep_batchnorms(out, marked)
     for fq in out.nodes("fake_quantize"):
         source = out.inputs(fq)[0]
+        if fq.quant is not None and fq.quant.online and fq.quant.signed is not None:
+            out.replace(fq, _online(out, fq, source, fq.quant))
+            continue
         if not isinstance(fq.quant, QParams):
             raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
         if out.param(source) is None:
@@ -77,6 +83,46 @@ def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> list[Node]:
         source = Port(made[0])
     quantized = quantize_v2(out, source, qp, fq.name + "_quantize")
     return [*made, out.add("_contrib_dequantize", [Port(quantized, i) for i in range(3)], fq.name + "_dequantize")]
+
+
+_LEAST = 1e-30  # a range of zero would divide by zero
+
+
+def _online(out: Graph, fq: Node, source: Port, spec: QSpec) -> Port:
+    """As `spec.online_params`.
+
+    `_contrib_quantize` takes 127 (int8) or 255 (uint8) steps for its range, `_contrib_dequantize` half a step more.
+    """
+    if spec.bits > 8:
+        raise UnsupportedError(f"{fq.name}: MXNet quantizes activations to at most 8 bits; found {spec.bits} bits")
+
+    def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
+        return Port(out.add(kind, inputs, f"{fq.name}_{name}", **attrs))
+
+    def symmetric(high: Port, name: str) -> list[Port]:
+        low = (op("negative", [high], name + "_min") if spec.signed
+               else op("_mul_scalar", [high], name + "_min", scalar=0.0))
+        return [low, high]
+
+    values = op("abs", [source], "abs") if spec.signed else source
+    readers = out.readers(fq)
+    if readers and all(n.op == "Convolution" and len(ops.attr(n, "kernel")) == 2 for n in readers):
+        # oneDNN's pooling is several times as fast as a reduction
+        values = op("Pooling", [values], "pool", kernel=(1, 1), pool_type="max", global_pool=True)
+    largest = op("max", [values], "largest", axis=(0,), exclude=True, keepdims=True)
+    high = op("_maximum_scalar", [op("mean", [largest], "mean", axis=(0,), keepdims=True)], "high", scalar=_LEAST)
+    if (spec.qmin, spec.qmax) not in ((-128, 127), (0, 255)):  # else the codes saturate by themselves
+        source = op("broadcast_minimum", [source, high], "clip")
+        low = op("_mul_scalar", [high], "low", scalar=spec.qmin / spec.qmax)
+        source = op("broadcast_maximum", [source, low], "clip_low")
+    step = op("_div_scalar", [op("Reshape", [high], "range", shape=(-1,))], "step", scalar=float(spec.qmax))
+    steps = 127.0 if spec.signed else 255.0
+    ends = [op("_mul_scalar", [step], name + "_max", scalar=n)
+            for name, n in (("quantize", steps), ("dequantize", steps + 0.5))]
+    codes = out.add("_contrib_quantize", [source, *symmetric(ends[0], "quantize")], fq.name + "_quantize", n_out=3,
+                    out_type="int8" if spec.signed else "uint8")
+    return Port(out.add("_contrib_dequantize", [Port(codes), *symmetric(ends[1], "dequantize")],
+                        fq.name + "_dequantize"))
 
 
 def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:

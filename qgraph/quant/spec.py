@@ -41,6 +41,7 @@ class QSpec:
     limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0 is none.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
     whole: the whole observed range is covered, though the calibration method would clip it.
+    online: the range is taken from the batch that is being run, see `online_params`.
     groups: number of convolution groups, read when granularity is "group".
     source: names, joined by "|", of the tensors whose observed ranges are united ("" is the quantized tensor itself);
         this is how tensors that one integer op reads together share a scale.
@@ -56,6 +57,7 @@ class QSpec:
     limit: int = 0
     whole: bool = False
     symmetric: bool = True
+    online: bool = False
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 16 or self.bits == 32):
@@ -212,6 +214,17 @@ def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -
     scale = np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32)
     known = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
     return QParams(**known, scale=_kept_by_mxnet(scale, bool(spec.signed)))
+
+
+def online_params(spec: QSpec, batch: np.ndarray) -> QParams:
+    """The numbers that an online `spec` takes from a batch (N, ...).
+
+    Its range ends at the mean, over the images, of their largest magnitudes (signed) or largest values (unsigned).
+    """
+    rows = np.asarray(batch, np.float32).reshape(len(batch), -1)
+    largest = (np.abs(rows) if spec.signed else rows).max(axis=1, initial=0.0)
+    high = float(np.float32(largest.mean(dtype=np.float64)))
+    return with_range(replace(spec, online=False), -high if spec.signed else 0.0, high)
 
 
 def _affine(spec: QSpec, low: np.ndarray, high: np.ndarray) -> QParams:

@@ -20,7 +20,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams, dequantize, per_axis, quantize
+from qgraph.quant.spec import QParams, dequantize, online_params, per_axis, quantize
 from qgraph.runtimes.kernels import KERNELS, activate
 from qgraph.runtimes.linear import BLOCK, LINEAR, along_channels
 from qgraph.shapes import infer, value_inputs
@@ -159,9 +159,12 @@ def _shared(inputs: list[Tensor]) -> QParams | None:
 def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[Tensor]:
     """Outputs of one node. Raises UnsupportedError for an op without a kernel."""
     if node.op == "fake_quantize":
-        if not isinstance(node.quant, QParams):  # a decision without numbers yet: float passes through
+        qp = node.quant
+        if qp is not None and qp.online:
+            qp = online_params(qp, inputs[0].real)
+        if not isinstance(qp, QParams):  # a decision without numbers yet: float passes through
             return [inputs[0]]
-        return [Tensor(codes=quantize(inputs[0].real, node.quant, rounding), qp=node.quant)]
+        return [Tensor(codes=quantize(inputs[0].real, qp, rounding), qp=qp)]
     if node.op not in KERNELS:
         raise UnsupportedError(f"{node}: the reference interpreter has no kernel for this op; add one with "
                                f"@qgraph.runtimes.kernels.kernel({node.op!r})")
@@ -172,10 +175,10 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
     run_kernel: Callable = KERNELS[node.op]
     passes = ops.kind(node) == ops.PASS or node.op in ops.IDENTITIES or node.op == "Concat"
     values = inputs[:1] if node.op in ("slice_like", "Crop") else inputs  # the others only lend their shape
-    qp = _shared(values) if passes else None
-    if qp is not None:
+    shared = _shared(values) if passes else None
+    if shared is not None:
         out = run_kernel(node, *(t.centered if t.small else t.real for t in inputs))
-        return [Tensor(centered=array, qp=qp) for array in (out if isinstance(out, list) else [out])]
+        return [Tensor(centered=array, qp=shared) for array in (out if isinstance(out, list) else [out])]
     out = run_kernel(node, *(t.real for t in inputs))
     return [Tensor(np.asarray(array, np.float32)) for array in (out if isinstance(out, list) else [out])]
 

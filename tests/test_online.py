@@ -1,0 +1,115 @@
+"""Ranges taken from the batch that is being run (`--calib online`): the formula, the reference, and MXNet's graph."""
+
+from __future__ import annotations
+
+import networks
+import numpy as np
+import pytest
+from networks import Net
+
+import qgraph
+from qgraph.errors import OptionError, UnsupportedError
+from qgraph.ir import Graph, Port
+from qgraph.options import FreezeOptions
+from qgraph.passes.pipelines import pipeline, split
+from qgraph.quant.spec import QSpec, fake_quantize, online_params
+from qgraph.rewrite import PassManager
+from qgraph.runtimes.reference import Executor as Reference
+
+
+def online(g: Graph, **options: object) -> Graph:
+    """A quantized copy, without a table or data."""
+    out = g.copy()
+    steps = split(pipeline(FreezeOptions(target="mxnet-sim", calib="online", **options)))  # type: ignore[arg-type]
+    PassManager([step for part in steps for step in part]).run(out)
+    return out
+
+
+def test_the_range_is_the_mean_of_the_images_largest_values() -> None:
+    batch = np.array([[-8.0, 1.0, 0.5], [2.0, -1.0, 3.0]], np.float32)
+    signed = online_params(QSpec(8, True, online=True), batch)
+    assert np.isclose(float(signed.scale) * 127, (8 + 3) / 2)
+    unsigned = online_params(QSpec(8, False, online=True), batch)
+    assert np.isclose(float(unsigned.scale) * 255, (1 + 3) / 2)
+    assert not signed.online
+
+
+def test_images_of_zeros_keep_a_finite_step() -> None:
+    assert float(online_params(QSpec(8, False, online=True), np.zeros((2, 3), np.float32)).scale) == 1
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 12)])
+def test_mxnet_computes_what_the_reference_computes(bits: int, signed: bool, shape: tuple[int, ...]) -> None:
+    pytest.importorskip("mxnet")
+    from qgraph.runtimes.mxnet import Executor
+
+    rng = np.random.default_rng(bits)
+    x = rng.normal(size=shape).astype(np.float32)
+    x[0] *= 3  # its large values are clipped
+    g = Graph()
+    spec = QSpec(bits, signed, narrow=signed, online=True)
+    g.heads = [Port(g.add("fake_quantize", [g.add("null", name="data")], "q", quant=spec))]
+    found = Executor(g).run({"data": x})[0]
+    params = online_params(spec, x)
+    assert np.allclose(found, fake_quantize(x, params, "mxnet"), rtol=1e-6, atol=1e-7)
+    assert np.allclose(Reference(g).run({"data": x})[0], found, rtol=1e-6, atol=1e-7)
+    assert len(np.unique(found)) > 2 and np.abs(found).max() < np.abs(x).max()
+    assert not np.allclose(Executor(g).run({"data": x[1:]})[0], found[1:])  # another batch, another range
+
+
+def test_a_batch_of_zeros_stays_zero() -> None:
+    pytest.importorskip("mxnet")
+    from qgraph.runtimes.mxnet import Executor
+
+    g = Graph()
+    g.heads = [Port(g.add("fake_quantize", [g.add("null", name="data")], "q", quant=QSpec(8, False, online=True)))]
+    assert not Executor(g).run({"data": np.zeros((2, 3), np.float32)})[0].any()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["conv_pool_conv", "residual_downsample", "dense_behind_flatten", "squeeze_excite"])
+def test_whole_networks(name: str, bits: int) -> None:
+    pytest.importorskip("mxnet")
+    from qgraph.runtimes.mxnet import Executor
+
+    g, feeds = networks.build(name)
+    q = online(g, act_bits=bits)
+    kinds = {fq.quant.signed for fq in q.nodes("fake_quantize") if fq.quant is not None and fq.quant.online}
+    assert kinds and None not in kinds
+    found, wanted = Executor(q).run(feeds)[0], Reference(q).run(feeds)[0]
+    assert np.allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    assert not np.allclose(found, Executor(g).run(feeds)[0], rtol=1e-4)
+
+
+def test_freezing_online_wants_no_calibration(tmp_path: object) -> None:
+    pytest.importorskip("mxnet")
+    g, feeds = networks.build("conv_pool_conv")
+    frozen = qgraph.freeze(g, FreezeOptions(target="mxnet-sim", calib="online"), calib_data=feeds["data"])
+    assert frozen.table is None and frozen.report["agreement"]["images"] == len(feeds["data"])
+    prefix = f"{tmp_path}/net"
+    frozen.save(prefix)
+    from qgraph.runtimes.mxnet import Executor
+
+    again = qgraph.load(f"{prefix}-symbol.json", f"{prefix}-0000.params")
+    assert np.array_equal(Executor(again).run(feeds)[0], Executor(frozen.lowered).run(feeds)[0])  # type: ignore
+
+
+@pytest.mark.parametrize("target", ["mxnet", "onnx", "ncnn"])
+def test_targets_of_fixed_ranges_refuse(target: str) -> None:
+    with pytest.raises(UnsupportedError, match="cannot carry --calib online; mxnet-sim can"):
+        pipeline(FreezeOptions(target=target, calib="online"))
+
+
+def test_a_table_is_refused() -> None:
+    net = Net(0)
+    with pytest.raises(OptionError, match="no --calib-table"):
+        qgraph.freeze(net.done(net.conv(net.x, 4)),
+                      FreezeOptions(target="mxnet-sim", calib="online", calib_table="t.calib.json"))
+
+
+def test_the_text_of_a_graph_keeps_the_choice() -> None:
+    net = Net(0)
+    text = online(net.done(net.conv(net.x, 4))).text()
+    assert "s8 tensor online" in text
