@@ -62,7 +62,8 @@ class InsertFakeQuantize(Pass):
     def run(self, g: Graph) -> int:
         target = targets.get_target(self.target)
         granularity = as_granularity(self.granularity)
-        targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed)
+        targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed,
+                            self.online)
         weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
         act = dataclasses.replace(target.act, bits=self.act_bits, signed=target.signed(self.act_signed),
                                   online=self.online)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from qgraph import targets
-from qgraph.errors import UnsupportedError
 from qgraph.options import ONLINE, FreezeOptions
 from qgraph.passes import (  # noqa: F401  (the import registers them)
     PIPELINES,
@@ -46,15 +45,13 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     """Passes that are ready but for the calibration table. Raises OptionError, UnsupportedError for bad choices."""
     target = targets.get_target(options.target)
     granularity = as_granularity(options.granularity)
-    targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed)
-    if options.calib == ONLINE and target.flow != "simulated":
-        raise UnsupportedError(f"target {target.name} has fixed ranges and cannot carry --calib {ONLINE}; "
-                               "mxnet-sim can (--target mxnet-sim)")
+    online = options.calib == ONLINE
+    targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed, online)
     given: dict[str, dict[str, Any]] = {
         "insert-fake-quantize": {
             "target": target.name, "granularity": granularity, "exclude": options.exclude,
             "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed,
-            "activations": not options.int4, "online": options.calib == ONLINE},
+            "activations": not options.int4, "online": online},
         "calibrate": {"signed_input_limit": target.signed_input_limit},
         "round-weights": {"rounding": target.rounding},
         "pair-channels": {"rounding": target.rounding, "active": options.isa != "vnni"},

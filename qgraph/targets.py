@@ -24,6 +24,7 @@ class Target:
     granularities, weight_bits, act_bits: what it can carry exactly.
     act_signed: the choices of signedness that it can carry.
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
+    online: whether ranges can come from the batch that is being run.
     refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
     flow: which line of quantizing passes makes its graph, a key of `qgraph.passes.pipelines.QUANTIZING`.
     """
@@ -39,6 +40,7 @@ class Target:
     flow: str
     act_signed: tuple[str, ...] = ("auto", "signed", "unsigned")
     signed_input_limit: int = 0
+    online: bool = False
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
 
     def signed(self, choice: str) -> bool | None:
@@ -100,7 +102,8 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
            granularities=("channel",), weight_bits=(8,), act_bits=(8,), flow="fused",
            act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
     Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,
-           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="simulated"),
+           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="simulated",
+           online=True),
     Target("onnx", "QDQ for onnxruntime and others: 2 to 8 bits, any granularity", "half-even", _WEIGHT, _AFFINE_ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="qdq",
            act_signed=("auto",), refuse=_refuse_onnx),
@@ -125,8 +128,12 @@ def _listed(values: tuple[Any, ...]) -> str:
 
 
 def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,
-                act_signed: str = "auto") -> None:
+                act_signed: str = "auto", online: bool = False) -> None:
     """UnsupportedError, naming the targets that can, if the target cannot carry these choices exactly."""
+    if online and not target.online:
+        others = [t.name for t in TARGETS.values() if t.online]
+        raise UnsupportedError(f"target {target.name} has fixed ranges and cannot carry --calib online; "
+                               f"{' or '.join(others)} can (--target {others[0]})")
     wanted = {"granularities": ("--granularity", granularity), "weight_bits": ("--weight-bits", weight_bits),
               "act_bits": ("--act-bits", act_bits), "act_signed": ("--act-signed", act_signed)}
     for field, (flag, value) in wanted.items():

@@ -18,6 +18,8 @@ from qgraph.formats.mxnet_marks import AS_IS, MARK, mark_of
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, mxnet_range
 
+_LEAST = 1e-30  # a range of zero would divide by zero
+
 
 def lower(g: Graph, marked: bool = False) -> Graph:
     """A copy of `g` in MXNet's ops. Raises UnsupportedError for a quantizer that these ops cannot carry.
@@ -85,9 +87,6 @@ def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> list[Node]:
     return [*made, out.add("_contrib_dequantize", [Port(quantized, i) for i in range(3)], fq.name + "_dequantize")]
 
 
-_LEAST = 1e-30  # a range of zero would divide by zero
-
-
 def _online(out: Graph, fq: Node, source: Port, spec: QSpec) -> Port:
     """As `spec.online_params`.
 
@@ -98,11 +97,6 @@ def _online(out: Graph, fq: Node, source: Port, spec: QSpec) -> Port:
 
     def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
         return Port(out.add(kind, inputs, f"{fq.name}_{name}", **attrs))
-
-    def symmetric(high: Port, name: str) -> list[Port]:
-        low = (op("negative", [high], name + "_min") if spec.signed
-               else op("_mul_scalar", [high], name + "_min", scalar=0.0))
-        return [low, high]
 
     values = op("abs", [source], "abs") if spec.signed else source
     readers = out.readers(fq)
@@ -116,13 +110,15 @@ def _online(out: Graph, fq: Node, source: Port, spec: QSpec) -> Port:
         low = op("_mul_scalar", [high], "low", scalar=spec.qmin / spec.qmax)
         source = op("broadcast_maximum", [source, low], "clip_low")
     step = op("_div_scalar", [op("Reshape", [high], "range", shape=(-1,))], "step", scalar=float(spec.qmax))
-    steps = 127.0 if spec.signed else 255.0
-    ends = [op("_mul_scalar", [step], name + "_max", scalar=n)
-            for name, n in (("quantize", steps), ("dequantize", steps + 0.5))]
-    codes = out.add("_contrib_quantize", [source, *symmetric(ends[0], "quantize")], fq.name + "_quantize", n_out=3,
-                    out_type="int8" if spec.signed else "uint8")
-    return Port(out.add("_contrib_dequantize", [Port(codes), *symmetric(ends[1], "dequantize")],
-                        fq.name + "_dequantize"))
+    sign, steps = (-1.0, 127.0) if spec.signed else (0.0, 255.0)
+
+    def ends(name: str, steps: float) -> list[Port]:
+        return [op("_mul_scalar", [step], name + "_min", scalar=sign * steps),
+                op("_mul_scalar", [step], name + "_max", scalar=steps)]
+
+    codes = op("_contrib_quantize", [source, *ends("quantize", steps)], "quantize", n_out=3,
+               out_type="int8" if spec.signed else "uint8")
+    return op("_contrib_dequantize", [codes, *ends("dequantize", steps + 0.5)], "dequantize")
 
 
 def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
