@@ -41,8 +41,8 @@ OP_TYPES: dict[int, OpType] = {
     12: OpType("InputOp"), 13: OpType("LRN", "iffiff"), 15: OpType("Permute", "iiiii"),
     16: OpType("Pooling", "I" + "i" * 10), 17: OpType("PReLU"), 20: OpType("ReLU", "f"), 21: OpType("ReLU6"),
     23: OpType("Reshape", "iiv"), 26: OpType("Scale", "iii"), 27: OpType("Slice", "ivvviiiiii"),
-    28: OpType("Softmax", "i"), 36: OpType("Tanh"), 38: OpType("Sigmoid"), 71: OpType("Interp", "iffii"), 72: OpType("Elu", "f"),
-    77: OpType("Transpose", "v"), 87: OpType("Clip", "ff")}
+    28: OpType("Softmax", "i"), 36: OpType("Tanh"), 38: OpType("Sigmoid"), 71: OpType("Interp", "iffii"),
+    72: OpType("Elu", "f"), 77: OpType("Transpose", "v"), 87: OpType("Clip", "ff")}
 TYPE_OF = {row.name: number for number, row in OP_TYPES.items()}
 
 Param = Union[int, float, "list[int]"]
