@@ -11,7 +11,7 @@ from qgraph.formats.tengine import float_only
 from qgraph.formats.tengine_convert import CONVERTERS, FLOAT_ONLY, missing
 from qgraph.integers import quantizer_name
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QSpec, with_range
+from qgraph.quant.spec import QParams, QSpec, with_range
 from qgraph.rewrite import Pass, register
 from qgraph.shapes import value_inputs, value_nodes
 
@@ -64,8 +64,7 @@ class QuantizeEverything(Pass):
 class _Everything:
     def __init__(self, g: Graph, act: QSpec) -> None:
         self.g, self.act, self.count = g, act, 0
-        # what layers read is quantized already, and their quantizers hide it
-        self.observed = {p.key for p in observed_ports(g)} | {g.inputs(fq)[0].key for fq in g.nodes("fake_quantize")}
+        self.observed = {self._bare(port).key for port in observed_ports(g)}
         self.reached = value_nodes(g)
         self.order = [n for n in g.toposort() if n in self.reached and n.op != "fake_quantize" and not g.is_param(n)]
         self.values = {node: [self._bare(p) for p in value_inputs(g, node) if not g.is_param(self._bare(p).node)]
@@ -119,7 +118,7 @@ class _Everything:
                 self.count += 1
             else:
                 self.count += self.g.replace_uses(node, fq, keep=[fq])
-            if fq.quant is None or fq.quant != spec:
+            if not isinstance(fq.quant, QParams) and fq.quant != spec:
                 fq.quant = spec
                 self.count += 1
 

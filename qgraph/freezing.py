@@ -22,7 +22,7 @@ from qgraph.formats.ncnn import to_ncnn
 from qgraph.formats.ncnn_model import NcnnModel, folded_graph
 from qgraph.formats.onnx import to_onnx
 from qgraph.formats.onnx_model import OnnxModel
-from qgraph.formats.tengine import to_tengine
+from qgraph.formats.tengine import frozen_tengine
 from qgraph.formats.tengine_model import TengineModel
 from qgraph.fusion import fusion
 from qgraph.ir import Graph
@@ -237,9 +237,7 @@ def lower(g: Graph, target: targets.Target, shapes: Mapping[str, Sequence[int]] 
         model.folded = folded_graph(g)
         return model
     if target.flow == "whole":
-        tengine = to_tengine(g, shapes)
-        tengine.folded = folded_graph(g)
-        return tengine
+        return frozen_tengine(g, shapes)
     if target.flow == "qdq":
         return to_onnx(g, shapes, int4=int4)
     if target.flow == "fused":

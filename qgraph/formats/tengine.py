@@ -15,9 +15,11 @@ import numpy as np
 
 from qgraph.errors import UnsupportedError
 from qgraph.formats import tengine_nn  # noqa: F401  (the import fills the table)
+from qgraph.formats.ncnn_model import folded_graph
 from qgraph.formats.tengine_convert import CONVERTERS, FLOAT_ONLY, Context, check_activation, missing, new_layer
+from qgraph.formats.tengine_export import INPUT_NAMES, scale_file
 from qgraph.formats.tengine_files import FP32, INPUT, INT8, Model, Param, Tensor
-from qgraph.formats.tengine_model import TengineModel
+from qgraph.formats.tengine_model import TengineModel, with_export
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.shapes import infer, value_inputs, value_nodes
@@ -30,6 +32,14 @@ def to_tengine(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> T
     Raises UnsupportedError naming the node that Tengine, or a converter, cannot carry.
     """
     return _Emitter(g, dict(shapes or {})).run()
+
+
+def frozen_tengine(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> TengineModel:
+    """A quantized graph as a Tengine model, with what Tengine's own tools take."""
+    model = with_export(to_tengine(g, shapes), folded_graph(g), shapes)
+    names = {} if model.export is None else dict(zip((n.name for n in g.data_inputs()), INPUT_NAMES))
+    model.scales = scale_file(g, names)
+    return model
 
 
 class _Emitter:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from qgraph.errors import FormatError
+from qgraph.errors import FormatError, UnsupportedError
 from qgraph.files import Content
+from qgraph.formats.tengine_export import export, export_files
 from qgraph.formats.tengine_files import Model, Tensor, from_bytes, to_bytes
+from qgraph.formats.tengine_note import usage_note
 from qgraph.ir import Graph
 from qgraph.preprocess import Preprocess
+
+log = logging.getLogger("qgraph")
 
 
 @dataclass
 class TengineModel:
-    """folded: the same network in float for Tengine's own tools.  preprocess: what made the calibration images."""
+    """export: the same network in float for Tengine's own tools; without it `why` says what they get wrong.
+
+    scales: the scale file of an int8 model.  preprocess: what made the calibration images.
+    """
 
     tm: Model
-    folded: Graph | None = None
+    export: Graph | None = None
+    why: str = ""
+    scales: str = ""
     preprocess: Preprocess | None = None
 
     @property
@@ -56,7 +68,30 @@ class TengineModel:
         return to_graph(self.tm)
 
     def files(self, prefix: str) -> dict[str, Content]:
-        return {f"{prefix}.tmfile": self.data}
+        """Path -> content: the .tmfile, what Tengine's own tools take, and how to run it."""
+        found: dict[str, Content] = {f"{prefix}.tmfile": self.data}
+        if self.scales:
+            found[f"{prefix}.scale"] = self.scales
+        stem, beside = os.path.basename(prefix), f"{prefix}-tengine"
+        if self.export is not None:
+            found.update(export_files(self.export, beside))
+        inputs = [self.tm.tensors[self.tm.layers[i].outputs[0]] for i in self.tm.inputs]
+        steps = {t.name: float(t.scales[0]) for t in (*inputs, *self.output_tensors) if t.scales is not None}
+        found[f"{prefix}.tengine.md"] = usage_note(
+            stem, self.inputs, self.outputs, steps, self.preprocess,
+            os.path.basename(beside) if self.export is not None else "", self.why)
+        return found
+
+
+def with_export(model: TengineModel, float_graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> TengineModel:
+    """The same with the checkpoint for convert_tool, or why there is none."""
+    try:
+        model.export = export(float_graph, shapes)
+    except UnsupportedError as error:
+        model.why = str(error)
+        log.warning("warning: no float checkpoint for Tengine's own convert_tool is written: %s (the .tmfile is not "
+                    "concerned)", error)
+    return model
 
 
 def load(path: str) -> TengineModel:
