@@ -10,8 +10,8 @@ from test_tengine_ops import check_structure
 pytest.importorskip("mxnet")
 pytest.importorskip("gluoncv")
 
-NETWORKS = {"resnet18_v1": 64, "resnet18_v2": 64, "mobilenetv2_0.25": 64, "squeezenet1.0": 64, "densenet121": 64,
-            "se_resnet18_v1": 64, "cifar_resnext29_16x4d": 32}
+NETWORKS = {"resnet18_v1": 64, "resnet18_v2": 64, "mobilenetv2_0.25": 64, "squeezenet1.1": 224, "se_resnet18_v1": 64,
+            "cifar_resnext29_32x4d": 32}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -49,5 +49,5 @@ def test_read_back(name: str) -> None:
     check_structure(back.tm)
     (a,) = Executor(frozen.graph, rounding="half-away").run_tensors({"data": x[:2]})
     (b,) = Tengine(back).run_tensors({"data": x[:2]})
-    assert np.unique(a.codes).size > 20
+    assert np.unique(a.codes).size > 10
     np.testing.assert_array_equal(a.codes, b.codes)
