@@ -55,7 +55,7 @@ class QuantizeEverything(Pass):
             if node.op in FLOAT_ONLY:
                 raise UnsupportedError(float_only(node))
             if ops.kind(node) == ops.COMPUTE and g.inputs(node)[1].node.op != "fake_quantize":
-                why = target.refuse(g, node) or "it is excluded, or its weight is computed"
+                why = target.refuse(g, node) or "excluded, trained in float, or its weight is computed"
                 raise UnsupportedError(f"{node}: stays in float ({why}), and Tengine's int8 models are so from inputs "
                                        "to outputs: freeze without --exclude, end the model before it (qgraph convert "
                                        "--outputs NAME), or keep all of it in float (qgraph convert --to tengine)")

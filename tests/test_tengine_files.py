@@ -90,6 +90,7 @@ def test_a_broken_header_is_named(at: int, value: int, words: str) -> None:
     (lambda m: m.outputs.append(99), r"found outputs \[5, 99\], want numbers of nodes"),
     (lambda m: m.inputs.clear(), r"found inputs \[\]"),
     (lambda m: setattr(m.tensors[1], "dims", (2, 4, 1, 1)), r"conv_weight\): found a buffer of 6 bytes, want 8"),
+    (lambda m: setattr(m.tensors[1], "dims", (2, 2, 1, 1)), r"conv_weight\): found a buffer of 6 bytes, want 4"),
     (lambda m: setattr(m.tensors[1], "dims", (2, 0, 1, 1)), r"conv_weight\): found dims \(2, 0, 1, 1\)"),
     (lambda m: m.tensors[3].scales.__setitem__(0, 0), r"tensor 3 \(conv\): found 1 scales, want some, all finite"),
     (lambda m: setattr(m.tensors[3], "kind", 9), r"tensor 3 \(conv\): found id 3, type 9"),
