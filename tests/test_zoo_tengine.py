@@ -10,8 +10,8 @@ from test_tengine_ops import check_structure
 pytest.importorskip("mxnet")
 pytest.importorskip("gluoncv")
 
-NETWORKS = {"resnet18_v1": 64, "resnet18_v2": 64, "mobilenetv2_0.25": 64, "squeezenet1.1": 224, "se_resnet18_v1": 64,
-            "cifar_resnext29_32x4d": 32}
+NETWORKS = {"cifar_resnet20_v2": 32, "cifar_resnext29_32x4d": 32, "mobilenet0.25": 64, "mobilenetv2_0.25": 64,
+            "se_resnet18_v1": 64, "squeezenet1.1": 224}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
