@@ -12,19 +12,19 @@ from qgraph.cli.options import input_shape_option, model_options, output_options
 
 @click.command("convert")
 @click.argument("model", metavar="MODEL-symbol.json")
-@click.option("--to", type=click.Choice(["onnx", "ncnn", "mxnet"]), required=True,
-              help="onnx: PREFIX.onnx. ncnn: PREFIX.param and PREFIX.bin. mxnet: PREFIX-symbol.json and "
-                   "PREFIX-0000.params as MXNet 1.9 writes them.")
+@click.option("--to", type=click.Choice(["onnx", "ncnn", "tengine", "mxnet"]), required=True,
+              help="onnx: PREFIX.onnx. ncnn: PREFIX.param and PREFIX.bin. tengine: PREFIX.tmfile. "
+                   "mxnet: PREFIX-symbol.json and PREFIX-0000.params as MXNet 1.9 writes them.")
 @model_options
 @click.option("--output", metavar="PREFIX",
-              help="Prefix of the files that are written.  [default: onnx, ncnn: MODEL, mxnet: MODEL-converted]")
+              help="Prefix of the files that are written.  [default: MODEL, for mxnet MODEL-converted]")
 @click.option("--outputs", multiple=True, metavar="NAME",
               help="End the network at this node: NAME, NAME:INDEX or NAME_output. Can be repeated.")
 @input_shape_option
 @runtime_option
 @output_options
 def command(model: str, to: str, output: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
-    """Convert a float model of any MXNet since 0.8 to ONNX, for ncnn, or to the files of MXNet 1.9.
+    """Convert a float model of any MXNet since 0.8 to ONNX, for ncnn or Tengine, or to the files of MXNet 1.9.
 
     An ONNX model is run by onnxruntime on random batches, one for ncnn by the package ncnn if it is installed, and
     compared with the original, which MXNet runs if it is installed, else a slow NumPy interpreter.

@@ -24,7 +24,7 @@ def command(model: str, data: str, params: str | None, epoch: int | None, refere
             min_top1: float | None, runtime: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Accuracy of a model, float or frozen, and its agreement with another.
 
-    MODEL is a -symbol.json or its prefix, or an .onnx or (of ncnn) .param file.
+    MODEL is a -symbol.json or its prefix, or an .onnx, .tmfile (of Tengine) or .param (of ncnn) file.
 
     \b
     Examples:

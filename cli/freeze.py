@@ -54,7 +54,8 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
 
     \b
     Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, or PREFIX.param, .bin,
-    .table and .ncnn.md (how to run it), and PREFIX.calib.json (the ranges, for --calib-table) and PREFIX.report.json
+    .table and .ncnn.md (how to run it), or PREFIX.tmfile, .scale and .tengine.md, and PREFIX.calib.json (the ranges,
+    for --calib-table) and PREFIX.report.json
     (with several targets PREFIX.TARGET.report.json).
 
     \b
@@ -143,6 +144,10 @@ def _summary(report: dict[str, Any]) -> list[str]:
         lines.append(f"ncnn        {found['int8']} int8 layers, {found['requantized']} of them write int8"
                      + (f", {len(found['without_winograd'])} do without Winograd" if found["without_winograd"] else ""))
         lines.append(f"blobs       {', '.join(found['inputs'])} -> {', '.join(found['outputs'])}")
+    if found := report.get("tengine"):
+        lines.append(f"tengine     {', '.join(found['inputs'])} -> {', '.join(found['outputs'])}")
+        if found["read_back_images"]:
+            lines.append(f"read back   the frozen graph's integers, every one, on {found['read_back_images']} images")
     size = report["size"]
     lines.append(f"size        {console.size(size['before'])} -> {console.size(size['after'])}")
     return lines

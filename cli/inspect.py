@@ -21,7 +21,7 @@ from qgraph.cli.options import exclude_option, input_shape_option, model_options
 def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """What a model is made of: ops, parameters, shapes, and what freezing would quantize and why not.
 
-    MODEL is a -symbol.json or its prefix, or an .onnx or (of ncnn) .param file, float or frozen.
+    MODEL is a -symbol.json or its prefix, or an .onnx, .tmfile (of Tengine) or .param (of ncnn) file, float or frozen.
 
     \b
     Examples:
@@ -46,6 +46,12 @@ def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any)
     for what in ("inputs", "outputs"):
         click.echo(f"{what:<8} " + ", ".join(f"{name} {_shape(shape)}" for name, shape in found[what].items()))
     console.table("", ("op", "count"), found["ops"].items(), to_stdout=True)
+    if found.get("engine") == "Tengine":
+        click.echo("")
+        console.table("", ("node", "op", "weight", "writes", "step", "shape"),
+                      [(x["name"], x["op"], x["weight"] or "", x["writes"],
+                        f"{x['step']:.4g}" if x["step"] else "", _shape(x["shape"])) for x in found["layers"]], True)
+        return
     if "engine" in found:
         click.echo("")
         console.table("", ("layer", "op", "weight", "step of its input", "writes", "options off"),

@@ -10,6 +10,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     PIPELINES,
     bake_weights,
     calibrate,
+    fit_bias,
     insert_fake_quantize,
     integer_flow,
     limit_saturation,
@@ -17,6 +18,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     pair_channels,
     quantize_between,
     quantize_bias,
+    quantize_everything,
     round_weights,
     share_scales,
     signed_dense,
@@ -37,6 +39,9 @@ QUANTIZING = {
             "quantize-bias", "bake-weights"),
     # layers with weights read integers and write floats, biases among them
     "float-between": ("insert-fake-quantize", "calibrate", "round-weights", "bake-weights"),
+    # every value is an integer, from the inputs to the outputs
+    "whole": ("insert-fake-quantize", "quantize-everything", "calibrate", "fit-bias", "round-weights", "quantize-bias",
+              "bake-weights"),
 }
 FIRST_QUANTIZING = "insert-fake-quantize"
 

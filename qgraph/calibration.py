@@ -30,7 +30,7 @@ def observed_ports(g: Graph) -> list[Port]:
             ports[Port(node)] = None
         elif node.op == "Concat" or ops.kind(node) == ops.AVERAGE:
             ports[Port(node)] = None
-        elif node.op in ("elemwise_add", "broadcast_add", "elemwise_mul", "broadcast_mul"):
+        elif node.op in ("elemwise_add", "broadcast_add", "add_n", "elemwise_mul", "broadcast_mul"):
             ports.update((p, None) for p in g.inputs(node) if g.param(p) is None)
             ports[Port(node)] = None
     return list(ports)

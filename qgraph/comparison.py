@@ -15,6 +15,7 @@ from qgraph.evaluation import open_for, runnable
 from qgraph.formats.ncnn_int8 import output_scale
 from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
+from qgraph.formats.tengine_model import TengineModel
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import input_sizes, is_quantized_op, open_model
 from qgraph.options import DataOptions, Progress
@@ -158,8 +159,43 @@ class _NcnnSide:
                  "added_noise": 0.0} for name, difference in found.items()]
 
 
+class _TengineSide:
+    """The same of a Tengine model, whose nodes are called as ours; what a relu of its own ends counts behind it."""
+
+    def __init__(self, model: TengineModel) -> None:
+        self.graph = model
+        self.nodes = {n.name: n for n in model.graph.toposort() if n.op not in ("null", "fake_quantize")}
+
+    def comparable(self) -> list[str]:
+        return [name for name, node in self.nodes.items()
+                if ops.kind(node) == ops.COMPUTE or node.op in ("broadcast_add", "Concat", "Pooling")]
+
+    def has(self, name: str) -> bool:
+        return name in self.nodes
+
+    def watch(self, names: Sequence[str]) -> list[Port]:
+        return [self.graph.graph.heads[0], *(self._value(self.nodes[name]) for name in names)]
+
+    def _value(self, node: Node) -> Port:
+        """Behind its rounding, and behind the activation that is fused into it on the other side."""
+        g, found = self.graph.graph, node
+        follow = ("fake_quantize",) if node.op in ("Pooling", "Concat") else ("fake_quantize", "Activation", "clip")
+        while len(readers := g.readers(found)) == 1 and readers[0].op in follow and not g.is_head(found):
+            found = readers[0]
+        return Port(found)
+
+    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+        return dict(zip(names, values))
+
+    def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
+        return [{"name": name, "op": self.nodes[name].op, "origin": [name], **difference.to_dict(),
+                 "added_noise": 0.0} for name, difference in found.items()]
+
+
 def _open_side(model: Any) -> Any:
     opened = open_model(model)
+    if isinstance(opened.graph, TengineModel):
+        return _TengineSide(opened.graph)
     if isinstance(opened.graph, NcnnModel):
         return _NcnnSide(opened.graph)
     return _Side(opened) if isinstance(opened.graph, Graph) else _OnnxSide(opened.graph)

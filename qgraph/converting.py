@@ -1,4 +1,4 @@
-"""`qgraph.convert`: an MXNet model of any generation as ONNX, for ncnn, or as the newest MXNet files, in float.
+"""`qgraph.convert`: an MXNet model of any generation as ONNX, for ncnn or Tengine, or as newest MXNet files, in float.
 
 What comes out is run on random batches and compared with the model that went in.
 """
@@ -22,6 +22,8 @@ from qgraph.formats.ncnn import to_ncnn
 from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx import to_onnx
 from qgraph.formats.onnx_model import OnnxModel
+from qgraph.formats.tengine import to_tengine
+from qgraph.formats.tengine_model import TengineModel, with_export
 from qgraph.freezing import model_files
 from qgraph.ir import Graph, Port
 from qgraph.models import Model, find_symbol, hinted_shapes, inputs_of, is_quantized_op, open_model
@@ -30,13 +32,13 @@ from qgraph.passes import PIPELINES
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.report import count_ops
 from qgraph.rewrite import PassManager
-from qgraph.runtimes import mxnet, ncnn, onnxruntime, reference, runtime
+from qgraph.runtimes import mxnet, ncnn, onnxruntime, reference, runtime, tengine
 from qgraph.runtimes.kernels import KERNELS
 
 log = logging.getLogger("qgraph")
 
-FORMATS = ("onnx", "ncnn", "mxnet")
-_SUFFIXES = {"onnx": ".onnx", "ncnn": ".param", "mxnet": "-symbol.json"}
+FORMATS = ("onnx", "ncnn", "tengine", "mxnet")
+_SUFFIXES = {"onnx": ".onnx", "ncnn": ".param", "tengine": ".tmfile", "mxnet": "-symbol.json"}
 MXNET, REFERENCE = "MXNet", "the NumPy reference"
 _HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
                     "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
@@ -51,12 +53,12 @@ class Converted:
     difference: of the largest output, None if it was not compared.  source: the files that the model came from.
     """
 
-    model: Graph | OnnxModel | NcnnModel
+    model: Graph | OnnxModel | NcnnModel | TengineModel
     report: dict[str, Any]
     source: tuple[str, ...] = ()
 
     def save(self, prefix: str | os.PathLike[str]) -> list[str]:
-        """Write PREFIX.onnx, or PREFIX.param and .bin, or PREFIX-symbol.json and PREFIX-0000.params; the paths."""
+        """Write PREFIX.onnx, or .param and .bin, or .tmfile, or -symbol.json and -0000.params; the paths."""
         files = model_files(self.model, os.fspath(prefix))
         check_output(os.fspath(prefix), list(files), self.source)
         write_files(files)
@@ -84,7 +86,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
         g.prune()
     source = g.copy()
-    found: Graph | OnnxModel | NcnnModel = g
+    found: Graph | OnnxModel | NcnnModel | TengineModel = g
     difference, engine = None, ""
     if to != "mxnet":
         Canonicalize().run(g)
@@ -94,12 +96,16 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         if to == "onnx":
             found = to_onnx(g, shapes)
             difference, engine = _check_onnx(source, g, found, known, runtime)
+        elif to == "tengine":
+            PassManager(PIPELINES["float"]).run(g)
+            found = with_export(to_tengine(g, shapes), g, shapes)
+            difference, engine = _check_tengine(source, g, found, known, runtime)
         else:
             PassManager(PIPELINES["float"]).run(g)
             found = to_ncnn(g, shapes)
             difference, engine = _check_ncnn(source, g, found, known, runtime)
     elif input_shape and opened.files:
-        raise OptionError("--input-shape: is for --to onnx and ncnn; MXNet's own files are converted without it")
+        raise OptionError("--input-shape: is for --to onnx, ncnn, tengine; MXNet's own files are converted without it")
     report = {
         "to": to,
         "inputs": _inputs(found),
@@ -172,9 +178,9 @@ def _refuse_frozen(opened: Model) -> None:
                               "the float model; qgraph freeze --target onnx makes an integer ONNX model of it")
 
 
-def _inputs(model: Graph | OnnxModel | NcnnModel) -> dict[str, list[int] | None]:
+def _inputs(model: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, list[int] | None]:
     """Name -> shape, 0 for what may vary, None where nothing is known."""
-    if isinstance(model, NcnnModel):
+    if isinstance(model, (NcnnModel, TengineModel)):
         return {name: [1, *shape[1:]] if shape else None for name, shape in model.inputs.items()}
     if isinstance(model, OnnxModel):
         return {name: list(shape) or None for name, shape in model.inputs.items()}
@@ -230,6 +236,18 @@ def _check_ncnn(source: Graph, g: Graph, model: NcnnModel, shapes: Shapes, name:
         return ncnn.Executor(model, [*model.outputs, *names], half=False)
 
     return _compare(source, g, shapes, name, _Comparison("ncnn", list(model.inputs), run, logits, squashed))
+
+
+def _check_tengine(source: Graph, g: Graph, model: TengineModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
+    """The same of a Tengine model, which the NumPy reference runs as it reads back."""
+    squashed = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
+    logits = [model.graph.inputs(p.node)[0].key if p.node.op in _HEADS else "" for p in model.graph.heads]
+
+    def run(names: list[str]) -> Any:
+        ports = [Port(model.graph.find(key)) for key in names]
+        return tengine.Executor(model, [*model.graph.heads, *ports])
+
+    return _compare(source, g, shapes, name, _Comparison("tengine", list(model.inputs), run, logits, squashed))
 
 
 def _compare(source: Graph, g: Graph, shapes: Shapes, name: str, of: _Comparison) -> tuple[float | None, str]:

@@ -22,6 +22,8 @@ from qgraph.formats.ncnn import to_ncnn
 from qgraph.formats.ncnn_model import NcnnModel, folded_graph
 from qgraph.formats.onnx import to_onnx
 from qgraph.formats.onnx_model import OnnxModel
+from qgraph.formats.tengine import frozen_tengine
+from qgraph.formats.tengine_model import TengineModel
 from qgraph.fusion import fusion
 from qgraph.ir import Graph
 from qgraph.models import (
@@ -44,6 +46,7 @@ from qgraph.runtimes import executor as open_executor
 from qgraph.runtimes import runtime
 from qgraph.runtimes.ncnn import facts as ncnn_facts
 from qgraph.runtimes.ncnn import is_installed as ncnn_is_installed
+from qgraph.runtimes.tengine import facts as tengine_facts
 
 log = logging.getLogger("qgraph")
 
@@ -56,7 +59,7 @@ class Frozen:
     """A frozen model. graph: with fake_quantize nodes; lowered: in the target's ops; report: plain data, as JSON."""
 
     graph: Graph
-    lowered: Graph | OnnxModel | NcnnModel
+    lowered: Graph | OnnxModel | NcnnModel | TengineModel
     table: CalibrationTable | None = field(repr=False)
     report: dict[str, Any] = field(repr=False)
     default_prefix: str = ""
@@ -83,7 +86,8 @@ class Frozen:
         from qgraph.runtimes.mxnet import import_mxnet
 
         if not isinstance(self.lowered, Graph):
-            runs = "ncnn.Net" if isinstance(self.lowered, NcnnModel) else "onnxruntime.InferenceSession"
+            runs = {NcnnModel: "ncnn.Net", TengineModel: "Tengine"}.get(type(self.lowered),
+                                                                        "onnxruntime.InferenceSession")
             raise OptionError(f"module: this model is not frozen for MXNet; {runs} runs it")
         mx = import_mxnet("Frozen.module")
         names = inputs_of(self.lowered)
@@ -180,7 +184,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
             raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
 
     lowered = lower(g, target, shapes, options.int4)
-    if isinstance(lowered, NcnnModel):
+    if isinstance(lowered, (NcnnModel, TengineModel)):
         lowered.preprocess = _preprocess(table, options)
     checks: dict[str, Any] = run_checks(g, float_graph, lowered, data, target, executor) if data is not None else {
         "agreement": None, "departure": None}
@@ -188,6 +192,9 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         checks["onnxruntime"] = fusion(g, lowered)
     if isinstance(lowered, NcnnModel):
         checks["ncnn"] = ncnn_facts(g, lowered, table)
+    if isinstance(lowered, TengineModel):
+        checks["tengine"] = tengine_facts(g, lowered, table, None if first is None else {
+            name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in first.feeds.items()})
     frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
@@ -223,12 +230,14 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
 
 
 def lower(g: Graph, target: targets.Target, shapes: Mapping[str, Sequence[int]] | None = None,
-          int4: bool = False) -> Graph | OnnxModel | NcnnModel:
+          int4: bool = False) -> Graph | OnnxModel | NcnnModel | TengineModel:
     """The graph in the target's own ops. shapes: of the inputs, which some ops need.  int4: see `to_onnx`."""
     if target.flow == "float-between":
         model = to_ncnn(g, shapes)
         model.folded = folded_graph(g)
         return model
+    if target.flow == "whole":
+        return frozen_tengine(g, shapes)
     if target.flow == "qdq":
         return to_onnx(g, shapes, int4=int4)
     if target.flow == "fused":
@@ -240,9 +249,9 @@ def lower(g: Graph, target: targets.Target, shapes: Mapping[str, Sequence[int]] 
     return lower_sim(g)
 
 
-def model_files(lowered: Graph | OnnxModel | NcnnModel, prefix: str) -> dict[str, Content]:
+def model_files(lowered: Graph | OnnxModel | NcnnModel | TengineModel, prefix: str) -> dict[str, Content]:
     """Path -> content of the model's own files."""
-    if isinstance(lowered, NcnnModel):
+    if isinstance(lowered, (NcnnModel, TengineModel)):
         return lowered.files(prefix)
     if isinstance(lowered, OnnxModel):
         return {f"{prefix}.onnx": lowered.to_bytes()}
@@ -323,8 +332,8 @@ def _verdicts(float_graph: Graph, steps: Sequence[Pass]) -> dict[str, str]:
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
-def run_checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnModel, data: Data, target: targets.Target,
-            executor: Any) -> dict[str, Any]:
+def run_checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnModel | TengineModel, data: Data,
+            target: targets.Target, executor: Any) -> dict[str, Any]:
     """Agreement with the float model, and the kernels' departure from exact arithmetic.
 
     Where MXNet is not there to run what is frozen for it, the simulation is judged, and no kernels.
@@ -341,13 +350,15 @@ def run_checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnMo
     def run(model: Any, watch: Sequence[Any] | None = None) -> Any:
         return open_executor(model, "judging the frozen model", watch=watch)
 
-    return {"agreement": departure.agreement(executor(float_graph), run(lowered), batches),
-            "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, run)}
+    found = departure.agreement(executor(float_graph), run(lowered), batches)
+    if isinstance(lowered, TengineModel):  # run by the reference, which has nothing to depart from
+        return {"agreement": found, "departure": None}
+    return {"agreement": found, "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, run)}
 
 
-def written_size(lowered: Graph | OnnxModel | NcnnModel) -> int:
+def written_size(lowered: Graph | OnnxModel | NcnnModel | TengineModel) -> int:
     """Bytes of the model's files that `save` writes."""
-    if isinstance(lowered, NcnnModel):
+    if isinstance(lowered, (NcnnModel, TengineModel)):
         return lowered.size
 
     class Counter:

@@ -1,4 +1,4 @@
-"""What a model is made of, and what `freeze` would do with it; also of an ONNX or ncnn model."""
+"""What a model is made of, and what `freeze` would do with it; also of an ONNX, ncnn or Tengine model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from qgraph import ops, targets
+from qgraph.formats import tengine_files
 from qgraph.formats.ncnn_files import SLOTS, Layer
 from qgraph.formats.ncnn_int8 import MASK, input_scale, is_int8
 from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
+from qgraph.formats.tengine_model import TengineModel
 from qgraph.ir import Graph, Node, Port
 from qgraph.models import hinted_shapes, inputs_of, is_quantized_op, open_model
 from qgraph.options import parse_shapes
@@ -31,11 +33,14 @@ def inspect_model(model: Any, *, params: str | None = None, epoch: int | None = 
     and range.  Of an ONNX model, which has "producer" and "opset" too: a float tensor that is rounded to 8 bits or
     fewer, its type, scale, zero point and range.  Of an ncnn model, which has "engine": a layer with weights, its type,
     what its weights are stored as, what it writes, the step of its input, and the options that it does without
-    ("mask"); "stopped" is the layer from which on the .bin could not be read.
+    ("mask"); "stopped" is the layer from which on the .bin could not be read.  Of a Tengine model, which has "engine"
+    too: a node, the types of its weights and of what it writes, and the step of that.
     """
     g = open_model(model, params, epoch).graph
     if isinstance(g, NcnnModel):
         return _inspect_ncnn(g)
+    if isinstance(g, TengineModel):
+        return _inspect_tengine(g)
     if isinstance(g, OnnxModel):
         return _inspect_onnx(g)
     frozen = any(is_quantized_op(node) for node in g.dag)
@@ -162,3 +167,28 @@ def _ncnn_layer(layer: Layer) -> dict[str, Any]:
         scale = float(input_scale(layer).array[0])
         row["step"] = 1 / scale if scale else None
     return row
+
+
+# ---- Tengine --------------------------------------------------------------------------------------------------------
+
+def _inspect_tengine(model: TengineModel) -> dict[str, Any]:
+    tm = model.tm
+    arrays = [tensor.array for tensor in tm.tensors if tensor.array is not None]
+    return {
+        "frozen": any(t.dtype in (tengine_files.INT8, tengine_files.UINT8) for t in tm.tensors),
+        "engine": "Tengine",
+        "inputs": {name: [1, *shape[1:]] if shape else None for name, shape in model.inputs.items()},
+        "outputs": {tensor.name: list(tensor.dims) or None for tensor in model.output_tensors},
+        "ops": model.op_counts,
+        "params": {"arrays": len(arrays), "numbers": sum(a.size for a in arrays),
+                   "bytes": sum(a.nbytes for a in arrays)},
+        "layers": [_tengine_layer(tm, layer) for layer in tm.layers if layer.op != "Const"],
+    }
+
+
+def _tengine_layer(tm: tengine_files.Model, layer: tengine_files.Layer) -> dict[str, Any]:
+    written = tm.tensors[layer.outputs[0]]
+    weights = [array for array in (tm.tensors[i].array for i in layer.inputs) if array is not None]
+    return {"name": layer.name, "op": layer.op, "weight": weights[0].dtype.name if weights else None,
+            "writes": np.dtype(tengine_files.DTYPES[written.dtype]).name, "shape": list(written.dims) or None,
+            "step": float(written.scales[0]) if written.scales is not None else None}

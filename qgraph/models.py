@@ -39,7 +39,8 @@ class Model:
     @property
     def kind(self) -> str:
         return "an MXNet model" if isinstance(self.graph, Graph) else (
-            "an ONNX model" if hasattr(self.graph, "proto") else "an ncnn model")
+            "an ONNX model" if hasattr(self.graph, "proto") else
+            "a Tengine model" if hasattr(self.graph, "tm") else "an ncnn model")
 
     def as_graph(self, what_for: str) -> Graph:
         """The graph. Raises OptionError for an ONNX model, of which there is none."""
@@ -62,7 +63,7 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
         return Model(model.copy())
     if hasattr(model, "lowered"):
         return Model(model.lowered.copy() if isinstance(model.lowered, Graph) else model.lowered)
-    if hasattr(model, "proto") or hasattr(model, "int8_layers"):
+    if any(hasattr(model, own) for own in ("proto", "int8_layers", "tm")):
         return Model(model)
     if hasattr(model, "hybridize"):
         from qgraph.formats.gluon import from_gluon
@@ -74,6 +75,8 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
         return _open_onnx(os.fspath(model), params)
     if os.fspath(model).endswith(".param"):
         return _open_ncnn(os.fspath(model), params)
+    if os.fspath(model).endswith(".tmfile"):
+        return _open_tengine(os.fspath(model), params)
     from qgraph.formats.mxnet import load
 
     symbol, prefix = find_symbol(model)
@@ -97,6 +100,13 @@ def _open_ncnn(path: str, params: str | None) -> Model:
     _want_file(path, "a .param of ncnn", params, "an ncnn model has its parameters in the .bin beside it")
     prefix = path[: -len(".param")]
     return Model(load(path), prefix, (path, prefix + ".bin"))
+
+
+def _open_tengine(path: str, params: str | None) -> Model:
+    from qgraph.formats.tengine_model import load
+
+    _want_file(path, "a .tmfile of Tengine", params, "a Tengine model has its parameters inside")
+    return Model(load(path), path[: -len(".tmfile")], (path,))
 
 
 def _want_file(path: str, what: str, params: str | None, where: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import qgraph
 from qgraph import ops, targets
 from qgraph.formats.ncnn_model import NcnnModel
+from qgraph.formats.tengine_model import TengineModel
 from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QParams, shown_granularity
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 FORMAT = "qgraph-report"
 
 
-def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel | NcnnModel,
+def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel | NcnnModel | TengineModel,
           verdicts: dict[str, str], table: CalibrationTable | None, records: Sequence[PassRecord],
           findings: Sequence[Any], options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
           checks: dict[str, Any]) -> dict[str, Any]:
@@ -63,8 +64,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def count_ops(g: Graph | OnnxModel | NcnnModel) -> dict[str, int]:
-    if isinstance(g, NcnnModel):
+def count_ops(g: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, int]:
+    if isinstance(g, (NcnnModel, TengineModel)):
         return g.op_counts
     if not isinstance(g, Graph):
         return dict(sorted(Counter(node.op_type for node in g.proto.graph.node).items()))

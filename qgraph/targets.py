@@ -90,6 +90,18 @@ def _refuse_ncnn(g: Graph, node: Node) -> str:
     return ""
 
 
+def _refuse_tengine(g: Graph, node: Node) -> str:
+    """Layers that Tengine has no int8 form of, or that crash in it."""
+    if node.op == "Deconvolution":
+        return "it has no int8 transposed convolution that is known to work in Tengine"
+    if node.op == "Convolution" and not _is_2d(node):
+        return "Tengine's convolution is 2-D, NCHW"
+    weight = g.param(g.inputs(node)[1])
+    if weight is not None and len(weight) == 1:
+        return "Tengine's int8 layers crash with one output channel; give it a second one (of zeros)"
+    return ""
+
+
 _BITS = tuple(range(2, 9))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)
 _WIDE_WEIGHT = QSpec(bits=8, signed=True)  # oneDNN rounds the largest weight of a channel to 127 or to -128
@@ -111,6 +123,9 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
     Target("ncnn", "int8 on ncnn: .param, .bin and the scale table of its tools", "half-away", _WEIGHT, _NARROW_ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=(8,), flow="float-between",
            act_signed=("auto", "signed"), refuse=_refuse_ncnn),
+    Target("tengine", "int8 on Tengine: .tmfile, and the scale file of its tools", "half-away", _WEIGHT, _NARROW_ACT,
+           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=(8,), flow="whole",
+           act_signed=("auto", "signed"), refuse=_refuse_tengine),
 )}
 
 

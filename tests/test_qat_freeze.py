@@ -115,6 +115,11 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "is chosen with qgraph.qat.convert_model" in capsys.readouterr().err
 
 
+def test_a_layer_trained_in_float_is_named_where_all_must_be_int8() -> None:
+    with pytest.raises(UnsupportedError, match="digits_conv0_fwd:Convolution: stays in float .*trained in float"):
+        qgraph.freeze(trained(8, "channel", False, epochs=0), qgraph.FreezeOptions(target="tengine"), calib_data=IMAGES)
+
+
 def test_what_cannot_be_frozen_says_so() -> None:
     net = trained(4, "channel", True, epochs=0)
     with pytest.raises(UnsupportedError, match="was trained with 4 bits, which target mxnet cannot carry; mxnet-sim"):

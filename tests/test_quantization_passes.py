@@ -91,8 +91,12 @@ def test_a_second_run_changes_nothing(path: Path) -> None:
     assert step.run(g) == 0 and g.digest() == digest
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", networks.NETWORKS)
+# Tengine's int8 models are so from inputs to outputs, and have no form of one op of these
+CARRIED = [(name, target) for name in networks.NETWORKS for target in TARGETS
+           if target != "tengine" or name not in ("float_between", "deconvolution", "upsampling")]
+
+
+@pytest.mark.parametrize(("name", "target"), CARRIED)
 def test_every_step_on_every_network_once_and_again(name: str, target: str) -> None:
     """The PassManager verifies each step and that its count is honest; a second run of the step changes nothing."""
     g, feeds = networks.build(name)
@@ -130,8 +134,7 @@ def test_what_must_run_before(step: Pass, needs: str) -> None:
 
 # ---- exact arithmetic: quantized graphs in the reference ------------------------------------------------------------
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize(("name", "target"), CARRIED)
 def test_quantized_networks_are_near_the_float_ones(name: str, target: str) -> None:
     g, feeds = networks.build(name)
     want = run(g, feeds)

@@ -7,6 +7,7 @@ from typing import Any
 
 from qgraph.errors import OptionError
 from qgraph.formats.ncnn_model import NcnnModel
+from qgraph.formats.tengine_model import TengineModel
 from qgraph.ir import Graph
 
 RUNTIMES = ("auto", "mxnet", "onnxruntime")
@@ -28,7 +29,7 @@ def runtime(what_for: str, name: str = "auto") -> Any:
 
 
 def executor(model: Any, what_for: str, name: str = "auto", watch: Sequence[Any] | None = None) -> Any:
-    """An Executor of a Graph, frozen ones for MXNet included, or of an `OnnxModel` or `NcnnModel`.
+    """An Executor of a Graph, frozen ones for MXNet included, or of an `OnnxModel`, `NcnnModel` or `TengineModel`.
 
     Raises OptionError for an engine that cannot run this model, and as `runtime`.
     """
@@ -39,6 +40,10 @@ def executor(model: Any, what_for: str, name: str = "auto", watch: Sequence[Any]
 
         ncnn.import_ncnn(what_for)
         return ncnn.Executor(model, watch)
+    if isinstance(model, TengineModel):
+        from qgraph.runtimes import tengine
+
+        return tengine.Executor(model, watch)
     if not isinstance(model, Graph):
         if name == "mxnet":
             raise OptionError("--runtime mxnet: MXNet cannot run an ONNX model, onnxruntime can")

@@ -1,0 +1,145 @@
+"""Quantize every value of a graph, for engines whose int8 models are so from inputs to outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qgraph import ops, targets
+from qgraph.calibration import observed_ports
+from qgraph.errors import UnsupportedError
+from qgraph.formats.tengine import float_only
+from qgraph.formats.tengine_convert import CONVERTERS, FLOAT_ONLY, missing
+from qgraph.integers import quantizer_name
+from qgraph.ir import Graph, Node, Port
+from qgraph.quant.spec import QParams, QSpec, with_range
+from qgraph.rewrite import Pass, register
+from qgraph.shapes import value_inputs, value_nodes
+
+_KNOWN = {"softmax": (0.0, 1.0), "SoftmaxActivation": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+"""Op, or act_type of an Activation -> between what its values lie, whatever it reads."""
+_WITHIN = frozenset({"LeakyReLU", "mean", "_contrib_AdaptiveAvgPooling2D", "Pooling"})
+"""Ops whose values lie within the range of what they read."""
+_CLIPS = frozenset({"clip", "relu", "_copy", "identity"})
+
+
+@register
+class QuantizeEverything(Pass):
+    """A fake_quantize on every value, inputs and outputs of the model among them.
+
+        conv(fq(x), fq(w)) -> pool -> softmax    becomes    fq(softmax(fq(pool(fq(conv(fq(x), fq(w)))))))
+
+    What a maximum, a Reshape, a relu or a clip writes has the scale of what it reads: one range for both, chosen for
+    what others make of it.  So in fq(relu(fq(x))) what the relu drops needs no codes.  Values that calibration does not
+    look at take the range of what they come from, or the known one of a softmax.
+
+    Raises UnsupportedError, with the way out, for a node that has no int8 form.
+    """
+
+    name = "quantize-everything"
+    requires = ("insert-fake-quantize",)
+
+    def run(self, g: Graph) -> int:
+        specs = [n.quant for n in g.nodes("fake_quantize") if g.param(g.inputs(n)[0]) is None]
+        self._check(g)
+        if not specs or specs[0] is None:
+            return 0
+        return _Everything(g, dataclasses.replace(specs[0], source="")).run()
+
+    def _check(self, g: Graph) -> None:
+        target = targets.get_target("tengine")
+        for node in g.toposort():
+            if node.op in ("null", "fake_quantize") or node not in value_nodes(g):
+                continue
+            if node.op not in CONVERTERS:
+                raise missing(node)
+            if node.op in FLOAT_ONLY:
+                raise UnsupportedError(float_only(node))
+            if ops.kind(node) == ops.COMPUTE and g.inputs(node)[1].node.op != "fake_quantize":
+                why = target.refuse(g, node) or "excluded, trained in float, or its weight is computed"
+                raise UnsupportedError(f"{node}: stays in float ({why}), and Tengine's int8 models are so from inputs "
+                                       "to outputs: freeze without --exclude, end the model before it (qgraph convert "
+                                       "--outputs NAME), or keep all of it in float (qgraph convert --to tengine)")
+
+
+class _Everything:
+    def __init__(self, g: Graph, act: QSpec) -> None:
+        self.g, self.act, self.count = g, act, 0
+        self.observed = {self._bare(port).key for port in observed_ports(g)}
+        self.reached = value_nodes(g)
+        self.order = [n for n in g.toposort() if n in self.reached and n.op != "fake_quantize" and not g.is_param(n)]
+        self.values = {node: [self._bare(p) for p in value_inputs(g, node) if not g.is_param(self._bare(p).node)]
+                       for node in self.order}
+        self.heads = {self._bare(head) for head in g.heads}
+        self.parent: dict[Node, Node] = {}
+
+    def _bare(self, port: Port) -> Port:
+        return self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
+
+    def run(self) -> int:
+        readers: dict[Node, list[Node]] = {node: [] for node in self.order}
+        groups: dict[Node, list[Node]] = {}
+        for node in self.order:
+            for port in self.values[node]:
+                readers[port.node].append(node)
+            if self._keeps_scale(node):
+                self.parent[self._find(node)] = self._find(self.values[node][0].node)
+        for node in self.order:
+            groups.setdefault(self._find(node), []).append(node)
+        for group in groups.values():
+            whole = any(Port(node) in self.heads for node in group)
+            asked = [node for node in group
+                     if Port(node) in self.heads or not all(map(self._keeps_scale, readers[node]))]
+            self._quantize(group, asked or group, whole)
+        return self.count
+
+    def _find(self, node: Node) -> Node:
+        while self.parent.setdefault(node, node) is not node:
+            node = self.parent[node]
+        return node
+
+    def _keeps_scale(self, node: Node) -> bool:
+        """Every value that it writes is one that it reads, or an end of its own."""
+        if not self.values.get(node):
+            return False
+        return (ops.kind(node) == ops.PASS or node.op in _CLIPS
+                or (node.op == "Activation" and ops.attr(node, "act_type") == "relu"))
+
+    def _quantize(self, group: list[Node], asked: list[Node], whole: bool) -> None:
+        """One range for all of them, from the values that somebody asks for."""
+        names = [name for node in asked for name in self._source(node)]
+        spec: QSpec = dataclasses.replace(self.act, source="|".join(dict.fromkeys(names)), whole=whole)
+        if not names:
+            ends = [self._ends(node) for node in asked]
+            spec = with_range(self.act, min(low for low, _ in ends), max(high for _, high in ends))
+        for node in group:
+            fq = next((v for v, _ in self.g.uses(node) if v.op == "fake_quantize"), None)
+            if fq is None:
+                fq = self.g.insert_after(node, "fake_quantize", quantizer_name(Port(node)), quant=spec)
+                self.count += 1
+            else:
+                self.count += self.g.replace_uses(node, fq, keep=[fq])
+            if not isinstance(fq.quant, QParams) and fq.quant != spec:
+                fq.quant = spec
+                self.count += 1
+
+    def _source(self, node: Node) -> list[str]:
+        """The observed tensor whose range this value's lies in; nothing where the range is known without."""
+        if Port(node).key in self.observed:
+            return [Port(node).key]
+        if _known(node) is not None:
+            return []
+        if self.values[node] and (node.op in _WITHIN or self._keeps_scale(node)):
+            return self._source(self.values[node][0].node)
+        raise UnsupportedError(f"{node}: calibration does not look at what it writes, and in an int8 model of Tengine "
+                               "every value has a range; end the model before it (qgraph convert --outputs NAME)")
+
+    def _ends(self, node: Node) -> tuple[float, float]:
+        while _known(node) is None:
+            node = self.values[node][0].node
+        found = _known(node)
+        assert found is not None
+        return found
+
+
+def _known(node: Node) -> tuple[float, float] | None:
+    return _KNOWN.get(ops.attr(node, "act_type") if node.op == "Activation" else node.op)
