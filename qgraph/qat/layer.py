@@ -145,7 +145,7 @@ def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[An
     if state.quantizes_data:
         learn = state.args.input_range if state.args.input_range in LEARNED else ""
         x = chain.fake_quantize(F, x, fixed, batch[0] if online and batch else high, spec, state.training,
-                                state.args.clip_gradient, learn)
+                                state.args.clip_gradient, learn, chain.in_two_passes(state.high))
     return x, batch if observes else None
 
 
