@@ -48,7 +48,7 @@ def eager_style(net: Any, norms: dict[Any, Any]) -> Callable[[], None]:
     layers: list[Any] = []
 
     def forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
-        axes = tuple(range(1, len(x.shape)))
+        axes = (0, 2, 3) if len(x.shape) == 4 else (1,)
         self.seen = F.max(F.abs(x), axis=axes).mean().asscalar()
         x = Rounded(self.seen / 255, self.seen)(x)
         if self in norms:
@@ -63,8 +63,8 @@ def eager_style(net: Any, norms: dict[Any, Any]) -> Callable[[], None]:
     def statistics_of(block: Any, inputs: Any) -> None:
         y = mx.nd.Convolution(inputs[0], block.weight.data(), **block._kwargs)
         count = y.shape[0] * y.shape[2] * y.shape[3]
-        block.mean = y.sum(axis=(0, 2, 3)) / count
-        block.var = ((y - block.mean.reshape((1, -1, 1, 1))) ** 2).sum(axis=(0, 2, 3)) / count
+        block.mean = y.sum(axis=(2, 3)).sum(axis=0) / count
+        block.var = ((y - block.mean.reshape((1, -1, 1, 1))) ** 2).sum(axis=(2, 3)).sum(axis=0) / count
 
     def patch(block: Any) -> None:
         if isinstance(block, (nn.Conv2D, nn.Dense)) and block is not first:

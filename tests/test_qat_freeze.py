@@ -81,7 +81,7 @@ def test_other_targets_keep_ranges_and_codes(bits: int, quant_type: str, fake_bn
     want = qat_digits.logits(net, IMAGES)
     frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target, isa="vnni"))
     got = executor(frozen.lowered, "").run({"data": IMAGES})[0]
-    assert (got.argmax(1) == want.argmax(1)).mean() > 0.985
+    assert (got.argmax(1) == want.argmax(1)).mean() > (0.985 if target == "mxnet" else 0.995)
     assert [layer["name"] for layer in frozen.report["float"]] == ["digits_conv0_fwd"]
     blocks = {b.name: b for b in net.collect_quantized_blocks()}
     assert len(frozen.report["quantized"]) == len(blocks) == 8

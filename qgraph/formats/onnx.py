@@ -165,6 +165,8 @@ class _Emitter:
         initializers are rewritten layer by layer, and the second fails.
         In front of a layer that is to stay in float there is a Clip without bounds: where such a layer reads from a
         DequantizeLinear and is read by a QuantizeLinear its weights are quantized, per tensor.
+        The same in front of a layer with a float bias that reads fewer than 8 bits: there biases are rounded to
+        products of the steps, and these are coarse.
         """
         fq = port.node
         if fq.op != "fake_quantize":
@@ -173,9 +175,14 @@ class _Emitter:
         if array is not None and isinstance(fq.quant, QParams):
             if self.first_reader.setdefault(fq, reader) is not reader:
                 return self._weight(fq, array, fq.quant, self.name(reader, fq.name))
-        elif ops.kind(reader) == ops.COMPUTE and self.g.param(self.g.inputs(reader)[1]) is not None:
+        elif ops.kind(reader) == ops.COMPUTE and self._stays_in_float(reader, fq.quant):
             return self._emit(reader, "Clip", [self.tensor(port)], "float")
         return self.tensor(port)
+
+    def _stays_in_float(self, layer: Node, data: Any) -> bool:
+        weight, *bias = self.g.inputs(layer)[1:3]
+        coarse = isinstance(data, QParams) and data.bits < 8 and any(self.g.param(b) is not None for b in bias)
+        return coarse or self.g.param(weight) is not None
 
     def name(self, node: Node, hint: str) -> str:
         base = name = f"{node.name}/{hint}"

@@ -11,15 +11,20 @@ still be propagated), and the gradient goes around it, because multiplying by a 
     clipping aware     y = x inside + (fq(x') - x' inside)                inside is 1 for what was not clipped
     learned range      and + h * (range - BlockGrad(range))               h is what dy/drange shall be
 
-Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.
+There fq is MXNet's quantize and dequantize where they can be had (`in_two_passes`): two passes for seven.
+
+Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.  Tensors of one shape meet in
+elemwise ops by name: + is another op for arrays than for symbols, in another layout, and sums round in another order.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from qgraph.qat.statistic import mx
 from qgraph.quant.spec import QSpec
 
 ROUNDER = 12582912.0
@@ -38,17 +43,51 @@ def _codes(F: Any, scaled: Any, spec: QSpec) -> Any:
     return F.minimum(low, spec.qmax) + ROUNDER - ROUNDER
 
 
-def _inside(scaled: Any, spec: QSpec) -> Any:
-    return (scaled >= spec.qmin) * (scaled <= spec.qmax)
+@functools.cache
+def _rounds_by_onednn() -> bool:
+    """Whether quantize rounds ties to even, and a range of 255.5 is a step of 1 for dequantize."""
+    with mx.autograd.pause():
+        x, zero = mx.nd.array([0.5, 1.5, 2.5, 300], ctx=mx.cpu()), mx.nd.zeros(1, ctx=mx.cpu())
+        codes = mx.nd.contrib.quantize(x, zero, zero + 255, out_type="uint8")[0]
+        return bool(mx.nd.contrib.dequantize(codes, zero, zero + 255.5).asnumpy().tolist() == [0, 2, 2, 255])
+
+
+def in_two_passes(parameter: Any) -> bool:
+    """Whether a block with this parameter can use `_two_passes`: MXNet with oneDNN, on CPUs."""
+    contexts = [] if parameter._data is None else parameter.list_ctx()
+    return all(context.device_type == "cpu" for context in contexts) and _rounds_by_onednn()
+
+
+def _two_passes(F: Any, fixed: Any, high: Any, spec: QSpec) -> Any:
+    """As `fake_quantize`, by quantize (a range of 255 steps, or 127) and dequantize (255.5, or 127.5).
+
+    The reciprocal of the step is 255 / (255 step) there: its last bit may differ, and with it the side to which what is
+    within that of a tie goes.
+    """
+    step = F.maximum(high / spec.qmax, _TINY)
+    whole, top = (127, 127.5) if spec.signed else (255, 255.5)
+    sign = -1 if spec.signed else 0
+    codes = F.contrib.quantize(fixed, step * (sign * whole), step * whole,
+                               out_type="int8" if spec.signed else "uint8")[0]
+    if spec.bits < 8:
+        codes = F.minimum(codes, spec.qmax)
+        codes = F.maximum(codes, spec.qmin) if spec.signed else codes
+    return F.contrib.dequantize(codes, step * (sign * top), step * top)
+
+
+def _inside(F: Any, scaled: Any, spec: QSpec) -> Any:
+    return F.elemwise_mul(scaled >= spec.qmin, scaled <= spec.qmax)
 
 
 def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: bool = False,
-                  clip_gradient: bool = False, learn: str = "") -> Any:
+                  clip_gradient: bool = False, learn: str = "", two_passes: bool = False) -> Any:
     """x -> the nearest values that have a code. fixed: x behind a BlockGrad.  high: (1,), where the range ends.
 
     learn: "lsq" (arXiv 1902.08153: the step has a gradient, scaled by sqrt(1 / (values * qmax))) or "pact" (arXiv
     1805.06085: the range has the gradient of what it clips).  Both are clipping aware.
     """
+    if training and two_passes and not clip_gradient and not learn:
+        return F.elemwise_add(x, F.elemwise_sub(_two_passes(F, fixed, F.BlockGrad(high), spec), fixed))
     step, inverse = step_of(F, F.BlockGrad(high), spec)
     scaled = F.broadcast_mul(fixed, inverse)
     codes = _codes(F, scaled, spec)
@@ -56,19 +95,20 @@ def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: 
     if not training:
         return value
     if not clip_gradient and not learn:
-        return x + (value - fixed)
-    inside = _inside(scaled, spec)
-    y = x * inside + (value - fixed * inside)
+        return F.elemwise_add(x, F.elemwise_sub(value, fixed))
+    inside = _inside(F, scaled, spec)
+    y = F.elemwise_add(F.elemwise_mul(x, inside), F.elemwise_sub(value, F.elemwise_mul(fixed, inside)))
     if not learn:
         return y
-    slope = codes - scaled * inside if learn == "lsq" else (codes / spec.qmax) * (1 - inside)
+    slope = (F.elemwise_sub(codes, F.elemwise_mul(scaled, inside)) if learn == "lsq"
+             else F.elemwise_mul(codes / spec.qmax, 1 - inside))
     zero = high - F.BlockGrad(high)
     if learn == "lsq":  # one image's values count
         values = F.cast(F.size_array(F.slice_axis(fixed, axis=0, begin=0, end=1)), dtype="float32")
         zero = zero * F.BlockGrad((spec.qmax / values) ** 0.5) / spec.qmax
     # zeros, with the gradient sum(slope * dy); as a matrix product it is fast
     product = F.dot(F.reshape(slope, shape=(-1, 1)), F.reshape(zero, shape=(1, 1)))
-    return y + F.reshape_like(product, fixed)
+    return F.elemwise_add(y, F.reshape_like(product, fixed))
 
 
 def _spread(F: Any, per_group: Any, rows: int, rank: int) -> Any:
@@ -106,8 +146,8 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
     channel as it broadcasts."""
     fixed = F.BlockGrad(weight) if training else weight
     if learned is None:
-        value = weight_values(F, fixed, spec, shape)
-        return F.broadcast_add(weight, value - fixed) if training else value  # + would meet a layout of oneDNN's
+        value = weight_values(F, fixed, spec, shape)  # elemwise_add would meet a layout of oneDNN's
+        return F.broadcast_add(weight, F.elemwise_sub(value, fixed)) if training else value
     if spec.granularity == "group":
         learned = _spread(F, learned, shape[0] // spec.groups, len(shape))
     high = F.BlockGrad(learned)
@@ -116,7 +156,7 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
         return value
     step, inverse = step_of(F, high, spec)
     scaled = F.broadcast_mul(fixed, inverse)
-    inside = _inside(scaled, spec)
+    inside = _inside(F, scaled, spec)
     slowed = (learned - high) * float(1 / np.sqrt(spec.qmax * np.prod(shape)))
     slope = F.broadcast_mul(F.broadcast_div(value, step) - scaled * inside, slowed)
     return F.broadcast_add(F.broadcast_mul(weight, inside), value - fixed * inside + slope)

@@ -6,7 +6,9 @@ import difflib
 import fnmatch
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from qgraph.errors import OptionError
@@ -129,6 +131,33 @@ def _forward_by_mode(net: Any) -> Any:
             net.qat_control.switch(training)
             if training:
                 net.qat_control.sample = inputs
+                with _sums_as_traced():
+                    return forward(*inputs)
         return forward(*inputs)
 
     return by_mode
+
+
+_PATCH = threading.RLock()
+
+
+@contextmanager
+def _sums_as_traced() -> Iterator[None]:
+    """``a + b`` of arrays of one shape is elemwise_add, as it is when a network is hybridized.
+
+    By itself it is broadcast_add, which leaves oneDNN's layouts: BatchNorm then adds its gradients in another order,
+    and a last bit becomes a step where a value is rounded.
+    """
+    cls = mx.nd.NDArray
+    with _PATCH:
+        plus = cls.__add__
+
+        def add(self: Any, other: Any) -> Any:
+            alike = type(other) is cls and type(self) is cls and (self.shape, self.dtype) == (other.shape, other.dtype)
+            return mx.nd.elemwise_add(self, other) if alike else plus(self, other)
+
+        cls.__add__ = add
+        try:
+            yield
+        finally:
+            cls.__add__ = plus

@@ -98,4 +98,4 @@ def trained(F: Any, layer: Any, x: Any, weight: Any, bias: Any, quantized: Any) 
         return out
     scale = F.BlockGrad(inverse if bn.block._kwargs["fix_gamma"] else inverse * gamma)
     exact = folded(F, F.BlockGrad(weight), scale, bn)
-    return out + compute(layer, F, x, quantized(exact) - exact, None)
+    return F.elemwise_add(out, compute(layer, F, x, F.elemwise_sub(quantized(exact), exact), None))

@@ -145,7 +145,7 @@ def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[An
     if state.quantizes_data:
         learn = state.args.input_range if state.args.input_range in LEARNED else ""
         x = chain.fake_quantize(F, x, fixed, batch[0] if online and batch else high, spec, state.training,
-                                state.args.clip_gradient, learn)
+                                state.args.clip_gradient, learn, chain.in_two_passes(state.high))
     return x, batch if observes else None
 
 
@@ -157,11 +157,10 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
         return state.tracer.layer(self, F, x, weight, bias)
     check_dtype(self)
     x, batch = quantized_data(self, F, x, input_max, rank=len(self.weight.shape) - 2)
-    if batch is not None:
-        weight = tie(F, weight, input_max, batch[0], self.weight.shape[0])
     spec, shape = state.weight, self.weight.shape
     assert spec is not None
     if state.bn is not None and state.training and not state.bn.fixed:
+        weight = weight if batch is None else tie(F, weight, input_max, batch[0], shape[0])
         y = trained(F, self, x, weight, bias,
                     (lambda folded: chain.weight_values(F, folded, spec, shape)) if state.enabled else None)
         return y if self.act is None else self.act(y)
@@ -169,6 +168,8 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
         weight, bias = running(F, state.bn, weight, bias)
     if state.enabled:
         weight = chain.fake_quantize_weight(F, weight, spec, shape, weight_max, state.training)
+    if batch is not None:  # here it needs no copy
+        weight = tie(F, weight, input_max, batch[0], shape[0])
     return call(self, F, x, weight, bias)
 
 
