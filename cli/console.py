@@ -29,13 +29,17 @@ class _Handler(logging.Handler):
         err.print(Text(record.getMessage(), style=style), soft_wrap=True)
 
 
-def set_up(quiet: bool, verbose: bool) -> None:
-    """How much is said. -q: warnings only, no tables and bars; -v: also why patterns did not match."""
+def set_up(quiet: bool, verbose: bool, passes: bool = True) -> None:
+    """How much is said. -q: warnings only, no tables and bars; -v: also why patterns did not match.
+
+    passes: whether a line for every pass is said without -v.
+    """
     if quiet and verbose:
         raise click.UsageError("-q and -v exclude each other")
     log = logging.getLogger("qgraph")
     log.handlers = [h for h in log.handlers if not isinstance(h, _Handler)] + [_Handler()]
     log.setLevel(QUIET if quiet else VERBOSE if verbose else NORMAL)
+    log.getChild("passes").setLevel(logging.NOTSET if passes or verbose else QUIET)
 
 
 def is_quiet() -> bool:

@@ -27,12 +27,17 @@ from qgraph.cli.options import (
 @exclude_option
 @click.option("--granularity", type=click.Choice(["layer", "group", "channel", "tensor"]), default="channel",
               show_default=True, help="One scale of the weights per layer, convolution group or output channel.")
-@click.option("--weight-bits", type=int, default=8, show_default=True, metavar="N")
-@click.option("--act-bits", type=int, default=8, show_default=True, metavar="N")
+@click.option("--weight-bits", type=int, default=8, show_default=True, metavar="N",
+              help="2 to 8, or what the target has; mxnet-sim: 2 to 16.")
+@click.option("--act-bits", type=int, default=8, show_default=True, metavar="N", help="The same.")
 @click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True)
 @click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "minmax", "entropy", "online"]),
               default="naive", show_default=True, help="How ranges are chosen (minmax is naive, entropy is kl; "
               "online: from each batch as it runs, mxnet-sim).")
+@click.option("--merge-bn/--no-merge-bn", default=True, show_default=True,
+              help="Fold BatchNorms before weights are quantized (mxnet-sim can do without).")
+@click.option("--winograd", type=click.Choice(["none", "F23", "F43", "F63"]), default="none", show_default=True,
+              help="Quantize the weights of 3 x 3 convolutions of stride 1 in this domain (mxnet-sim).")
 @click.option("--calib-data", metavar="PATH", help=".rec, folder of images, .npz or .npy of ready N,C,H,W floats.  "
               "[default: MODEL-calib.npz, else images distilled from the BatchNorms]")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")

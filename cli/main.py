@@ -18,6 +18,7 @@ from qgraph.errors import CheckFailed, QGraphError
 COMMANDS = {  # name -> line of help; each lives in the file of its name
     "freeze": "Quantize a model and write the frozen checkpoint.",
     "convert": "Carry a float model to ONNX, or to MXNet's newest files.",
+    "simulate": "What strategies of quantization would cost, one or a table of them.",
     "eval": "Accuracy of a model, and its agreement with another.",
     "compare": "Where a frozen model departs from the float one.",
     "inspect": "What a model is made of, and what would be quantized.",
@@ -61,6 +62,7 @@ def cli() -> None:
     \b
     qgraph inspect net-symbol.json
     qgraph freeze  net-symbol.json --exclude conv0 --calib kl --calib-data images.rec
+    qgraph simulate net-symbol.json --data images.rec --skip ::10 --weight-bits 8,6,4
     qgraph convert net-symbol.json --to onnx --input-shape data:1,3,224,224
     qgraph eval    net-quantized --data images.rec --reference net
     qgraph compare net net-quantized --data images.rec
@@ -79,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say("error", error, 1)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted", "nothing was written", 130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _say("interrupted", str(error.__cause__ or error) or "nothing was written", 130)
     except click.ClickException as error:
         error.show()
         return error.exit_code

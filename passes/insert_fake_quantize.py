@@ -63,7 +63,7 @@ class InsertFakeQuantize(Pass):
         target = targets.get_target(self.target)
         granularity = as_granularity(self.granularity)
         targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed,
-                            self.online)
+                            (targets.ONLINE_FLAG,) if self.online else ())
         weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
         act = dataclasses.replace(target.act, bits=self.act_bits, signed=target.signed(self.act_signed),
                                   online=self.online)

@@ -10,6 +10,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     PIPELINES,
     bake_weights,
     calibrate,
+    defer_bn,
     fit_bias,
     insert_fake_quantize,
     integer_flow,
@@ -23,6 +24,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     share_scales,
     signed_dense,
     signed_residual,
+    winograd_weights,
 )
 from qgraph.quant.spec import as_granularity
 from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, pass_class
@@ -30,7 +32,8 @@ from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, p
 # behind the float passes, by `Target.flow`
 QUANTIZING = {
     # only what layers with weights read is quantized
-    "simulated": ("insert-fake-quantize", "calibrate", "round-weights", "quantize-bias", "bake-weights"),
+    "simulated": ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "quantize-bias",
+                  "bake-weights", "defer-bn"),
     # values stay integers from layer to layer, with sums and activations inside MXNet's kernels
     "fused": ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
               "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights"),
@@ -43,6 +46,7 @@ QUANTIZING = {
     "whole": ("insert-fake-quantize", "quantize-everything", "calibrate", "fit-bias", "round-weights", "quantize-bias",
               "bake-weights"),
 }
+_FOLDING_BN = ("fold-bn", "fold-bn-forward", "bn-to-affine")
 FIRST_QUANTIZING = "insert-fake-quantize"
 
 
@@ -51,12 +55,17 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     target = targets.get_target(options.target)
     granularity = as_granularity(options.granularity)
     online = options.calib == ONLINE
-    targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed, online)
+    winograd_weights.check_domain(options.winograd)
+    beyond = {targets.ONLINE_FLAG: online, targets.APART_FLAG: not options.merge_bn,
+              targets.WINOGRAD_FLAG: options.winograd != winograd_weights.NONE}
+    targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed,
+                        tuple(flag for flag, asked in beyond.items() if asked))
     given: dict[str, dict[str, Any]] = {
         "insert-fake-quantize": {
             "target": target.name, "granularity": granularity, "exclude": options.exclude,
             "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed,
             "activations": not options.int4, "online": online},
+        "winograd-weights": {"domain": options.winograd, "rounding": target.rounding},
         "calibrate": {"signed_input_limit": target.signed_input_limit},
         "round-weights": {"rounding": target.rounding},
         "pair-channels": {"rounding": target.rounding, "active": options.isa != "vnni"},
@@ -70,8 +79,8 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     if options.passes is not None:
         steps = parse_pipeline(options.passes, make)
     else:
-        names = QUANTIZING[target.flow]
-        steps = (*PIPELINES["float"], *(make(pass_class(name), {}) for name in names))
+        steps = (*(step for step in PIPELINES["float"] if options.merge_bn or step.name not in _FOLDING_BN),
+                 *(make(pass_class(name), {}) for name in QUANTIZING[target.flow]))
     for spec in options.user_passes:
         steps = insert_after(steps, *load_user_pass(spec))
     return steps

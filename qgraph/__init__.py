@@ -29,6 +29,7 @@ _HOME = {
     "FreezeOptions": "options", "freeze": "freezing", "Frozen": "freezing",
     "convert": "converting", "Converted": "converting",
     "to_onnx": "formats.onnx", "OnnxModel": "formats.onnx_model",
+    "simulate": "simulation", "Strategy": "simulation_rows",
     "evaluate": "evaluation", "compare": "comparison", "QGraphError": "errors",
 }
 

@@ -27,7 +27,7 @@ from qgraph.formats.tengine_model import TengineModel, with_export
 from qgraph.freezing import model_files
 from qgraph.ir import Graph, Port
 from qgraph.models import Model, find_symbol, hinted_shapes, inputs_of, is_quantized_op, open_model
-from qgraph.options import parse_shapes
+from qgraph.options import block_shapes, parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.report import count_ops
@@ -78,7 +78,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     if to not in FORMATS:
         raise OptionError(f"--to {to}: want {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     outputs, input_shape = _several(outputs), _several(input_shape)
-    opened = open_model(model, params, epoch, _block_shapes(input_shape))
+    opened = open_model(model, params, epoch, block_shapes(input_shape))
     g = opened.as_graph("converting")
     _refuse_frozen(opened)
     before = count_ops(g)
@@ -164,11 +164,6 @@ def find_output(g: Graph, text: str) -> Port:
 
 def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
-
-
-def _block_shapes(input_shape: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    names = [text.rpartition(":")[0] or "data" for text in input_shape]
-    return parse_shapes(input_shape, names) if names else {}
 
 
 def _refuse_frozen(opened: Model) -> None:

@@ -52,7 +52,7 @@ class Data:
         preprocess: Preprocess,
         input_names: Sequence[str],
         input_shapes: Mapping[str, Shape],
-        select: slice,
+        select: slice | Sequence[int],
         skip: slice,
         limit: int | None,
         batch_size: int,
@@ -66,9 +66,13 @@ class Data:
         self._select, self._skip, self._limit = select, skip, limit
         self.num_items: int | None = None
         if isinstance(source, Items):
+            if not isinstance(select, slice) and max(select, default=0) >= len(source):
+                raise OptionError(f"{self.name}: select has {max(select)}, but there are {len(source)} items")
             self.num_items = sum(1 for _ in self._kept(len(source)))
             if not self.num_items:
                 raise DataError(f"{self.name}: select, skip and limit keep none of its {len(source)} items")
+        elif not isinstance(select, slice):
+            raise OptionError(f"{self.name}: is a stream, whose items cannot be selected by a list of numbers")
         elif any((part or 0) < 0 for s in (select, skip) for part in (s.start, s.stop, s.step)):
             raise OptionError(f"{self.name}: its length is not known, so select and skip cannot count from its end")
 
@@ -86,7 +90,16 @@ class Data:
     def _kept(self, count: int) -> Iterator[int]:
         """The numbers of the items that are used, in the order in which they are used."""
         dropped = range(count)[self._skip]
-        return islice((i for i in range(count)[self._select] if i not in dropped), self._limit)
+        selected = range(count)[self._select] if isinstance(self._select, slice) else self._select
+        return islice((i for i in selected if i not in dropped), self._limit)
+
+    def labels(self) -> np.ndarray | None:
+        """Of all items that are used, in their order; images are not decoded where that can be."""
+        if isinstance(self._source, Stream):
+            found = [batch.labels for batch in self]
+            return None if any(part is None for part in found) else np.concatenate(found)  # type: ignore[arg-type]
+        rows = list(self._kept(len(self._source)))
+        return _labels(list(self._source.labels(rows)), [self._source.where(i) for i in rows])
 
     def _from_items(self, source: Items) -> Iterator[Batch]:
         kept = self._kept(len(source))
@@ -97,6 +110,7 @@ class Data:
 
     def _from_stream(self, source: Stream) -> Iterator[Batch]:
         """The source's own batches, less the items that are not wanted."""
+        assert isinstance(self._select, slice)
         selected, dropped = range(sys.maxsize)[self._select], range(sys.maxsize)[self._skip]
         seen = left = 0
         if self._limit is not None:
@@ -155,7 +169,7 @@ def open_data(
     source: Any,
     preprocess: Preprocess | None = None,
     *,
-    select: str | slice | None = None,
+    select: str | slice | Sequence[int] | None = None,
     skip: str | slice | None = None,
     limit: int | None = None,
     batch_size: int = 32,
@@ -167,7 +181,8 @@ def open_data(
 
     source: path of a ``.rec``, of an image folder, of an ``.npz`` (``data`` or an array per input; ``label``), of an
     ``.npy``; or an array, a dict of arrays, a Dataset (items), a DataLoader, DataIter or iterable (batches).
-    select keeps and skip drops items by number (``"::10"``), limit keeps the first so many of the rest.
+    select keeps and skip drops items by number (``"::10"``), limit keeps the first so many of the rest.  select may be
+    a list of numbers, whose order and repetitions are kept.
     input_shapes: input name -> the model's shape; 0 matches any size.  workers: decoding threads, default at most 4.
     Raises DataError (the data are not usable) and OptionError (an option is not), here or on the first sweep.
     """
@@ -182,12 +197,21 @@ def open_data(
         preprocess,
         names,
         shapes,
-        parse_slice(select, "--select") or slice(None),
+        _selection(select),
         parse_slice(skip, "--skip") or slice(0),
         limit,
         batch_size,
         workers or min(4, os.cpu_count() or 1),
     )
+
+
+def _selection(select: str | slice | Sequence[int] | None) -> slice | Sequence[int]:
+    if select is None or isinstance(select, (str, slice)):
+        return parse_slice(select, "--select") or slice(None)
+    rows = [int(row) for row in select]
+    if any(row < 0 for row in rows):
+        raise OptionError(f"select: found {min(rows)}, want numbers of items from 0")
+    return rows
 
 
 def _source(source: Any, names: Sequence[str], preprocess: Preprocess) -> Items | Stream:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.data import Data
+from qgraph.data import Batch, Data
 from qgraph.departure import class_scores
 from qgraph.errors import DataError
 from qgraph.ir import Graph
@@ -33,36 +33,57 @@ def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptio
     run_other = executor(other, "evaluating a model", runtime) if other is not None else None
     opened = open_for(graph, data, options or DataOptions())
 
-    images = top1 = top5 = same = labelled = 0
-    seconds, timed = 0.0, 0
     batches = iter(opened)
     first = next(batches, None)
     if first is None:
         raise DataError(f"{opened.name}: no image was read")
     run.run(first.feeds)
+    found, expected = Tally(), Tally()
     for batch in chain([first], batches):
+        found.add(run, batch)
+        if run_other is not None:
+            expected.add(run_other, batch)
+        if progress:
+            progress("evaluating", found.images, opened.num_items)
+    return found.result(expected.classes if run_other is not None else None)
+
+
+class Tally:
+    """Counts over batches of what `evaluate` reports. classes: the one predicted for each image so far."""
+
+    def __init__(self) -> None:
+        self._classes: list[np.ndarray] = []
+        self.images = self.labelled = self.top1 = self.top5 = 0
+        self.seconds = 0.0
+
+    @property
+    def classes(self) -> np.ndarray:
+        return np.concatenate(self._classes)
+
+    def add(self, run: Any, batch: Batch) -> None:
+        """Run an Executor on a batch. Raises DataError for a model that is no classifier, and for labels not its."""
         started = time.perf_counter()
         scores = _scores(run.run(batch.feeds)[0])
-        seconds += time.perf_counter() - started
-        timed += len(batch)
-        images += len(batch)
+        self.seconds += time.perf_counter() - started
+        self.images += len(batch)
+        self._classes.append(scores.argmax(1))
         if batch.labels is not None:
             labels = _class_labels(batch.labels, scores.shape[1], batch.ids[0])
             ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-            top1 += int((ranked[:, 0] == labels).sum())
-            top5 += int((ranked == labels[:, None]).any(axis=1).sum())
-            labelled += len(batch)
-        if run_other is not None:
-            same += int((_scores(run_other.run(batch.feeds)[0]).argmax(1) == scores.argmax(1)).sum())
-        if progress:
-            progress("evaluating", images, opened.num_items)
+            self.top1 += int((ranked[:, 0] == labels).sum())
+            self.top5 += int((ranked == labels[:, None]).any(axis=1).sum())
+            self.labelled += len(batch)
 
-    def percent(count: int, total: int) -> float | None:
-        return round(100 * count / total, 2) if total else None
+    def result(self, expected: np.ndarray | None = None) -> dict[str, Any]:
+        """expected: the classes that the model should predict, image by image."""
+        return {"images": self.images, "top1": _percent(self.top1, self.labelled),
+                "top5": _percent(self.top5, self.labelled),
+                "agreement": None if expected is None else _percent(int((expected == self.classes).sum()), self.images),
+                "ms_per_image": round(1000 * self.seconds / self.images, 3)}
 
-    return {"images": images, "top1": percent(top1, labelled), "top5": percent(top5, labelled),
-            "agreement": percent(same, images) if run_other is not None else None,
-            "ms_per_image": round(1000 * seconds / timed, 3)}
+
+def _percent(count: int, total: int) -> float | None:
+    return round(100 * count / total, 2) if total else None
 
 
 def runnable(g: Any) -> Any:

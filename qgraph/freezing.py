@@ -8,12 +8,11 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
-from qgraph import departure, floatcheck, report, targets, trained
+from qgraph import floatcheck, report, targets, trained
 from qgraph.calibdata import find_data, sample
 from qgraph.data import Data
 from qgraph.errors import OptionError
@@ -24,6 +23,7 @@ from qgraph.formats.onnx import to_onnx
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.formats.tengine import frozen_tengine
 from qgraph.formats.tengine_model import TengineModel
+from qgraph.freezing_checks import REFERENCE_IMAGES, run_checks
 from qgraph.fusion import fusion
 from qgraph.ir import Graph
 from qgraph.models import (
@@ -34,7 +34,7 @@ from qgraph.models import (
     is_quantized_op,
     open_model,
 )
-from qgraph.options import ONLINE, FreezeOptions, Progress, parse_shapes
+from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.passes.pipelines import pipeline, split
@@ -42,16 +42,11 @@ from qgraph.preprocess import Preprocess
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import Pass, PassManager, PassRecord
-from qgraph.runtimes import executor as open_executor
 from qgraph.runtimes import runtime
 from qgraph.runtimes.ncnn import facts as ncnn_facts
-from qgraph.runtimes.ncnn import is_installed as ncnn_is_installed
 from qgraph.runtimes.tengine import facts as tengine_facts
 
 log = logging.getLogger("qgraph")
-
-AGREEMENT_IMAGES = 128
-REFERENCE_IMAGES = 4
 
 
 @dataclass
@@ -134,55 +129,47 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     target = targets.get_target(options.target)
     float_steps, quant_steps = split(pipeline(options))
     executor = runtime("freezing a model", options.runtime)
-    opened = open_model(model, options.params, options.epoch, _block_shapes(options))
+    opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
     opened.as_graph("freezing")
     online = options.calib == ONLINE
     if online and (calib_table is not None or options.calib_table is not None):
         raise OptionError(f"--calib {ONLINE}: takes the ranges from the batch that is run, and no --calib-table")
-    _refuse_frozen(opened)
-    table = calib_table if calib_table is not None else options.calib_table
-    if isinstance(table, (str, os.PathLike)):
-        table = CalibrationTable.load(table)
+    refuse_frozen(opened)
+    given = calib_table if calib_table is not None else options.calib_table
+    if isinstance(given, (str, os.PathLike)):
+        given = CalibrationTable.load(given)
 
     if trained.is_trained(opened.graph):
         from qgraph.freezing_trained import freeze_trained
 
         found = calib_data if calib_data is not None else trained.sample_of(model)
-        return freeze_trained(opened, options, target, found, table, progress)
+        return freeze_trained(opened, options, target, found, given, progress)
     original = opened.graph.copy()
     bare = opened.graph.copy()
     Canonicalize().run(bare)
-    data, shapes = find_data(opened, bare, options, calib_data, needed=table is None and not online, progress=progress)
+    data, shapes = find_data(opened, bare, options, calib_data, needed=given is None and not online, progress=progress)
     first = next(iter(data)) if data is not None else None
 
-    g = opened.graph
+    float_graph = opened.graph
     records: list[PassRecord] = []
     feeds = floatcheck.random_feeds(shapes, options.seed, first.feeds if first else None)
-    changed = floatcheck.run_checked(float_steps, g, feeds, executor, options.dump_passes or "", records)
+    changed = floatcheck.run_checked(float_steps, float_graph, feeds, executor, options.dump_passes or "", records)
     log.info("float passes: outputs kept to %.1e of their size on a random batch", changed)
-    float_graph = g.copy()
     verdicts = _verdicts(float_graph, quant_steps)
 
-    before_calibration, after = split_at_table(quant_steps)
-    PassManager(before_calibration, options.dump_passes or "", records).run(g)
-    if not g.nodes("fake_quantize"):
-        log.warning("warning: nothing is quantized: every layer is excluded or stays in float")
-        table = None
-    elif online:
-        log.info("ranges: of the batch that is being run")
-    elif table is None:
-        assert data is not None
-        table = collect_table(float_graph, data, options, signed, progress)
-    else:
-        table.check(float_graph.digest())
-        table.check_bits(options.act_bits)
-    shown = None if data is None else sample(data)
-    after = tuple(bind(step, table=table, data=data, float_graph=float_graph, feeds=shown) for step in after)
-    PassManager(after, options.dump_passes or "", records).run(g)
-    for node in g.nodes("fake_quantize"):
-        if not isinstance(node.quant, QParams) and not (node.quant and node.quant.online):
-            raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
+    def ranges() -> CalibrationTable | None:
+        if online:
+            log.info("ranges: of the batch that is being run")
+            return None
+        if not isinstance(given, CalibrationTable):
+            assert data is not None
+            return collect_table(float_graph, data, options, signed, progress)
+        given.check(float_graph.digest())
+        given.check_bits(options.act_bits)
+        return given
 
+    g, table, after = quantize(float_graph, quant_steps, ranges, options.dump_passes or "", records, data=data,
+                               float_graph=float_graph, feeds=None if data is None else sample(data))
     lowered = lower(g, target, shapes, options.int4)
     if isinstance(lowered, (NcnnModel, TengineModel)):
         lowered.preprocess = _preprocess(table, options)
@@ -202,6 +189,31 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         options=options.to_dict(), target=target,
         sizes=(opened.size, written_size(lowered)), checks=checks)
     return frozen
+
+
+def quantize(source: Graph, steps: tuple[Pass, ...], ranges: Callable[[], CalibrationTable | None],
+             dump_dir: str = "", records: list[PassRecord] | None = None,
+             **found: Any) -> tuple[Graph, CalibrationTable | None, tuple[Pass, ...]]:
+    """Run the quantizing passes on a copy: (the graph with fake_quantize nodes, the table, the passes that read it).
+
+    ranges: gives the calibration, None for online ranges; it is asked if anything is quantized.
+    found: what only a run can know, for the fields of the passes.
+    """
+    g = source.copy()
+    records = [] if records is None else records
+    before, after = split_at_table(steps)
+    PassManager(before, dump_dir, records).run(g)
+    table = None
+    if g.nodes("fake_quantize"):
+        table = ranges()
+    else:
+        log.warning("warning: nothing is quantized: every layer is excluded or stays in float")
+    after = tuple(bind(step, table=table, **found) for step in after)
+    PassManager(after, dump_dir, records).run(g)
+    for node in g.nodes("fake_quantize"):
+        if not isinstance(node.quant, QParams) and not (node.quant and node.quant.online):
+            raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
+    return g, table, after
 
 
 def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
@@ -273,15 +285,10 @@ def check_output(model: str, prefix: str) -> None:
         raise OptionError(f"--output {prefix}: would overwrite the model itself, want another prefix")
 
 
-def _refuse_frozen(opened: Model) -> None:
+def refuse_frozen(opened: Model) -> None:
     for node in opened.graph.dag:
         if is_quantized_op(node):
             raise OptionError(f"{opened.prefix or 'model'}: is quantized already ({node}), want the float model")
-
-
-def _block_shapes(options: FreezeOptions) -> dict[str, tuple[int, ...]]:
-    names = [text.rpartition(":")[0] or "data" for text in options.input_shape]
-    return parse_shapes(options.input_shape, names) if names else {}
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -330,31 +337,7 @@ def _verdicts(float_graph: Graph, steps: Sequence[Pass]) -> dict[str, str]:
     return {}
 
 
-# ---- checks ---------------------------------------------------------------------------------------------------------
-
-def run_checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnModel | TengineModel, data: Data,
-            target: targets.Target, executor: Any) -> dict[str, Any]:
-    """Agreement with the float model, and the kernels' departure from exact arithmetic.
-
-    Where MXNet is not there to run what is frozen for it, the simulation is judged, and no kernels.
-    """
-    batches = list(islice(data, -(-AGREEMENT_IMAGES // data.batch_size)))
-    feeds = {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in batches[0].feeds.items()}
-    if isinstance(lowered, Graph) and executor.__module__ != "qgraph.runtimes.mxnet":
-        log.warning("warning: the files for MXNet are judged by simulation: its kernels do not run on this runtime")
-        return {"agreement": departure.agreement(executor(float_graph), executor(g), batches), "departure": None}
-    if isinstance(lowered, NcnnModel) and not ncnn_is_installed():
-        log.warning("warning: the files for ncnn were not run: pip install \"qgraph[ncnn]\" lets freezing check them")
-        return {"agreement": None, "departure": None}
-
-    def run(model: Any, watch: Sequence[Any] | None = None) -> Any:
-        return open_executor(model, "judging the frozen model", watch=watch)
-
-    found = departure.agreement(executor(float_graph), run(lowered), batches)
-    if isinstance(lowered, TengineModel):  # run by the reference, which has nothing to depart from
-        return {"agreement": found, "departure": None}
-    return {"agreement": found, "departure": departure.kernel_departure(g, lowered, feeds, target.rounding, run)}
-
+# ---- size -----------------------------------------------------------------------------------------------------------
 
 def written_size(lowered: Graph | OnnxModel | NcnnModel | TengineModel) -> int:
     """Bytes of the model's files that `save` writes."""

@@ -8,6 +8,7 @@ from typing import Any
 from qgraph import floatcheck, freezing, report, targets, trained
 from qgraph.calibdata import find_data, sample
 from qgraph.formats.onnx_model import OnnxModel
+from qgraph.freezing_checks import run_checks
 from qgraph.fusion import fusion
 from qgraph.integers import drop_quantizers
 from qgraph.models import Model, default_prefix, hinted_shapes
@@ -75,7 +76,7 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
     lowered = freezing.lower(g, target, shapes)
     checks: dict[str, Any] = {"agreement": None, "departure": None}
     if data is not None:
-        checks = freezing.run_checks(g, float_graph, lowered, data, target, executor)
+        checks = run_checks(g, float_graph, lowered, data, target, executor)
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
     frozen = freezing.Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")

@@ -54,8 +54,10 @@ class FreezeOptions(DataOptions):
     """What `qgraph freeze` does. Every field is a flag of the command line, with ``-`` for ``_``.
 
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.select`.
-    calib: a method of `qgraph.quant.ranges`, or online.  passes: a pipeline of one's own instead of the standard one.
-    user_passes: ``--pass MODULE:CLASS@AFTER``.  output: prefix of the files that are written.
+    calib: a method of `qgraph.quant.ranges`, or online.  merge_bn: fold BatchNorms before weights are quantized.
+    winograd: quantize weights in a domain of `qgraph.passes.winograd_weights`.
+    passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
+    output: prefix of the files that are written.
     isa: what executes an ONNX model, of `qgraph.passes.limit_weights`.  int4: 4-bit weights in 4-bit storage, and
     activations in float (ONNX).  runtime: of `qgraph.runtimes`, the engine that runs models meanwhile.
     """
@@ -71,6 +73,8 @@ class FreezeOptions(DataOptions):
     act_bits: int = 8
     act_signed: str = "auto"
     calib: str = "naive"
+    merge_bn: bool = True
+    winograd: str = "none"
     calib_data: str | None = None
     calib_table: str | None = None
     num_calib: int | None = None
@@ -121,3 +125,9 @@ def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple
                               + (f" (did you mean {close[0]}?)" if close else ""))
         shapes[name] = shape
     return shapes
+
+
+def block_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """As `parse_shapes`, for a Gluon block, whose inputs are not known yet: those that are named, or data."""
+    names = [text.rpartition(":")[0] or "data" for text in texts]
+    return parse_shapes(texts, names) if names else {}

@@ -15,6 +15,7 @@ from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.tengine_model import TengineModel
 from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
+from qgraph.passes.winograd_weights import MARK as WINOGRAD
 from qgraph.quant.spec import QParams, shown_granularity
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import PassRecord
@@ -74,7 +75,7 @@ def count_ops(g: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, int]
 
 def is_quantized(g: Graph, node: Node) -> bool:
     inputs = g.inputs(node)
-    return len(inputs) > 1 and inputs[1].node.op == "fake_quantize"
+    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or WINOGRAD in node.attrs)
 
 
 def quantized_layers(g: Graph) -> list[dict[str, Any]]:
@@ -82,13 +83,22 @@ def quantized_layers(g: Graph) -> list[dict[str, Any]]:
     found = []
     for node in g.toposort():
         if ops.kind(node) == ops.COMPUTE and is_quantized(g, node):
-            weight = g.inputs(node)[1].node.quant
             data = next(iter(quantizers_behind(g, g.inputs(node)[0])), None)
-            assert weight is not None
+            weight, granularity = _weight_types(g, node)
             found.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
                           "data": data.quant.dtype if data is not None and data.quant else "float",
-                          "weight": weight.dtype, "granularity": shown_granularity(weight.granularity)})
+                          "weight": weight, "granularity": shown_granularity(granularity)})
     return found
+
+
+def _weight_types(g: Graph, layer: Node) -> tuple[str, str]:
+    """(type, granularity)"""
+    if WINOGRAD in layer.attrs:
+        weight, granularity = layer.attrs[WINOGRAD].split(", ")
+        return weight, granularity
+    quant = g.inputs(layer)[1].node.quant
+    assert quant is not None
+    return quant.dtype, quant.granularity
 
 
 def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str]) -> list[dict[str, str]]:

@@ -37,7 +37,7 @@ from qgraph.errors import OptionError, PassError, QGraphError
 from qgraph.ir import Graph, Node
 from qgraph.pattern import MatchFail, P
 
-log = logging.getLogger("qgraph")
+log = logging.getLogger("qgraph.passes")
 
 
 class Pass(ABC):

@@ -96,6 +96,10 @@ class Items:
     def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
         return _in_order(self.load, indices, workers if self.threads else 1, ahead)
 
+    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+        """Without decoding images, where that can be."""
+        return (label for _, label in self.rows(indices, 1, 1))
+
 
 class Records(Items):
     threads = True
@@ -110,6 +114,9 @@ class Records(Items):
         where = self.where(index)
         label, image = split_image_record(self._file.read(index), where)
         return [decode(BytesIO(image), where, self._preprocess)], label
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+        return (split_image_record(self._file.read(i), self.where(i))[0] for i in indices)
 
 
 class Folder(Items):
@@ -145,6 +152,9 @@ class Folder(Items):
 
     def load(self, index: int) -> Row:
         return [decode(self.where(index), self.where(index), self._preprocess)], self._files[index][1]
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+        return (self._files[index][1] for index in indices)
 
 
 class Arrays(Items):

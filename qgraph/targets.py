@@ -24,7 +24,7 @@ class Target:
     granularities, weight_bits, act_bits: what it can carry exactly.
     act_signed: the choices of signedness that it can carry.
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
-    online: whether ranges can come from the batch that is being run.
+    beyond: choices that no integer engine has, as the flags that make them.
     refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
     flow: which line of quantizing passes makes its graph, a key of `qgraph.passes.pipelines.QUANTIZING`.
     """
@@ -40,7 +40,7 @@ class Target:
     flow: str
     act_signed: tuple[str, ...] = ("auto", "signed", "unsigned")
     signed_input_limit: int = 0
-    online: bool = False
+    beyond: tuple[str, ...] = ()
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
 
     def signed(self, choice: str) -> bool | None:
@@ -102,7 +102,8 @@ def _refuse_tengine(g: Graph, node: Node) -> str:
     return ""
 
 
-_BITS = tuple(range(2, 9))
+BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
+_BITS, _MORE_BITS = tuple(range(2, 9)), tuple(range(2, 17))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)
 _WIDE_WEIGHT = QSpec(bits=8, signed=True)  # oneDNN rounds the largest weight of a channel to 127 or to -128
 _ACT = QSpec(bits=8, signed=None)
@@ -114,8 +115,8 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
            granularities=("channel",), weight_bits=(8,), act_bits=(8,), flow="fused",
            act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
     Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,
-           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="simulated",
-           online=True),
+           granularities=("tensor", "group", "channel"), weight_bits=_MORE_BITS, act_bits=_MORE_BITS, flow="simulated",
+           beyond=BEYOND),
     Target("onnx", "QDQ for onnxruntime and others: 2 to 8 bits, any granularity", "half-even", _WEIGHT, _AFFINE_ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="qdq",
            act_signed=("auto",), refuse=_refuse_onnx),
@@ -143,12 +144,13 @@ def _listed(values: tuple[Any, ...]) -> str:
 
 
 def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,
-                act_signed: str = "auto", online: bool = False) -> None:
+                act_signed: str = "auto", beyond: tuple[str, ...] = ()) -> None:
     """UnsupportedError, naming the targets that can, if the target cannot carry these choices exactly."""
-    if online and not target.online:
-        others = [t.name for t in TARGETS.values() if t.online]
-        raise UnsupportedError(f"target {target.name} has fixed ranges and cannot carry --calib online; "
-                               f"{' or '.join(others)} can (--target {others[0]})")
+    for flag in beyond:
+        if flag not in target.beyond:
+            others = [t.name for t in TARGETS.values() if flag in t.beyond]
+            raise UnsupportedError(f"target {target.name} cannot carry {flag}; {' or '.join(others)} can "
+                                   f"(--target {others[0]})")
     wanted = {"granularities": ("--granularity", granularity), "weight_bits": ("--weight-bits", weight_bits),
               "act_bits": ("--act-bits", act_bits), "act_signed": ("--act-signed", act_signed)}
     for field, (flag, value) in wanted.items():

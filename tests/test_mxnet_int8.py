@@ -248,7 +248,7 @@ def test_the_target_that_can_is_named(options: dict[str, Any], message: str) -> 
         networks.quantize(g, None, **options)
 
 
-@pytest.mark.parametrize("options", [{"weight_bits": 9}, {"weight_bits": 1}, {"granularity": "row"},
+@pytest.mark.parametrize("options", [{"weight_bits": 17}, {"weight_bits": 1}, {"granularity": "row"},
                                      {"act_signed": "maybe"}, {"target": "mxnet-int8"}])
 def test_what_no_target_can(options: dict[str, Any]) -> None:
     g, _ = networks.build("dense_only")

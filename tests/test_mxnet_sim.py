@@ -15,7 +15,7 @@ from qgraph.errors import UnsupportedError
 from qgraph.formats import mxnet_sim
 from qgraph.ir import Graph, Node, Port
 from qgraph.passes.insert_fake_quantize import weight_spec
-from qgraph.quant.spec import QParams, QSpec, dequantize, quantize
+from qgraph.quant.spec import QParams, QSpec, dequantize, fake_quantize, quantize, with_range
 from qgraph.rewrite import PassManager
 from qgraph.runtimes.reference import Executor as Reference
 from qgraph.runtimes.reference import accumulate, out_channel_scales
@@ -116,6 +116,38 @@ def test_codes_of_the_same_floats_are_the_same(name: str) -> None:
         assert np.array_equal(codes, quantize(value, fq.quant, "mxnet")), fq.name
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(9, 17))
+def test_more_bits_than_mxnet_has(bits: int, signed: bool) -> None:
+    """In float arithmetic, and so to the last bit what the reference computes, on ties and beyond the range too."""
+    rng = np.random.default_rng(bits)
+    spec = QSpec(bits, signed)
+    for high in (1.0, 0.37, 91.3, 5e-6, 3e7):
+        params = with_range(spec, -high if signed else 0.0, high)
+        ties = (np.arange(spec.qmin, spec.qmax, 37) + 0.5).astype(np.float32) * params.scale
+        x = np.concatenate([rng.normal(size=20000).astype(np.float32) * np.float32(high / 2), ties,
+                            np.array([0, -0.0, 2 * high, -2 * high, 1e30, -1e30], np.float32)])[None]
+        g = Graph()
+        g.heads = [Port(g.add("fake_quantize", [g.add("null", name="data")], "q", quant=params))]
+        want = fake_quantize(x, params, "mxnet")
+        assert np.array_equal(Executor(g).run({"data": x})[0], want)
+        assert len(np.unique(want)) > 500
+
+
+@pytest.mark.parametrize(("weight_bits", "act_bits"), [(12, 12), (16, 16), (4, 10)])
+def test_networks_of_many_bits(weight_bits: int, act_bits: int) -> None:
+    g, feeds = networks.build("residual_downsample")
+    table = networks.calibrated(g, feeds)
+    q = networks.quantize(g, table, "mxnet-sim", weight_bits=weight_bits, act_bits=act_bits)
+    want = Reference(q, rounding="mxnet").run(feeds)[0]
+    got = Executor(q).run(feeds)[0]
+    exact = Reference(g).run(feeds)[0]
+    assert np.abs(got - want).max() < 2e-3 * np.abs(want).max()  # codes that flip where a sum ends at an edge
+    if weight_bits > 8:
+        coarse = Reference(networks.quantize(g, table, "mxnet-sim"), rounding="mxnet").run(feeds)[0]
+        assert np.abs(got - exact).max() < np.abs(coarse - exact).max() / 8
+
+
 @pytest.mark.parametrize(("bits", "floor"), [(8, 30), (7, 26), (6, 20), (5, 14), (4, 7)])
 def test_every_bit_is_worth_something(bits: int, floor: float) -> None:
     g, feeds = networks.build("residual_downsample")
@@ -159,8 +191,7 @@ def quantized(quant: QSpec) -> Graph:
 
 @pytest.mark.parametrize(("quant", "message"), [
     (QSpec(8, True), "q: not calibrated, so it cannot be written"),
-    (QParams(9, True, scale=1), "q: MXNet quantizes activations per tensor, to at most 8 bits"),
-    (QParams(16, False, scale=1), "found tensor, 16 bits"),
+    (QParams(32, True, scale=1), "q: MXNet quantizes activations per tensor, to at most 16 bits"),
     (QParams(8, False, scale=1, zero_point=128), "without zero point"),
     (QParams(8, True, granularity="channel", scale=[1, 2, 3]), "found channel, 8 bits"),
 ])

@@ -252,6 +252,19 @@ def test_kl_cuts_a_heavy_tail_and_keeps_the_bulk(bits):
     assert errors[0] <= 5 * errors[2]
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(9, 17))
+def test_kl_of_many_bits_clips_next_to_nothing(bits, signed):
+    """Where codes are as fine as the bins, and finer, it is min/max."""
+    x = np.random.default_rng(6).standard_t(4, 200_000)
+    spec = QSpec(bits=bits, signed=signed)
+    hist = histogram_of(x if signed else np.abs(x), 4096)
+    low, high = choose_range("kl", hist, spec)
+    errors = squared_errors(hist, np.array([max(-low, high), hist.bound]), spec)
+    assert errors[0] <= errors[1]
+    assert bits <= 12 or (low, high) == (hist.low, hist.high)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_kl_does_not_clip_everything_onto_a_spike(sign):
     rng = np.random.default_rng(9)

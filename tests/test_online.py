@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import networks
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def test_images_of_zeros_keep_a_finite_step() -> None:
     assert float(online_params(QSpec(8, False, online=True), np.zeros((2, 3), np.float32)).scale) == 1
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(2, 17))
 @pytest.mark.parametrize(("signed", "narrow"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 12)])
 def test_mxnet_computes_what_the_reference_computes(bits: int, signed: bool, narrow: bool,
@@ -96,7 +98,21 @@ def test_freezing_online_wants_no_calibration(tmp_path: object) -> None:
     assert np.array_equal(Executor(again).run(feeds)[0], Executor(frozen.lowered).run(feeds)[0])  # type: ignore
 
 
-@pytest.mark.parametrize("target", ["mxnet", "onnx", "ncnn"])
+@pytest.mark.parametrize("options", [{"calib": "online"}, {"calib": "naive", "act_bits": 12}])
+def test_what_onnxruntime_lacks_is_judged_in_numpy(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("onnxruntime")
+    g, feeds = networks.build("conv_pool_conv")
+    frozen = qgraph.freeze(g, FreezeOptions(target="mxnet-sim", runtime="onnxruntime", batch_size=2, **options),
+                           calib_data=feeds["data"])
+    assert "in NumPy on one batch" in caplog.text
+    found = frozen.report["agreement"]
+    assert found["images"] == 2 and 20 < found["sqnr_db"] < 80
+    feeds = {"data": feeds["data"][:2]}
+    want, got = Reference(g).run(feeds)[0], Reference(frozen.graph).run(feeds)[0]
+    assert np.isclose(found["sqnr_db"], 10 * np.log10((want ** 2).sum() / ((want - got) ** 2).sum()), atol=0.02)
+
+
+@pytest.mark.parametrize("target", ["mxnet", "onnx", "ncnn", "tengine"])
 def test_targets_of_fixed_ranges_refuse(target: str) -> None:
     with pytest.raises(UnsupportedError, match="cannot carry --calib online; mxnet-sim can"):
         pipeline(FreezeOptions(target=target, calib="online"))

@@ -3,22 +3,28 @@
     fake_quantize(x)  ->  [clip ->] _contrib_quantize_v2 -> _contrib_dequantize
     fake_quantize(x)  {online}: the same, to a range that is computed: mean over the images of max |x|, or of max x
     fake_quantize(w)  ->  w, whose baked values lie on the grid already
+    conv(x, w) -> BatchNorm {deferred}  ->  conv(x, w s) + b, see `qgraph.passes.defer_bn`
 
 MXNet encodes the step s of a CPU quantizer as a range of 127.5 s (int8) or 255.5 s (uint8), see `spec.mxnet_range`.
-Fewer than 8 bits, or a lowest code of -127, are a `clip` in front.
+Fewer than 8 bits, or a lowest code of -127, are a `clip` in front.  More than 8 bits, which no quantizer of MXNet has,
+are float arithmetic: x / s + 1.5 * 2^23 - 1.5 * 2^23 is rounded to the nearest whole number, ties to even.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_marks import AS_IS, MARK, mark_of
 from qgraph.ir import Graph, Node, Port
+from qgraph.passes.defer_bn import fold_deferred
 from qgraph.quant.spec import QParams, QSpec, mxnet_range
 
 _LEAST = 1e-30  # a range of zero would divide by zero
+_ROUNDER = 1.5 * 2 ** 23  # float32 has no digits behind the point from here on
 
 
 def lower(g: Graph, marked: bool = False) -> Graph:
@@ -27,7 +33,6 @@ def lower(g: Graph, marked: bool = False) -> Graph:
     marked: `qgraph.load` gets the quantizers back, see `mxnet_marks`.
     """
     out = g.copy()
-    _keep_batchnorms(out, marked)
     for fq in out.nodes("fake_quantize"):
         source = out.inputs(fq)[0]
         if fq.quant is not None and fq.quant.online and fq.quant.signed is not None:
@@ -46,6 +51,8 @@ def lower(g: Graph, marked: bool = False) -> Graph:
         else:
             out.replace_uses(fq, source)
             out.remove(fq)
+    fold_deferred(out)  # weights are plain parameters by now
+    _keep_batchnorms(out, marked)
     avoid_sum_fusion(out)
     return out
 
@@ -76,9 +83,14 @@ def avoid_sum_fusion(out: Graph) -> None:
 def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> list[Node]:
     """The clip, if there is one, and the dequantize at the end."""
     made = []
-    if qp.granularity != "tensor" or qp.bits > 8 or qp.zero_point.any():
-        raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 8 bits, without zero "
+    if qp.granularity != "tensor" or qp.bits > 16 or qp.zero_point.any():
+        raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 16 bits, without zero "
                                f"point; found {qp.granularity}, {qp.bits} bits")
+    if qp.bits > 8:
+        factor = np.float32(127.5 if qp.signed else 255.5) / mxnet_range(qp.scale, bool(qp.signed))
+        steps = out.add("_mul_scalar", [source], fq.name + "_steps", scalar=float(factor))
+        chain = _rounded(out, fq, Port(steps), qp)
+        return [steps, *chain, out.add("_mul_scalar", [chain[-1]], fq.name + "_dequantize", scalar=float(qp.scale))]
     if (qp.qmin, qp.qmax) not in ((-128, 127), (0, 255)):
         step = float(qp.scale)
         made.append(out.add("clip", [source], fq.name + "_clip", a_min=qp.qmin * step, a_max=qp.qmax * step))
@@ -87,14 +99,18 @@ def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> list[Node]:
     return [*made, out.add("_contrib_dequantize", [Port(quantized, i) for i in range(3)], fq.name + "_dequantize")]
 
 
+def _rounded(out: Graph, fq: Node, steps: Port, spec: QSpec) -> list[Node]:
+    """x / s -> codes, in float."""
+    clip = out.add("clip", [steps], fq.name + "_clip", a_min=spec.qmin, a_max=spec.qmax)
+    up = out.add("_plus_scalar", [clip], fq.name + "_up", scalar=_ROUNDER)
+    return [clip, up, out.add("_minus_scalar", [up], fq.name + "_codes", scalar=_ROUNDER)]
+
+
 def _online(out: Graph, fq: Node, source: Port, spec: QSpec) -> Port:
     """As `spec.online_params`.
 
     `_contrib_quantize` takes 127 (int8) or 255 (uint8) steps for its range, `_contrib_dequantize` half a step more.
     """
-    if spec.bits > 8:
-        raise UnsupportedError(f"{fq.name}: MXNet quantizes activations to at most 8 bits; found {spec.bits} bits")
-
     def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
         return Port(out.add(kind, inputs, f"{fq.name}_{name}", **attrs))
 
@@ -105,6 +121,10 @@ def _online(out: Graph, fq: Node, source: Port, spec: QSpec) -> Port:
         values = op("Pooling", [values], "pool", kernel=(1, 1), pool_type="max", global_pool=True)
     largest = op("max", [values], "largest", axis=(0,), exclude=True, keepdims=True)
     high = op("_maximum_scalar", [op("mean", [largest], "mean", axis=(0,), keepdims=True)], "high", scalar=_LEAST)
+    if spec.bits > 8:
+        step = op("_div_scalar", [high], "step", scalar=float(spec.qmax))
+        whole = _rounded(out, fq, op("broadcast_div", [source, step], "steps"), spec)[-1]
+        return op("broadcast_mul", [Port(whole), step], "dequantize")
     if (spec.qmin, spec.qmax) not in ((-128, 127), (0, 255)):  # else the codes saturate by themselves
         source = op("broadcast_minimum", [source, high], "clip")
         low = op("_mul_scalar", [high], "low", scalar=spec.qmin / spec.qmax)

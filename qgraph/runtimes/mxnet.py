@@ -63,7 +63,7 @@ def _let_fuse(g: Graph) -> bool:
 
 
 class Executor:
-    """A graph of MXNet ops, compiled once per shape of its inputs.
+    """A graph of MXNet ops, compiled once per shape of its inputs, for the current context.
 
     watch: the tensors to return instead of the heads.
     fused: let MXNet fuse activations into layers where that is safe: two to three times as fast behind clip.
@@ -99,7 +99,8 @@ class Executor:
             self._bound.clear()  # one shape at a time: memory stays that of one executor
             try:
                 with subgraph_backend(self._backend):
-                    self._bound[key] = self._symbol.bind(mx.cpu(), args, grad_req="null", aux_states=self._aux)
+                    self._bound[key] = self._symbol.bind(mx.current_context(), args, grad_req="null",
+                                                         aux_states=self._aux)
             except mx.MXNetError as error:
                 raise DataError(f"MXNet cannot run this model on inputs of shape {shapes}: "
                                 f"{str(error).splitlines()[0]}") from error
