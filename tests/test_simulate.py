@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ def test_online_rows_are_what_the_reference_says(test_set: dict[str, np.ndarray]
 
 
 def test_the_images_that_skip_leaves_out_calibrate(test_set: dict[str, np.ndarray]) -> None:
+    pytest.importorskip("mxnet")  # 3 bits leave ties, which another engine may decide otherwise
     data = test_set["data"].copy()
     data[::4] *= 0.25  # ranges of these clip the others
     source = {**test_set, "data": data}
@@ -93,7 +96,17 @@ def test_without_labels_there_is_the_agreement(test_set: dict[str, np.ndarray]) 
     found = simulate(MODEL, test_set["data"], [Strategy(weight_bits=2)])
     row = found.row(Strategy(weight_bits=2))
     assert row["top1"] is None and 20 < row["agreement"] < 100
+    pytest.importorskip("matplotlib")
     assert draw(found).startswith(b"\x89PNG")
+
+
+def test_the_plot_says_what_it_lacks(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["simulate", MODEL, "--data", test_file, "--plot", "--output", str(tmp_path / "sim")]) == 1
+    assert 'pip install "qgraph[plot]"' in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_grid_is_every_combination_once() -> None:
@@ -139,17 +152,18 @@ def test_onnxruntime_computes_the_rows_too(test_set: dict[str, np.ndarray]) -> N
 
 def test_the_command(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = tmp_path / "sim"
-    command = ["simulate", MODEL, "--data", test_file, "--weight-bits", "8,2", "--exclude-first", "both", "--plot",
-               "--output", str(prefix)]
+    plots = importlib.util.find_spec("matplotlib") is not None
+    command = ["simulate", MODEL, "--data", test_file, "--weight-bits", "8,2", "--exclude-first", "both",
+               "--output", str(prefix), *(["--plot"] if plots else [])]
     assert main(command) == 0
     out = capsys.readouterr().out
     text = (tmp_path / "sim.md").read_text()
-    assert out.startswith(text) and f"wrote       {prefix}.png" in out
+    assert out.startswith(text) and (f"wrote       {prefix}.png" in out) is plots
     assert text.splitlines()[0].split() == " | ".join(["", *HEAD, ""]).split() and len(text.splitlines()) == 2 + 5
     with open(tmp_path / "sim.csv", newline="") as file:
         table = list(csv.reader(file))
     assert table[0] == list(HEAD) and [row[2] for row in table[1:]] == ["float32", "int8", "int8", "int2", "int2"]
-    assert (tmp_path / "sim.png").read_bytes().startswith(b"\x89PNG")
+    assert not plots or (tmp_path / "sim.png").read_bytes().startswith(b"\x89PNG")
     assert main(["simulate", MODEL, "--data", test_file, "--json", "--output", str(tmp_path / "one")]) == 0
     one = json.loads(capsys.readouterr().out)
     assert one["rows"] == [{**one["rows"][0], "weight_bits": 8, "granularity": "channel", "calib": "naive"}]
