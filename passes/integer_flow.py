@@ -31,13 +31,20 @@ class IntegerFlow(Pass):
 
     The output of a convolution or sum with a fused activation is unsigned, without one signed: that is what the
     kernels write.
+
+    exact: only what changes no value, for networks that were trained quantized: case 1, where nobody else reads what is
+    passed on, and it is no average.
     """
 
     name = "integer-flow"
     requires = ("insert-fake-quantize",)
+    exact: bool = False
 
     def run(self, g: Graph) -> int:
         flow = _Flow(g)
+        if self.exact:
+            flow.hoist_exactly()
+            return flow.count
         flow.hoist()
         flow.residuals()
         flow.outputs()
@@ -107,6 +114,14 @@ class _Flow:
                 continue
             self._ensure(Port(node), fq.quant)  # type: ignore[arg-type]
             if passes_integers(node):
+                self._move(fq, node)
+
+    def hoist_exactly(self) -> None:
+        for node in reversed(self.order):
+            fq = self._quantizer(Port(node)) if self.dtype[node] and passes_integers(node) else None
+            ports = [*self.g.inputs(node), Port(node)]
+            if (fq is not None and all(self.g.has_one_use(port) for port in ports)
+                    and ops.attr(node, "pool_type") != "avg"):
                 self._move(fq, node)
 
     def _move(self, fq: Node, node: Node) -> None:

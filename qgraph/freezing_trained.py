@@ -46,16 +46,14 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
         feeds = floatcheck.random_feeds(shapes, options.seed, next(iter(data)).feeds if data is not None else None)
         floatcheck.run_checked(float_steps, g, feeds, trained.in_float(executor), options.dump_passes or "", records)
         float_graph = trained.without_quantizers(g)
-        if target.flow == "fused":
-            trained.part_shortcuts(g)
         entries = trained.trained_ranges(g)
-        if target.flow == "qdq":
+        if target.flow in ("qdq", "fused"):
             narrow = any(isinstance(n.quant, QParams) and n.quant.bits < 8 for n in g.dag)
             trained.respecify(g, target)
             trained.give_weights(g, codes)
             # codes of biases are as coarse as those of data and weights together, too coarse below 8 bits
-            left_out = {"quantize-between"} | ({"quantize-bias"} if narrow else set())
-            quant_steps = tuple(step for step in quant_steps if step.name not in left_out)
+            left_out = {"quantize-between", "share-scales", "signed-residual", *(["quantize-bias"] if narrow else [])}
+            quant_steps = tuple(freezing.bind(step, exact=True) for step in quant_steps if step.name not in left_out)
         else:
             drop_quantizers(g)
         before, after = freezing.split_at_table(quant_steps)

@@ -26,6 +26,7 @@ from qgraph.freezing import lower
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.rewrite import PassManager
+from qgraph.runtimes.reference import Executor as Reference
 from qgraph.targets import TARGETS, get_target
 
 mx = pytest.importorskip("mxnet")
@@ -257,10 +258,11 @@ def test_what_no_target_can(options: dict[str, Any]) -> None:
 
 
 def one_layer(out: QParams | None, *, act: str = "relu", data: QParams | None = None, weight: QParams | None = None,
-              codes: int = 127) -> Graph:
+              codes: int | list[int] = 127) -> Graph:
+    """codes: of the weights, or one of each output channel."""
     g = Graph()
     x = g.add("fake_quantize", [g.add("null", name="data")], "x", quant=data or QParams(8, False, scale=0.1))
-    w = g.add_param("w", np.full((4, 3, 1, 1), codes, np.float32))
+    w = g.add_param("w", np.broadcast_to(np.reshape(codes, (-1, 1, 1, 1)), (4, 3, 1, 1)).astype(np.float32))
     fw = g.add("fake_quantize", [w], "w_q", quant=weight or QParams(8, True, granularity="channel", scale=np.ones(4)))
     y: Node = g.add("Convolution", [x, fw], "conv", kernel=(1, 1), num_filter=4, no_bias=True,
                     **({"act_type": act, "a_min": 0, "a_max": 6} if act else {}))
@@ -279,18 +281,54 @@ U8, S8 = QParams(8, False, scale=0.1), QParams(8, True, scale=0.1)
 
 
 @pytest.mark.parametrize(("g", "message"), [
-    (one_layer(None), "conv:Convolution: its output is not quantized, and MXNet's int8 kernel cannot write floats"),
     (one_layer(S8), "conv:Convolution: MXNet's kernel writes u8 here, found s8"),
     (one_layer(U8, act=""), "conv:Convolution: MXNet's kernel writes s8 here, found u8"),
     (one_layer(U8, act="clip"), "conv:Convolution: behind a fused clip the range must end at a_max"),
     (one_layer(QParams(7, False, scale=0.1)), "y: MXNet's int8 tensors are 8 bits with one scale; --target mxnet-sim"),
     (one_layer(U8, data=QParams(4, False, scale=0.1)), "x: MXNet's int8 tensors are 8 bits with one scale"),
-    (one_layer(U8, weight=QParams(8, True, scale=1)), "one scale per output channel, found tensor; --target mxnet-sim"),
-    (one_layer(U8, codes=100), "channel 0 reaches neither code -128 nor 127.*--target mxnet-sim"),
 ], ids=lambda v: v[:40] if isinstance(v, str) else "")
 def test_what_it_cannot_write(g: Graph, message: str) -> None:
     with pytest.raises(UnsupportedError, match=re.escape(message).replace(r"\.\*", ".*")):
         mxnet_int8.lower(g)
+
+
+FORMS = {
+    "no reader that quantizes": ({"out": None}, "_sg_mkldnn_conv"),
+    "one scale for all": ({"out": U8, "weight": QParams(8, True, scale=0.3)}, "_sg_mkldnn_conv"),
+    "no code of a channel is the largest": ({"out": U8, "codes": [127, 3, 5, 100]}, "_sg_mkldnn_conv"),
+    "none of the layer": ({"out": U8, "codes": [90, 3, 5, 100]}, "Convolution"),
+    "signed data": ({"out": U8, "data": S8}, "Convolution"),
+    "signed data, no reader that quantizes": ({"out": None, "data": S8, "act": "clip"}, "Convolution"),
+    "a clip, read by floats": ({"out": None, "act": "clip"}, "_sg_mkldnn_conv"),
+    "no activation": ({"out": None, "act": ""}, "_sg_mkldnn_conv"),
+    "the lowest alone": ({"out": None, "act": "", "codes": [-127, 3, -5, 100],
+                          "weight": QParams(8, True, narrow=True, scale=0.3)}, "_sg_mkldnn_conv"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_layers_that_the_calibrated_kernel_cannot_carry_are_exact(name: str) -> None:
+    """Codes of weights that it would not find, or values that nobody quantizes: sums as int32, or floats."""
+    options, op = FORMS[name]
+    g = one_layer(**options)
+    rng = np.random.default_rng(0)
+    w, bias = g.params["w"], rng.normal(size=4).astype(np.float32) * 3
+    if options.get("codes") is None:
+        w[:, 1:] = rng.integers(-100, 101, w[:, 1:].shape)
+    fq = g.find("w_q").quant
+    g.params["w"] = (w * np.broadcast_to(fq.scale, 4).reshape(4, 1, 1, 1)).astype(np.float32)
+    conv = g.find("conv")
+    conv.attrs["no_bias"] = "False"
+    g.set_inputs(conv, [*g.inputs(conv), g.add_param("b", bias)])
+    feeds = {"data": rng.normal(size=(3, 3, 5, 5), scale=6).astype(np.float32)}
+    lowered = mxnet_int8.lower(g)
+    assert len(lowered.nodes(op)) == 1 and len(lowered.nodes("_sg_mkldnn_conv") + lowered.nodes("Convolution")) == 1
+    want = Reference(g, rounding="mxnet").run(feeds)[0]
+    for got in (networks.run_module(lowered, feeds)[0], Executor(lowered).run(feeds)[0]):
+        step = float(g.find("y").quant.scale) if options["out"] is not None else 0
+        off = np.abs(got - want) > 1e-5 * np.abs(want).max()
+        assert off.mean() < 0.01 and np.abs(got - want).max() < 1.01 * step + 1e-5 * np.abs(want).max()
+    assert len(np.unique(want)) > 2
 
 
 def test_a_signed_sum_without_its_pass_is_refused() -> None:

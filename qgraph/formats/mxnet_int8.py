@@ -2,17 +2,20 @@
 
     fq(act(conv(fq(x), fq(w), fq(b))))           ->  _sg_mkldnn_conv, calibrated with the range of the outer fq
     fq(act(conv(fq(x), fq(w)) + fq(y)))          ->  the same with a fused sum
+    conv(fq(x), fq(w), fq(b)) read by floats     ->  _sg_mkldnn_conv without a range, which writes sums; * s_x s_w + b
     fully_connected(fq(x), fq(w), fq(b))         ->  _sg_mkldnn_fully_connected, which writes floats or codes
     pool/concat/flatten of codes                 ->  their _contrib_quantized_ op
     fq(x) of floats, a float op that reads codes ->  _contrib_quantize_v2, _contrib_dequantize
 
-The kernels take float weights and quantize them again; `mxnet_weights.dictate` makes them find our codes.
+The kernels take float weights and quantize them again; `mxnet_weights.dictate` makes them find our codes.  Where it
+cannot (no code of a channel is the largest), a convolution writes its sums too; what is left is computed in float.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +23,12 @@ from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet import SUBGRAPHS
 from qgraph.formats.mxnet_sim import avoid_sum_fusion, quantize_v2
-from qgraph.formats.mxnet_weights import dictate
+from qgraph.formats.mxnet_weights import can_dictate, dictate
 from qgraph.integers import is_dense, passes_integers
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, mxnet_range, quantize
 
+_STEP = np.array([1.3], np.float32)  # of weights that are written for their codes alone; near it is one below the tie
 _RANGES = ((-128, 127), (0, 255))
 _FUSION_ATTRS = ("act_type", "a_min", "a_max", ops.CHANNEL_ORDER)
 
@@ -94,10 +98,74 @@ class _Lowering:
 
     def _write_float(self, node: Node) -> None:
         """A waiting layer whose readers want floats."""
-        if node.op == "FullyConnected" or (node.op == "Convolution" and is_dense(self.g, node)):
+        if ops.kind(node) != ops.COMPUTE:
+            raise UnsupportedError(f"{node}: its output is not quantized, and MXNet's int8 kernel cannot write floats")
+        (codes, qp), signed = self._weight_codes(node), bool(self._codes_of(node).params.signed)
+        if self._keeps_codes(node) and (node.op == "FullyConnected" or is_dense(self.g, node)):
             self.floats[Port(node)] = Port(self._fully_connected(node, None))
-            return
-        raise UnsupportedError(f"{node}: its output is not quantized, and MXNet's int8 kernel cannot write floats")
+        elif node.op == "Convolution" and not signed and can_dictate(codes.reshape(1, -1), _STEP, qp.qmin, qp.qmax):
+            self.floats[Port(node)] = self._accumulators(node)
+        else:
+            data, *params = self.g.inputs(node)
+            sources = (self.g.inputs(p.node)[0] if p.node.op == "fake_quantize" else p for p in params)
+            own = [Port(self.out.add_param(f"{node.name}_{name}_value", self.g.params[source.node.name]))
+                   for name, source in zip(("weight", "bias"), sources)]
+            self._copy(node, [self.as_float(data), *own])
+
+    def _keeps_codes(self, layer: Node) -> bool:
+        """Whether the kernel, which quantizes weights again, per channel, can be made to find their codes.
+
+        On signed data it halves them on CPUs without VNNI.
+        """
+        codes, qp = self._weight_codes(layer)
+        halved = bool(self._codes_of(layer).params.signed) and qp.qmax > 64
+        return not halved and qp.granularity == "channel" and can_dictate(codes, qp.scale, qp.qmin, qp.qmax)
+
+    def _weight_codes(self, layer: Node) -> tuple[np.ndarray, QParams]:
+        fq = self.g.inputs(layer)[1].node
+        assert isinstance(fq.quant, QParams)
+        return quantize(self.g.params[self.g.inputs(fq)[0].node.name], fq.quant), fq.quant
+
+    def _accumulators(self, conv: Node) -> Port:
+        """The integer sums of a convolution, as floats: x w s_x s_w + b.
+
+        Without a range the kernel writes int32, in units of the range that it says over 2^31 - 1, and has one weight
+        scale.  So it gets the codes as weights, and floats are multiplied by the scales of the channels.
+        """
+        data, (codes, qp) = self._codes_of(conv), self._weight_codes(conv)
+        source = self.g.inputs(self.g.inputs(conv)[1].node)[0].node
+        flat = dictate(codes.reshape(1, -1), _STEP, qp.qmin, qp.qmax)
+        weight = self.out.add_param(f"{conv.name}_codes", flat.reshape(codes.shape), origin=(source.name,))
+        own = {k: v for k, v in conv.attrs.items() if k not in _FUSION_ATTRS}
+        steps = [("Convolution", {**own, "no_bias": "True"}, ["data", "weight"])]
+        sums = self._subgraph("_sg_mkldnn_conv", conv, [data.ports[0], Port(weight), *data.ports[1:]],
+                              {"quantized": "true"}, ["data", "weight"], steps, origin=(conv,))
+        self.out.rename(sums, conv.name + "_sums")
+
+        def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
+            return Port(self.out.add(kind, inputs, f"{conv.name}_{name}", origin=sums.origin, **attrs))
+
+        shape = (1, -1, *[1] * (codes.ndim - 2))
+        scales = (np.broadcast_to(qp.scale, len(codes)) / _STEP).reshape(shape)
+        # it says 127 and 255 where it computes with 127.5 and 255.5
+        said = 127 / 127.5 * (127 / 127.5 if data.params.signed else 255 / 255.5)
+        unit = op("_mul_scalar", [Port(sums, 2)], "unit", scalar=said / (2 ** 31 - 1))
+        steps_of = op("broadcast_mul", [op("Reshape", [unit], "unit_nd", shape=(1,) * codes.ndim),
+                                        Port(self.out.add_param(f"{conv.name}_scales", scales))], "steps")
+        # by way of float64: int32 would become float32 in place, and ops of oneDNN go on to take it for integers
+        value = op("Cast", [op("Cast", [Port(sums)], "wide", dtype="float64")], "floats", dtype="float32")
+        value = op("broadcast_mul", [value, steps_of], "scaled")
+        for port in self.g.inputs(conv)[2:]:
+            bias = self.g.param(self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port)
+            assert bias is not None
+            value = op("broadcast_add", [value, Port(self.out.add_param(f"{conv.name}_bias_nd", bias.reshape(shape)))],
+                       "biased")
+        act = ops.attr(conv, "act_type")
+        if act:
+            kind, attrs = ("clip", {k: conv.attrs[k] for k in ("a_min", "a_max")}) if act == "clip" else (
+                "Activation", {"act_type": act})
+            value = op(kind, [value], "act", **attrs)
+        return value
 
     # ---- integer side -----------------------------------------------------------------------------------------------
 
@@ -106,9 +174,9 @@ class _Lowering:
         if ops.kind(node) == ops.COMPUTE:
             return len(inputs) > 1 and inputs[1].node.op == "fake_quantize"
         if node.op == "elemwise_add":
-            return any(self._waits(p) for p in inputs) or (
-                not ops.attr(node, "act_type") and all(p in self.codes for p in inputs)
-                and self._reader(node) is not None)
+            if self._reader(node) is None or not all(p in self.codes or self._waits(p) for p in inputs):
+                return False
+            return any(self._waits(p) for p in inputs) or not ops.attr(node, "act_type")
         return passes_integers(node) and all(p in self.codes for p in inputs)
 
     def _waits(self, port: Port) -> bool:
@@ -130,7 +198,8 @@ class _Lowering:
             raise UnsupportedError(f"{fq.name}: MXNet's int8 tensors are 8 bits with one scale; "
                                    "--target mxnet-sim carries others")
         waits = source not in self.floats and source not in self.codes
-        if waits and self._reader(source.node) is fq:
+        if waits and self._reader(source.node) is fq and (ops.kind(source.node) != ops.COMPUTE
+                                                          or self._keeps_codes(source.node)):
             node = self._layer(source.node, qp)
             self.codes[Port(fq)] = Codes((Port(node), Port(node, 1), Port(node, 2)), qp)
         elif source in self.codes and self.codes[source].params.key == qp.key:
@@ -246,16 +315,13 @@ class _Lowering:
         qp = weight_port.node.quant
         assert isinstance(qp, QParams)
         source = self.g.inputs(weight_port.node)[0].node
-        codes = quantize(self.g.params[source.name], qp)
-        if qp.granularity != "channel":
-            raise UnsupportedError(f"{node}: MXNet's int8 kernel has one scale per output channel, found "
-                                   f"{qp.granularity}; --target mxnet-sim carries other grids")
-        try:
-            weight = dictate(codes, qp.scale, qp.qmin, qp.qmax)
-            ports = [self._param(source, weight.reshape(len(weight), -1) if flat else weight)]
-        except ValueError as error:
-            raise UnsupportedError(f"{node}: {error}, as MXNet's int8 kernel does in every channel; "
-                                   "--target mxnet-sim carries other grids") from None
+        codes, _ = self._weight_codes(node)
+        if not self._keeps_codes(node):
+            raise UnsupportedError(f"{node}: MXNet's int8 kernel, which computes the sum behind it too, cannot be made "
+                                   f"to find its codes (per {qp.granularity}, no code of a channel the largest, or on "
+                                   "signed data); --target mxnet-sim carries them")
+        weight = dictate(codes, qp.scale, qp.qmin, qp.qmax)
+        ports = [self._param(source, weight.reshape(len(weight), -1) if flat else weight)]
         for port in bias:
             origin = port.node if port.node.op == "null" else self.g.inputs(port.node)[0].node
             ports.append(self._param(origin, self.g.params[origin.name]))
