@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -90,6 +91,9 @@ class FreezeOptions(DataOptions):
         for name in ("input_shape", "exclude", "user_passes"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
+            raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
+                              "to qgraph.freeze(..., calib_data=...)")
         if self.int4:
             if self.target != "onnx":
                 raise OptionError(f"--int4: target {self.target} has no 4-bit storage; --target onnx has")

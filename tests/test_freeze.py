@@ -340,3 +340,8 @@ def test_a_module_of_the_wrong_shape_is_an_error_of_the_caller(frozen: dict) -> 
     with pytest.raises(OptionError, match="none for data"):
         frozen["mxnet"].module({"dta": (1, 1, 24, 24)})
     assert len(repr(frozen["mxnet"])) < 300
+
+
+def test_arrays_are_no_option() -> None:
+    with pytest.raises(OptionError, match=r"calib_data is a ndarray, want a path; arrays .* qgraph.freeze"):
+        FreezeOptions(calib_data=np.zeros((1, 1, 24, 24)))  # type: ignore[arg-type]

@@ -191,6 +191,16 @@ def test_losses_are_identical_where_paths_are_added(options: dict[str, Any]) -> 
     assert nd.NDArray.__add__ is plus
 
 
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_only_what_is_not_hybridized_has_its_sums_written_anew(hybrid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qgraph.qat import convert
+
+    entered, traced = [], convert._sums_as_traced
+    monkeypatch.setattr(convert, "_sums_as_traced", lambda: entered.append(True) or traced())
+    steps(residual_net(hybrid), 2)
+    assert len(entered) == (0 if hybrid else 2)
+
+
 def test_ranges_are_moving_averages_of_the_batches_and_nobody_else_touches_them() -> None:
     net = converted(True)
     first = net[0].input_max

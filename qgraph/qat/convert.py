@@ -131,8 +131,9 @@ def _forward_by_mode(net: Any) -> Any:
             net.qat_control.switch(training)
             if training:
                 net.qat_control.sample = inputs
-                with _sums_as_traced():
-                    return forward(*inputs)
+                if not net._active:
+                    with _sums_as_traced():
+                        return forward(*inputs)
         return forward(*inputs)
 
     return by_mode
