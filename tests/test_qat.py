@@ -11,6 +11,7 @@ mx = pytest.importorskip("mxnet")
 from mxnet import autograd, gluon, nd  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
+import qgraph  # noqa: E402
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError  # noqa: E402
 from qgraph.qat import (  # noqa: E402
     bypass_bn,
@@ -25,6 +26,7 @@ from qgraph.qat import (  # noqa: E402
 )
 from qgraph.quant.spec import QSpec, fake_quantize, with_range  # noqa: E402
 from qgraph.quant.weights import weight_params  # noqa: E402
+from qgraph.runtimes import executor  # noqa: E402
 
 CONV = gen_conv2d_converter
 
@@ -199,6 +201,21 @@ def test_only_what_is_not_hybridized_has_its_sums_written_anew(hybrid: bool, mon
     monkeypatch.setattr(convert, "_sums_as_traced", lambda: entered.append(True) or traced())
     steps(residual_net(hybrid), 2)
     assert len(entered) == (0 if hybrid else 2)
+
+
+def test_a_batchnorm_with_two_readers_is_folded_and_frozen() -> None:
+    """The first BatchNorm goes to the next convolution and around it."""
+    net = residual_net(True, fake_bn=True)
+    steps(net, 4)
+    assert net[0].qat.bn is not None and net[0].name not in net.qat_control.reasons
+    net.quantize_offline()
+    data = images(seed=50)
+    want = net(data).asnumpy()
+    g = qgraph.from_gluon(net, {"data": data.shape})
+    assert {v.op for v in g.readers(g.find(f"{net[0].name}_fwd"))} == {"fake_quantize", "elemwise_add"}
+    lowered = qgraph.freeze(net, qgraph.FreezeOptions(target="mxnet-sim")).lowered
+    assert np.array_equal(executor(lowered, "").run({"data": data.asnumpy()})[0], want)
+    assert np.abs(want - want[:1]).max() > 1e-3
 
 
 def test_ranges_are_moving_averages_of_the_batches_and_nobody_else_touches_them() -> None:
