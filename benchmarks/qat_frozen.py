@@ -3,17 +3,21 @@
     python benchmarks/qat_frozen.py [--steps 60] [--images 1000]
 
 Prints, per kind of quantization and target, whether the logits of the test images equal those of the network in offline
-mode, and in how many predictions they agree.  Needs QGRAPH_CASES and gluoncv; about three minutes.
+mode, in how many predictions they agree, and, for MXNet, the time of a batch of 32 over that of the float network under
+MXNet's default bind (one thread, medians of alternating runs).  Needs QGRAPH_CASES and gluoncv; about three minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import statistics
+import time
 from typing import Any
 
 import numpy as np
-from _common import CASES, CIFAR_TRAIN, TRAINED, stacked, table
+from _common import CASES, CIFAR_TRAIN, TRAINED, module, stacked, table
+from speed import runner, times
 
 import qgraph
 from qgraph.runtimes import executor
@@ -50,6 +54,13 @@ def trained(options: dict[str, Any], data: np.ndarray, labels: np.ndarray, steps
     return net
 
 
+def slowness(graph: Any, frozen: Any, images: np.ndarray, batch: int = 32, rounds: int = 15) -> float:
+    shape = (batch, *images.shape[1:])
+    runs = {name: runner(module(model, shape), images, batch) for name, model in (("float", graph), ("frozen", frozen))}
+    seconds = times(runs, rounds, time.process_time)
+    return statistics.median(a / b for a, b in zip(seconds["frozen"], seconds["float"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
@@ -69,17 +80,19 @@ def main() -> None:
         net = trained(options, data, labels, args.steps)
         parts = range(0, len(images), 100)
         want = np.concatenate([net(mx.nd.array(images[i:i + 100])).asnumpy() for i in parts])
-        for target in ("mxnet-sim", "onnx", "mxnet"):
+        for target in ("mxnet-sim", "onnx", "mxnet", "mxnet --exact"):
             try:
-                frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target))
+                frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target.split()[0], exact="--exact" in target))
             except qgraph.QGraphError as error:
-                rows.append([kind, target, "", f"refused: {str(error).rpartition('which ')[2]}"])
+                rows.append([kind, target, "", f"refused: {str(error).rpartition('which ')[2]}", ""])
                 continue
             run = executor(frozen.lowered, "comparing")
             got = np.concatenate([run.run({"data": images[i:i + 100]})[0] for i in parts])
             same = "equal" if np.array_equal(got, want) else f"{np.abs(got - want).max() / np.abs(want).max():.1e}"
-            rows.append([kind, target, same, f"{100 * (got.argmax(1) == want.argmax(1)).mean():.1f} %"])
-    print(table(f"{args.images} test images, {args.steps} steps", ["trained", "target", "logits", "agreement"], rows))
+            rows.append([kind, target, same, f"{100 * (got.argmax(1) == want.argmax(1)).mean():.1f} %",
+                         f"{slowness(case.graph(), frozen.lowered, images):.2f}" if target != "onnx" else ""])
+    print(table(f"{args.images} test images, {args.steps} steps",
+                ["trained", "target", "logits", "agreement", "time / float"], rows))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Freezing a network that was trained quantized: its ranges and codes are kept, whatever the target.
 
     simulated   the graph is written as it is
-    qdq, fused  activations get the trained ranges; weights keep their codes, a BatchNorm goes into their scales; sums
+    qdq         activations get the trained ranges; weights keep their codes, a BatchNorm goes into their scales; sums
                 stay in float, as in training
-    others      activations get the trained ranges, weights are rounded again; what training left in float and the
-                engine has in integers gets ranges observed on data
+    fused       the same if exactness is asked for; else weights (of 8 bits) are rounded again to the scales MXNet
+                derives, and sums and outputs are quantized too, as its kernels want it, to ranges observed on data
 """
 
 from __future__ import annotations
@@ -178,6 +178,20 @@ def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
         if fq.quant is not None and not isinstance(fq.quant, QParams) and g.param(g.inputs(fq)[0]) is None:
             wanted.update(dict.fromkeys((fq.quant.source or g.inputs(fq)[0].key).split("|")))
     return [name for name in wanted if name not in entries]
+
+
+def part_shortcuts(g: Graph) -> None:
+    """fq(x), and x read by others  ->  fq(clip(x)), in place: a tensor of its own for the range that was trained.
+
+    What goes past the layer in float was not clipped in training, and gets the range that is observed.
+    """
+    for fq in g.nodes("fake_quantize"):
+        source, qp = g.inputs(fq)[0], fq.quant
+        if g.param(source) is not None or not isinstance(qp, QParams):
+            continue
+        if any(v.op not in ("fake_quantize", "clip") for v, _ in g.uses(source)) or g.is_head(source):
+            low, high = (float(qp.scale) * q for q in (qp.qmin, qp.qmax))
+            g.set_input(fq, 0, g.add("clip", [source], f"{fq.name}_clip", a_min=low, a_max=high))
 
 
 def joined(base: CalibrationTable | None, entries: Mapping[str, Entry], float_graph: Graph) -> CalibrationTable:
