@@ -16,8 +16,6 @@ from qgraph.ir import Graph, Node
 from qgraph.passes.fold_bn import FoldBN
 from qgraph.rewrite import Pass, register
 
-MARK = "__deferred__"
-
 
 @register
 class DeferBN(Pass):
@@ -27,18 +25,18 @@ class DeferBN(Pass):
     requires = ("bake-weights",)
 
     def run(self, g: Graph) -> int:
-        found = [bn for bn in g.nodes("BatchNorm") if MARK not in bn.attrs and _is_behind_layer(g, bn)]
+        found = [bn for bn in g.nodes("BatchNorm") if ops.DEFERRED not in bn.attrs and _is_behind_layer(g, bn)]
         for bn in found:
-            bn.attrs[MARK] = "1"
+            bn.attrs[ops.DEFERRED] = "1"
         return len(found)
 
 
 def fold_deferred(g: Graph) -> int:
     """Fold as fold-bn, in place, if BatchNorms are marked; those that cannot be folded lose their marks."""
-    marked = [bn for bn in g.nodes("BatchNorm") if MARK in bn.attrs]
+    marked = [bn for bn in g.nodes("BatchNorm") if ops.DEFERRED in bn.attrs]
     count = FoldBN().run(g) if marked else 0
     for bn in g.nodes("BatchNorm"):
-        bn.attrs.pop(MARK, None)
+        bn.attrs.pop(ops.DEFERRED, None)
     return count
 
 

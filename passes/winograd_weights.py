@@ -11,9 +11,6 @@ from qgraph.quant.spec import QSpec, fake_quantize
 from qgraph.quant.weights import weight_params
 from qgraph.rewrite import Pass, register
 
-MARK = "__winograd__"
-"""Attribute of a layer: how its weight was quantized; MXNet keeps attributes of this form."""
-
 # G of F(m, 3): U = G g G^T is what a filter g is multiplied as (Lavin and Gray, arXiv 1509.09308, sections 4.1 to 4.3).
 # Points 0, 1, -1; the same and 2, -2; the same and 1/2, -1/2; and infinity.
 DOMAINS: dict[str, np.ndarray] = {
@@ -63,7 +60,7 @@ class WinogradWeights(Pass):
                 raise CalibrationError(f"{node.name}: found NaN or Inf among the weights")
             quantized = in_domain(weight, spec, DOMAINS[self.domain], self.rounding)
             name = f"{source.node.name}_{self.domain}"
-            node.attrs[MARK] = f"{spec.dtype} {self.domain}, {spec.granularity}"
+            node.attrs[ops.WINOGRAD] = f"{spec.dtype} {self.domain}, {spec.granularity}"
             g.set_input(node, 1, g.add_param(name, quantized, origin=source.node.origin or (source.node.name,)))
             if not g.uses(fq):
                 g.remove(fq)

@@ -190,8 +190,13 @@ ALIASES = {
 IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss", "LinearRegressionOutput"})
 """Ops that give back their first input at inference."""
 
+# attributes of our own; MXNet keeps attributes of this form
 CHANNEL_ORDER = "__channel_order__"
-"""Attribute of our own: JSON list, channel i of this node's output is channel list[i] of the user's model."""
+"""JSON list: channel i of this node's output is channel list[i] of the user's model."""
+WINOGRAD = "__winograd__"
+"""How the weight of this layer was quantized, see `qgraph.passes.winograd_weights`."""
+DEFERRED = "__deferred__"
+"""A BatchNorm that a writer may fold behind the rounding of weights, see `qgraph.passes.defer_bn`."""
 
 
 def info(op: str) -> OpInfo:

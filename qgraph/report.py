@@ -15,7 +15,6 @@ from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.tengine_model import TengineModel
 from qgraph.integers import quantizers_behind
 from qgraph.ir import Graph, Node
-from qgraph.passes.winograd_weights import MARK as WINOGRAD
 from qgraph.quant.spec import QParams, shown_granularity
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import PassRecord
@@ -75,7 +74,7 @@ def count_ops(g: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, int]
 
 def is_quantized(g: Graph, node: Node) -> bool:
     inputs = g.inputs(node)
-    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or WINOGRAD in node.attrs)
+    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or ops.WINOGRAD in node.attrs)
 
 
 def quantized_layers(g: Graph) -> list[dict[str, Any]]:
@@ -93,8 +92,8 @@ def quantized_layers(g: Graph) -> list[dict[str, Any]]:
 
 def _weight_types(g: Graph, layer: Node) -> tuple[str, str]:
     """(type, granularity)"""
-    if WINOGRAD in layer.attrs:
-        weight, granularity = layer.attrs[WINOGRAD].split(", ")
+    if ops.WINOGRAD in layer.attrs:
+        weight, granularity = layer.attrs[ops.WINOGRAD].split(", ")
         return weight, granularity
     quant = g.inputs(layer)[1].node.quant
     assert quant is not None

@@ -8,13 +8,12 @@ import pytest
 from networks import Net
 
 import qgraph
-from qgraph import FreezeOptions
+from qgraph import FreezeOptions, ops
 from qgraph.errors import OptionError, UnsupportedError
 from qgraph.formats import mxnet_sim
 from qgraph.ir import Graph
-from qgraph.passes.defer_bn import MARK as DEFERRED
 from qgraph.passes.pipelines import pipeline
-from qgraph.passes.winograd_weights import DOMAINS, MARK, WinogradWeights, in_domain
+from qgraph.passes.winograd_weights import DOMAINS, WinogradWeights, in_domain
 from qgraph.quant.spec import QSpec
 from qgraph.runtimes.reference import Executor as Reference
 
@@ -88,7 +87,7 @@ def test_only_3x3_of_stride_1_is_concerned() -> None:
     g, feeds = winograd_net()
     q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", winograd="F43", weight_bits=6)
     layers = [n for n in q.toposort() if n.op in ("Convolution", "FullyConnected")]
-    marked = [MARK in n.attrs for n in layers]
+    marked = [ops.WINOGRAD in n.attrs for n in layers]
     assert marked == [True, True, False, False, True, False]
     for layer, inside in zip(layers, marked):
         assert (q.inputs(layer)[1].node.op == "fake_quantize") is not inside
@@ -155,7 +154,7 @@ def test_batchnorms_are_folded_behind_the_rounding() -> None:
     g, feeds = bn_net()
     q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", merge_bn=False)
     first, bn = q.nodes("Convolution")[0], q.nodes("BatchNorm")[0]
-    assert DEFERRED in bn.attrs
+    assert ops.DEFERRED in bn.attrs
     lowered = mxnet_sim.lower(q)
     assert not lowered.nodes("BatchNorm") and len(q.nodes("BatchNorm")) == 2
     baked = q.param(q.inputs(q.inputs(first)[1].node)[0])
@@ -166,7 +165,7 @@ def test_batchnorms_are_folded_behind_the_rounding() -> None:
     own = q.param(q.inputs(q.inputs(first)[2].node)[0])
     assert np.allclose(bias, (own - mean) * factor + beta, rtol=1e-5, atol=1e-6)
     for node in q.nodes("BatchNorm"):
-        del node.attrs[DEFERRED]
+        del node.attrs[ops.DEFERRED]
     apart = mxnet_sim.lower(q)
     assert len(apart.nodes("BatchNorm")) == 2 and len(apart.nodes("_mul_scalar")) == 2
 
