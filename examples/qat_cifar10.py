@@ -43,8 +43,10 @@ def read_images(path: Path, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     return data, np.concatenate([b.labels for b in batches])
 
 
-def ready(images: np.ndarray) -> np.ndarray:
-    return ((images / np.float32(255) - MEAN) / STD).astype(np.float32)
+def ready(images: np.ndarray, zoom: int) -> np.ndarray:
+    """What the network reads: normalized, each pixel `zoom` times as high and wide."""
+    values = ((images / np.float32(255) - MEAN) / STD).astype(np.float32)
+    return values.repeat(zoom, axis=2).repeat(zoom, axis=3)
 
 
 def augmented(images: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
@@ -57,7 +59,7 @@ def augmented(images: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
                      for image, (y, x), flip in zip(padded, corners, flips)])
 
 
-def accuracy(net: Any, data: tuple[np.ndarray, np.ndarray], ctx: Any, batch_size: int = 100) -> float:
+def accuracy(net: Any, data: tuple[np.ndarray, np.ndarray], ctx: Any, zoom: int, batch_size: int = 100) -> float:
     """Percent."""
     import mxnet as mx
 
@@ -65,16 +67,16 @@ def accuracy(net: Any, data: tuple[np.ndarray, np.ndarray], ctx: Any, batch_size
     right = 0
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        scores = net(mx.nd.array(ready(images[part]), ctx=ctx)).asnumpy()
+        scores = net(mx.nd.array(ready(images[part], zoom), ctx=ctx)).asnumpy()
         right += int((scores.argmax(axis=1) == labels[part]).sum())
     return 100.0 * right / len(images)
 
 
-def batches(data: tuple[np.ndarray, np.ndarray], size: int, rng: np.random.RandomState) -> Iterator[Any]:
+def batches(data: tuple[np.ndarray, np.ndarray], size: int, zoom: int, rng: np.random.RandomState) -> Iterator[Any]:
     order = rng.permutation(len(data[1]))
     for start in range(0, len(order) - size + 1, size):
         chosen = order[start:start + size]
-        yield ready(augmented(data[0][chosen], rng)), data[1][chosen]
+        yield ready(augmented(data[0][chosen], rng), zoom), data[1][chosen]
 
 
 class Run:
@@ -116,7 +118,7 @@ class Run:
             bar = progress.add_task("training", total=epochs * steps, completed=self.facts["epochs"] * steps)
             for epoch in range(self.facts["epochs"], epochs):
                 rng, total, began = np.random.RandomState(1000 * epoch + rank), 0.0, time.time()
-                for step, (images, labels) in enumerate(batches(mine, options["batch_size"], rng)):
+                for step, (images, labels) in enumerate(batches(mine, options["batch_size"], options["zoom"], rng)):
                     rate = peak * (1 + np.cos(np.pi * (epoch + step / steps) / epochs)) / 2
                     trainer.set_learning_rate(rate)
                     with mx.autograd.record():
@@ -185,6 +187,8 @@ def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_ste
 @click.option("--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
               help="Holds cifar10_train.rec and cifar10_test.rec.")
 @click.option("--model", default="cifar_resnet20_v1", show_default=True, help="A name of gluoncv.model_zoo.")
+@click.option("--zoom", default=1, show_default=True, type=click.IntRange(1), help="Pixels become N x N: for models "
+              "that are made for larger images, such as the MobileNets.", metavar="N")
 @click.option("--params", metavar="FILE", help="Parameters of the float network, as Gluon saves them.")
 @click.option("--quant-type", "quant_types", multiple=True, default=("channel", "layer"), show_default=True,
               type=click.Choice(["layer", "group", "channel"]))
@@ -200,7 +204,7 @@ def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_ste
 @click.option("--kvstore", default="local", show_default=True, help="Of MXNet; dist_sync for several workers.")
 @click.option("--gpu/--no-gpu", default=False)
 @click.option("--output", default="qat-cifar10", show_default=True, metavar="PREFIX")
-def main(data: Path, model: str, params: str | None, quant_types: tuple[str, ...], bits: int, fake_bn: bool,
+def main(data: Path, model: str, zoom: int, params: str | None, quant_types: tuple[str, ...], bits: int, fake_bn: bool,
          epochs: int, lr: float, float_epochs: int, float_lr: float, batch_size: int, train_images: int | None,
          test_images: int | None, kvstore: str, gpu: bool, output: str) -> None:
     """Quantization-aware training on CIFAR-10, with the table of results."""
@@ -209,7 +213,7 @@ def main(data: Path, model: str, params: str | None, quant_types: tuple[str, ...
     from qgraph.qat import qparams_init
 
     ctx = mx.gpu() if gpu else mx.cpu()
-    options = {"kvstore": kvstore, "batch_size": batch_size, "ctx": ctx}
+    options = {"kvstore": kvstore, "batch_size": batch_size, "ctx": ctx, "zoom": zoom}
     train = read_images(data / "cifar10_train.rec", train_images)
     test = read_images(data / "cifar10_test.rec", test_images)
     if params is None:
@@ -217,9 +221,9 @@ def main(data: Path, model: str, params: str | None, quant_types: tuple[str, ...
         run = Run(f"{output}-float", net, options)
         run.train(train, float_epochs, float_lr, quantized=False)
         params = f"{output}-float.params"
-    rows = [("float32", "", "", "", f"{accuracy(build(model, params, ctx), test, ctx):.2f}")]
+    rows = [("float32", "", "", "", f"{accuracy(build(model, params, ctx), test, ctx, zoom):.2f}")]
     spread = np.arange(0, len(train[1]), max(len(train[1]) // CALIB_IMAGES, 1))[:CALIB_IMAGES]
-    calib = ready(train[0][spread])
+    calib = ready(train[0][spread], zoom)
     for quant_type in quant_types:
         kind = (f"uint{bits}/int{bits}", quant_type, "yes" if fake_bn else "")
         steps = epochs * (len(train[1]) // batch_size)
@@ -227,11 +231,11 @@ def main(data: Path, model: str, params: str | None, quant_types: tuple[str, ...
             net = quantized(build(model, params, ctx), quant_type, bits, fake_bn, max(steps * 3 // 4, 1))
             qparams_init(net, calib_data=calib, calib=method)
             net.quantize_offline()
-            rows.append((*kind, method, f"{accuracy(net, test, ctx):.2f}"))
+            rows.append((*kind, method, f"{accuracy(net, test, ctx, zoom):.2f}"))
             console.log(" ".join(rows[-1]))
         run = Run(f"{output}-{quant_type}", net, options)
         run.train(train, epochs, lr, quantized=True)
-        rows.append((*kind, f"retrained, {epochs} epochs", f"{accuracy(net, test, ctx):.2f}"))
+        rows.append((*kind, f"retrained, {epochs} epochs", f"{accuracy(net, test, ctx, zoom):.2f}"))
         console.log(" ".join(rows[-1]))
         net.export(f"{output}-{quant_type}")
     print("| types | weights per | BatchNorm folded | ranges | top-1 % |\n|---|---|---|---|---|")

@@ -8,9 +8,9 @@ from qgraph import targets
 from qgraph.options import ONLINE, FreezeOptions
 from qgraph.passes import (  # noqa: F401  (the import registers them)
     PIPELINES,
+    absorb_bn,
     bake_weights,
     calibrate,
-    defer_bn,
     fit_bias,
     insert_fake_quantize,
     integer_flow,
@@ -24,6 +24,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     share_scales,
     signed_dense,
     signed_residual,
+    wide_sums,
     winograd_weights,
 )
 from qgraph.quant.spec import as_granularity
@@ -32,8 +33,8 @@ from qgraph.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, p
 # behind the float passes, by `Target.flow`
 QUANTIZING = {
     # only what layers with weights read is quantized
-    "simulated": ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "quantize-bias",
-                  "bake-weights", "defer-bn"),
+    "simulated": ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "absorb-bn", "fuse-relu",
+                  "quantize-bias", "bake-weights", "wide-sums"),
     # values stay integers from layer to layer, with sums and activations inside MXNet's kernels
     "fused": ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
               "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights"),
@@ -70,6 +71,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         "round-weights": {"rounding": target.rounding},
         "pair-channels": {"rounding": target.rounding, "active": options.isa != "vnni"},
         "limit-weights": {"rounding": target.rounding, "isa": options.isa},
+        "absorb-bn": {"rounding": target.rounding},
         "bake-weights": {"rounding": target.rounding},
     }
 

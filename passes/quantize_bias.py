@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph import ops
-from qgraph.integers import quantizer_name, quantizers_behind
+from qgraph.integers import channel_scales, quantizer_name, quantizers_behind
 from qgraph.ir import Graph
 from qgraph.quant.spec import QParams
 from qgraph.rewrite import Pass, register
@@ -34,13 +34,11 @@ class QuantizeBias(Pass):
             data = quantizers_behind(g, inputs[0])
             if bias is None or not data or not isinstance(weight, QParams) or not isinstance(data[0].quant, QParams):
                 continue
-            scale = np.asarray(data[0].quant.scale, np.float64) * weight.scale
-            if weight.granularity == "group":
-                scale = np.repeat(scale, len(bias) // len(scale))
-            elif weight.granularity == "tensor":
-                scale = np.full(len(bias), scale)
-            elif len(scale) != len(bias):  # Deconvolution: one scale for the same channel of every group
-                scale = np.tile(scale, len(bias) // len(scale))
+            array = g.param(g.inputs(inputs[1].node)[0])
+            scales = None if array is None else channel_scales(node, weight, array.shape)
+            if scales is None:
+                continue
+            scale = np.float64(data[0].quant.scale) * scales
             scale32 = scale.astype(np.float32)
             if (scale32 <= 0).any() or (np.abs(bias) > scale * _LARGEST).any():
                 continue

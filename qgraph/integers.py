@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from qgraph import ops
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams
+from qgraph.quant.spec import QParams, per_axis
 
 
 def quantizer_name(port: Port) -> str:
@@ -22,6 +24,26 @@ def upper_end(node: Node) -> float | None:
     if "act_type" in ops.info(node.op).defaults and ops.attr(node, "act_type") == "clip":
         return float(ops.attr(node, "a_max"))
     return None
+
+
+def channel_scales(node: Node, params: QParams, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A weight's scale for each output channel of its layer, float64 (channels,), or None if it varies within one.
+
+    params, shape: of the weight.
+    """
+    groups = ops.attr(node, "num_group") if node.op != "FullyConnected" else 1
+    scale = np.broadcast_to(per_axis(params.scale, params, shape), shape)
+    if node.op == "Deconvolution":  # (C, O / groups, *kernel), the channels of group g are rows g * C / groups ...
+        scale = scale.reshape(groups, shape[0] // groups, *shape[1:]).swapaxes(1, 2)
+        scale = scale.reshape(groups * shape[1], -1)
+    else:
+        scale = scale.reshape(shape[0], -1)
+    return scale[:, 0].astype(np.float64) if (scale == scale[:, :1]).all() else None
+
+
+def are_bias_steps(bias: QParams, scale: np.ndarray) -> bool:
+    """Whether a bias with these params has codes that an accumulator of the steps `scale` (channels,) can add."""
+    return bool(np.allclose(np.broadcast_to(bias.scale.astype(np.float64), scale.shape), scale, rtol=1e-6, atol=0))
 
 
 def quantizers_behind(g: Graph, port: Port) -> list[Node]:

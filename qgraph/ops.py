@@ -195,8 +195,8 @@ CHANNEL_ORDER = "__channel_order__"
 """JSON list: channel i of this node's output is channel list[i] of the user's model."""
 WINOGRAD = "__winograd__"
 """How the weight of this layer was quantized, see `qgraph.passes.winograd_weights`."""
-DEFERRED = "__deferred__"
-"""A BatchNorm that a writer may fold behind the rounding of weights, see `qgraph.passes.defer_bn`."""
+WIDE = "__wide__"
+"""A layer or an average of floats that adds them in float64, see `qgraph.passes.wide_sums`."""
 
 
 def info(op: str) -> OpInfo:

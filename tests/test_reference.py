@@ -17,6 +17,7 @@ from qgraph.data import Preprocess, open_data
 from qgraph.errors import DataError, GraphError, UnsupportedError
 from qgraph.formats.mxnet import load
 from qgraph.formats.onnx import CONVERTERS
+from qgraph.integers import channel_scales
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, quantize
 from qgraph.runtimes import linear, reference
@@ -289,7 +290,7 @@ def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int, **fused
     for name in [name for name in feeds if name != "x0"]:
         g.params[name] = feeds[name]
     if bias_bits and len(case.shapes) > 2:
-        scale = reference.out_channel_scales(node, Tensor(codes=quantize(feeds["x1"], wp), qp=wp))
+        scale = channel_scales(node, wp, feeds["x1"].shape)
         assert scale is not None
         bp = qparams(32, True, np.float64(xp.scale) * scale, 0, "channel")
         g.insert_after(g.find("x2"), "fake_quantize", "bq", quant=bp)
@@ -300,7 +301,7 @@ def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int, **fused
 @pytest.mark.parametrize("granularity", WEIGHTS)
 @pytest.mark.parametrize("case", INTEGER, ids=str)
 def test_integer_path_of_a_graph(case: Case, granularity: str, bias_bits: int) -> None:
-    """real = float32(relu((acc + bias codes) * s_x * s_w[c] + float bias)), in float64, and not by the float path."""
+    """real = relu((acc + bias codes) * (s_x s_w[c]) + float bias), each rounded to float32, not by the float path."""
     xp = qparams(8, False, 0.02, 50)
     g, feeds, wp = quantized(case, granularity, xp, bias_bits, act_type="relu")
     node = g.find("node")
@@ -315,16 +316,16 @@ def test_integer_path_of_a_graph(case: Case, granularity: str, bias_bits: int) -
     shape = (1, -1) + (1,) * (acc.ndim - 2)
     scale = (np.float64(xp.scale) * per_channel).reshape(shape)
     if len(case.shapes) > 2:
-        bias = g.params["x2"].astype(np.float64).reshape(shape)
+        bias = g.params["x2"].reshape(shape)
         if bias_bits:
             codes = np.rint(g.params["x2"].reshape(shape) / scale.astype(np.float32))
             assert (tensors["bq"].codes.reshape(shape) == codes).all()
-            want = (acc + codes) * scale
-        else:
-            want = acc * scale + bias
-    else:
-        want = acc * scale
-    want = np.maximum(want, 0).astype(np.float32)
+            acc = acc + codes
+    want = acc.astype(np.float32) * scale.astype(np.float32)
+    if len(case.shapes) > 2 and not bias_bits:
+        want = want + bias
+    want = np.maximum(want, 0)
+    assert want.dtype == np.float32
     found = tensors["node"].real
     assert (found == want).all() and found.std() > 0 and found.min() == 0
     # the float path agrees to float32's rounding

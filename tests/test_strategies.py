@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import networks
 import numpy as np
 import pytest
@@ -10,11 +12,11 @@ from networks import Net
 import qgraph
 from qgraph import FreezeOptions, ops
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.formats import mxnet_sim
 from qgraph.ir import Graph
-from qgraph.passes.pipelines import pipeline
+from qgraph.passes.pipelines import pipeline, split
 from qgraph.passes.winograd_weights import DOMAINS, WinogradWeights, in_domain
-from qgraph.quant.spec import QSpec
+from qgraph.quant.spec import QSpec, quantize
+from qgraph.rewrite import PassManager
 from qgraph.runtimes.reference import Executor as Reference
 
 # y = A^T [(G g G^T) . (B^T d B)] A, from the papers (Lavin and Gray 2015; F(6,3) as in wincnn), for points that G has
@@ -111,11 +113,11 @@ def test_winograd_frozen_for_mxnet(tmp_path: object) -> None:
     again = qgraph.load(f"{tmp_path}/m-symbol.json", f"{tmp_path}/m-0000.params")
     got = Executor(again).run(feeds)[0]
     assert np.array_equal(got, Executor(frozen.lowered).run(feeds)[0])  # type: ignore[arg-type]
-    want = Reference(frozen.graph, rounding="mxnet").run(feeds)[0]
-    assert np.allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    assert np.array_equal(got, Reference(frozen.graph, rounding="mxnet").run(feeds)[0])
 
 
 def bn_net() -> tuple[Graph, dict[str, np.ndarray]]:
+    """Two layers with BatchNorms, one channel of each negated and one dead."""
     n = Net(5)
     rng = np.random.default_rng(5)
     x = n.x
@@ -123,51 +125,34 @@ def bn_net() -> tuple[Graph, dict[str, np.ndarray]]:
         conv = n.conv(x, width, act="")
         values = {"gamma": rng.uniform(0.1, 3, width), "beta": rng.normal(size=width), "mean": rng.normal(size=width),
                   "var": rng.uniform(0.1, 4, width)}
+        values["gamma"][:2] = -0.7, 0.0
         params = [n.g.add_param(f"{conv.name}_{name}", v.astype(np.float32)) for name, v in values.items()]
         x = n.act(n.op("BatchNorm", conv, *params, fix_gamma=False, eps=1e-3), "relu")
     return n.done(n.head(x)), {"data": rng.normal(size=(3, 3, 12, 12)).astype(np.float32)}
 
 
-def test_batchnorms_stay_behind_quantized_layers() -> None:
-    pytest.importorskip("mxnet")
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_batchnorms_go_into_the_scales_behind_the_rounding(granularity: str) -> None:
+    """Codes are those of the weights alone; the reference with BatchNorms apart computes the same."""
     g, feeds = bn_net()
-    frozen = {merge: qgraph.freeze(g.copy(), FreezeOptions(target="mxnet-sim", merge_bn=merge, granularity="layer"),
-                                   calib_data=feeds["data"]) for merge in (True, False)}
-    assert [len(frozen[merge].graph.nodes("BatchNorm")) for merge in (True, False)] == [0, 2]
-    from qgraph.runtimes.mxnet import Executor
-
-    apart = frozen[False]
-    assert len(apart.report["quantized"]) == 3 and not apart.report["float"]
-    got, want = Executor(apart.lowered).run(feeds)[0], Reference(apart.graph, rounding="mxnet").run(feeds)[0]  # type: ignore[arg-type]
-    assert np.allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
-    for merge, result in frozen.items():
-        layer = result.graph.nodes("Convolution")[0]
-        fq = result.graph.inputs(layer)[1].node
-        own = g.param(g.inputs(g.nodes("Convolution")[0])[1])
-        step = float(np.abs(own).max() / 127)
-        assert bool(np.isclose(float(fq.quant.scale), step, rtol=1e-5)) is not merge
-        assert bool(np.abs(result.graph.param(result.graph.inputs(fq)[0]) - own).max() < 1.01 * step) is not merge
-
-
-def test_batchnorms_are_folded_behind_the_rounding() -> None:
-    """What is written multiplies weights that lie on the grid of the layer alone; unless the graph says otherwise."""
-    g, feeds = bn_net()
-    q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", merge_bn=False)
-    first, bn = q.nodes("Convolution")[0], q.nodes("BatchNorm")[0]
-    assert ops.DEFERRED in bn.attrs
-    lowered = mxnet_sim.lower(q)
-    assert not lowered.nodes("BatchNorm") and len(q.nodes("BatchNorm")) == 2
-    baked = q.param(q.inputs(q.inputs(first)[1].node)[0])
-    gamma, beta, mean, var = (q.param(p).astype(np.float64) for p in q.inputs(bn)[1:])
-    factor = gamma / np.sqrt(var + 1e-3)
-    weight, bias = (lowered.param(p) for p in lowered.inputs(lowered.find(first.name))[1:])
-    assert np.allclose(weight, baked * factor[:, None, None, None], rtol=1e-6, atol=0)
-    own = q.param(q.inputs(q.inputs(first)[2].node)[0])
-    assert np.allclose(bias, (own - mean) * factor + beta, rtol=1e-5, atol=1e-6)
-    for node in q.nodes("BatchNorm"):
-        del node.attrs[ops.DEFERRED]
-    apart = mxnet_sim.lower(q)
-    assert len(apart.nodes("BatchNorm")) == 2 and len(apart.nodes("_mul_scalar")) == 2
+    table = networks.calibrated(g, feeds)
+    q = networks.quantize(g, table, "mxnet-sim", merge_bn=False, granularity=granularity)
+    assert not q.nodes("BatchNorm")
+    apart = g.copy()
+    PassManager(tuple(dataclasses.replace(step, table=table) if step.name == "calibrate" else step for step in split(
+        pipeline(FreezeOptions(target="mxnet-sim", merge_bn=False, granularity=granularity)))[1]
+        if step.name in ("insert-fake-quantize", "calibrate"))).run(apart)
+    assert len(apart.nodes("BatchNorm")) == 2
+    layers = list(zip(q.nodes("Convolution"), apart.nodes("Convolution")))
+    for ours, alone in layers:
+        codes, plain = (quantize(h.param(h.inputs(fq)[0]), fq.quant, "mxnet") for h, fq in (
+            (q, q.inputs(ours)[1].node), (apart, apart.inputs(alone)[1].node)))
+        assert np.array_equal(codes[0], -plain[0]) and not codes[1].any() and plain[1].any()
+        assert np.array_equal(codes[2:], plain[2:])
+        assert (q.inputs(ours)[1].node.quant.granularity, ours.attrs["act_type"]) == ("channel", "relu")
+    found, want = (Reference(h, rounding="mxnet").run(feeds)[0] for h in (q, apart))
+    assert len(layers) == 2 and np.ptp(want, axis=0).max() > 0.1
+    assert np.abs(found - want).max() < 0.02 * np.abs(want).max()  # biases are rounded to whole steps
 
 
 @pytest.mark.parametrize("target", ["mxnet", "onnx", "ncnn", "tengine"])

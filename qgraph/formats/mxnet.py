@@ -309,12 +309,15 @@ def to_json(g: Graph) -> str:
     g = lower_float(g)
     order = g.toposort()
     number = {node: i for i, node in enumerate(order)}
+    cast = {port.node for node in order if node.op == "Cast" for port in g.inputs(node)}
     nodes = []
     for node in order:
         attrs = dict(node.attrs)
         array = g.param(node)
-        if array is not None:  # bind and SymbolBlock infer neither behind broadcasting and casting ops
-            attrs = {"__shape__": str(np.atleast_1d(array).shape)}
+        if node.op == "null" and node in cast:  # bind and SymbolBlock do not infer types behind casts
+            attrs.setdefault("__dtype__", "0")
+        if array is not None:  # nor shapes behind ops that broadcast
+            attrs = {"__shape__": str(np.atleast_1d(array).shape), **({"__dtype__": "0"} if node in cast else {})}
             if array.dtype != np.float32:
                 attrs["__dtype__"] = _dtype_flag(node, array)
         packed = attrs.pop(SUBGRAPHS, None)

@@ -22,7 +22,8 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet import SUBGRAPHS
-from qgraph.formats.mxnet_sim import avoid_sum_fusion, quantize_v2
+from qgraph.formats.mxnet_codes import quantize_v2
+from qgraph.formats.mxnet_sim import avoid_sum_fusion
 from qgraph.formats.mxnet_weights import can_dictate, dictate
 from qgraph.integers import is_dense, passes_integers
 from qgraph.ir import Graph, Node, Port

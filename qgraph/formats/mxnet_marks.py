@@ -1,9 +1,12 @@
 """Marks: how a trained `fake_quantize` node is written down in an MXNet symbol, and read back.
 
-    MXNet    %q = _contrib_quantize_v2([clip](%x));  %y = _contrib_dequantize(%q) {__quantized__={...}}
-             %v = _copy(%w) {__quantized__={...}}
+    MXNet    %q = _contrib_quantize_v2(%x);  %y = _contrib_dequantize(%q) {__quantized__={...}}     codes or values
+             %v = _copy(%w) {__quantized__={...}}               %w holds values, or codes where the mark says so
+             %z = BatchNorm(%conv, ...) {__quantized__=as_is}   what only turns codes into values
+             %b = broadcast_add(%z, %bias) {__quantized__=bias}
     graph    %y = fake_quantize(%x) {u8 scale=...}
              %v = fake_quantize(%w) {s8 scale=...}
+             %conv with its bias
 
 MXNet keeps attributes that it does not know when their names are of this kind.  The text is JSON, and untrusted.
 """
@@ -15,64 +18,86 @@ from typing import Any
 
 import numpy as np
 
+from qgraph import ops
 from qgraph.errors import FormatError, OptionError
 from qgraph.ir import Graph, Node
-from qgraph.quant.spec import QParams
+from qgraph.quant.spec import QParams, dequantize
 
 MARK = "__quantized__"
-AS_IS = "as_is"  # the text of a multiplication by 1 that keeps MXNet from fusing, and goes when it is read
+AS_IS = "as_is"  # the text of what goes when it is read: it belongs to the arithmetic around quantizers
+BIAS = "bias"  # the text of an addition that becomes the layer's own
+CODES = "codes"
 _FIELDS: dict[str, type] = {"bits": int, "signed": bool, "narrow": bool, "granularity": str, "axis": int, "groups": int}
 _MAX_TEXT = 1 << 24
 
 
-def mark_of(params: QParams) -> str:
-    """The numbers as text, to the last bit."""
+def mark_of(params: QParams, codes: bool = False) -> str:
+    """The numbers as text, to the last bit. codes: what is marked reads codes."""
     scale = params.scale.astype(np.float64).tolist()
-    return json.dumps({**{name: getattr(params, name) for name in _FIELDS}, "scale": scale})
+    return json.dumps({**{name: getattr(params, name) for name in _FIELDS}, "scale": scale,
+                       **({CODES: True} if codes else {})})
 
 
 def restore(g: Graph) -> int:
     """Marked nodes become `fake_quantize` nodes, in place; the number of them. Raises FormatError for a bad mark."""
     marked = [n for n in g.toposort() if MARK in n.attrs]
-    count = 0
     for node in marked:
-        if node.op == "clip":  # belongs to the quantizer that follows
-            continue
+        text = node.attrs.pop(MARK)
         source = g.inputs(node)[0]
-        if node.op == "_mul_scalar" and node.attrs[MARK] == AS_IS and node.attrs.get("scalar") == "1.0":
+        if text == AS_IS:
             g.replace_uses(node, source)
             g.remove(node)
-            continue
-        if node.op == "_contrib_dequantize":
-            quantize = source.node
-            if quantize.op != "_contrib_quantize_v2":
-                raise FormatError(f"{node}: found {quantize} in front of it, want _contrib_quantize_v2")
-            source = g.inputs(quantize)[0]
-            if source.node.op == "clip" and MARK in source.node.attrs:
-                source = g.inputs(source.node)[0]
-        elif node.op not in ("_copy", "identity"):
-            raise FormatError(f"{node}: found the attribute {MARK}, which this op does not have")
-        params = _parse(node)
-        array = g.param(source)
-        if array is not None and params.granularity != "tensor" and (
-                params.axis >= array.ndim or array.shape[params.axis] % params.scale.size):
-            raise FormatError(f"{node}: found {params.scale.size} scales for an array of shape {array.shape}")
-        node.op, node.quant = "fake_quantize", params
-        node.attrs.clear()
-        g.set_inputs(node, [source])
-        node.origin = source.node.origin or (source.node.name,)
-        count += 1
-    if count:
+        elif text == BIAS:
+            _restore_bias(g, node)
+        else:
+            _restore_quantizer(g, node, text)
+    if marked:
         g.prune()
-    return count
+    return sum(node in g for node in marked)
 
 
-def _parse(node: Node) -> QParams:
-    text = node.attrs[MARK]
+def _restore_bias(g: Graph, add: Node) -> None:
+    layer, bias = (port.node for port in g.inputs(add)[:2])
+    array = g.params.get(bias.name)
+    if ops.kind(layer) != ops.COMPUTE or len(g.inputs(layer)) != 2 or array is None or not g.has_one_use(layer):
+        raise FormatError(f"{add}: found {layer} and {bias}, want a layer without bias and a parameter")
+    g.params[bias.name] = array.reshape(-1)
+    g.set_input(layer, 2, bias)
+    layer.attrs["no_bias"] = "False"
+    g.replace_uses(add, layer)
+    g.remove(add)
+
+
+def _restore_quantizer(g: Graph, node: Node, text: str) -> None:
+    source = g.inputs(node)[0]
+    if node.op == "_contrib_dequantize":
+        quantize = source.node
+        if quantize.op != "_contrib_quantize_v2":
+            raise FormatError(f"{node}: found {quantize} in front of it, want _contrib_quantize_v2")
+        source = g.inputs(quantize)[0]
+    elif node.op not in ("_copy", "identity"):
+        raise FormatError(f"{node}: found the attribute {MARK}, which this op does not have")
+    params, of_codes = _parse(node, text)
+    array = g.param(source)
+    if array is not None and params.granularity != "tensor" and (
+            params.axis >= array.ndim or array.shape[params.axis] % params.scale.size):
+        raise FormatError(f"{node}: found {params.scale.size} scales for an array of shape {array.shape}")
+    if of_codes:
+        if array is None or not g.has_one_use(source):
+            raise FormatError(f"{node}: found {source.node} in front of it, want a parameter of its own")
+        g.params[source.node.name] = dequantize(array, params)
+    node.op, node.quant = "fake_quantize", params
+    node.attrs.clear()
+    g.set_inputs(node, [source])
+    node.origin = source.node.origin or (source.node.name,)
+
+
+def _parse(node: Node, text: str) -> tuple[QParams, bool]:
     try:
         found: Any = json.loads(text) if len(text) <= _MAX_TEXT else None
     except (ValueError, RecursionError):
         found = None
+    of_codes = isinstance(found, dict) and found.pop(CODES, False) is True
     if not isinstance(found, dict) or set(found) != {*_FIELDS, "scale"}:
         raise FormatError(f"{node}: {MARK}: found {text[:60]!r}, want {', '.join(_FIELDS)} and scale as JSON")
     for name, kind in _FIELDS.items():
@@ -82,6 +107,6 @@ def _parse(node: Node) -> QParams:
         scale = np.asarray(found.pop("scale"), np.float64)
         if found["axis"] < 0 or found["groups"] < 1 or found["bits"] > 16:
             raise OptionError(f"axis {found['axis']}, groups {found['groups']}, bits {found['bits']}")
-        return QParams(**found, scale=scale.astype(np.float32))
+        return QParams(**found, scale=scale.astype(np.float32)), of_codes
     except (OptionError, ValueError, TypeError) as error:
         raise FormatError(f"{node}: {MARK}: {str(error)[:100]}") from None

@@ -1,30 +1,30 @@
 """Target `mxnet-sim`: the quantized graph simulated in float by MXNet's own ops.
 
-    fake_quantize(x)  ->  [clip ->] _contrib_quantize_v2 -> _contrib_dequantize
-    fake_quantize(x)  {online}: the same, to a range that is computed: mean over the images of max |x|, or of max x
-    fake_quantize(w)  ->  w, whose baked values lie on the grid already
-    conv(x, w) -> BatchNorm {deferred}  ->  conv(x, w s) + b, see `qgraph.passes.defer_bn`
+    fq(x)                        ->  codes of x, as floats
+    conv(fq(x), fq(w), fq(b))    ->  conv(codes of x, codes of w, codes of b) * (s_x s_w)
+    fq(x), read by other ops     ->  codes of x * s_x
+    conv(x, w) {__wide__}        ->  in float64, rounded to float32
 
-MXNet encodes the step s of a CPU quantizer as a range of 127.5 s (int8) or 255.5 s (uint8), see `spec.mxnet_range`.
-Fewer than 8 bits, or a lowest code of -127, are a `clip` in front.  More than 8 bits, which no quantizer of MXNet has,
-are float arithmetic: x / s + 1.5 * 2^23 - 1.5 * 2^23 is rounded to the nearest whole number, ties to even.
+A float32 sum of whole numbers is exact in whatever order it is computed, as long as it stays below 2^24.  So the codes
+are those of the NumPy reference, which adds integers, and not only near them.  What is multiplied, and in which order,
+is the reference's too: each product is rounded once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional, Union
 
 import numpy as np
 
 from qgraph import ops
-from qgraph.errors import UnsupportedError
-from qgraph.formats.mxnet_marks import AS_IS, MARK, mark_of
+from qgraph.formats.mxnet_codes import CodesWriter
+from qgraph.formats.mxnet_marks import AS_IS, BIAS, MARK, mark_of
+from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
-from qgraph.passes.defer_bn import fold_deferred
-from qgraph.quant.spec import QParams, QSpec, mxnet_range
+from qgraph.quant.spec import QParams, quantize
 
-_LEAST = 1e-30  # a range of zero would divide by zero
-_ROUNDER = 1.5 * 2 ** 23  # float32 has no digits behind the point from here on
+_ROUNDING = "mxnet"
+_ONE = 2.0 ** -10  # eps and variance of a BatchNorm whose 1 / sqrt(var + eps) is 1 to the last bit
 
 
 def lower(g: Graph, marked: bool = False) -> Graph:
@@ -32,40 +32,203 @@ def lower(g: Graph, marked: bool = False) -> Graph:
 
     marked: `qgraph.load` gets the quantizers back, see `mxnet_marks`.
     """
-    out = g.copy()
-    for fq in out.nodes("fake_quantize"):
-        source = out.inputs(fq)[0]
-        if fq.quant is not None and fq.quant.online and fq.quant.signed is not None:
-            out.replace(fq, _online(out, fq, source, fq.quant))
-            continue
-        if not isinstance(fq.quant, QParams):
-            raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
-        if out.param(source) is None:
-            chain = _simulate(out, fq, source, fq.quant)
-            if marked:
-                for node in chain:
-                    node.attrs[MARK] = mark_of(fq.quant)
-            out.replace(fq, Port(chain[-1]))
-        elif marked:
-            out.replace(fq, Port(out.add("_copy", [source], fq.name + "_copy", attrs={MARK: mark_of(fq.quant)})))
+    return _Lowering(g, marked).run()
+
+
+class _Lowering:
+    """out: the copy, in which nodes are replaced in topological order."""
+
+    def __init__(self, g: Graph, marked: bool) -> None:
+        self.out = g.copy()
+        self.marked = marked
+        self.codes = CodesWriter(self.out, marked)
+
+    def run(self) -> Graph:
+        out = self.out
+        nodes = out.nodes()
+        for node in nodes:
+            if node.op == "fake_quantize" and out.param(out.inputs(node)[0]) is None:
+                self.codes.write(node)
+            elif ops.kind(node) == ops.COMPUTE and self._is_whole(node):
+                self._whole(node)
+            elif ops.WIDE in node.attrs:
+                self._wide(node)
+        for node in nodes:
+            if node.op == "fake_quantize":
+                self._drop(node)
+        out.prune()
+        _keep_batchnorms(out, self.marked)
+        avoid_sum_fusion(out)
+        return out
+
+    def _drop(self, fq: Node) -> None:
+        """What is left reads values."""
+        source = self.out.inputs(fq)[0]
+        if self.out.param(source) is None:
+            if self.out.uses(fq) or self.out.is_head(fq):
+                self.out.replace(fq, self.codes.values(fq))
+        elif self.marked:
+            self.out.replace(fq, Port(self._marked_copy(source, fq, codes=False)))
         else:
-            out.replace_uses(fq, source)
-            out.remove(fq)
-    fold_deferred(out)  # weights are plain parameters by now
-    _keep_batchnorms(out, marked)
-    avoid_sum_fusion(out)
-    return out
+            self.out.replace_uses(fq, source)
+            self.out.remove(fq)
+
+    def _marked_copy(self, source: Port, fq: Node, codes: bool) -> Node:
+        assert isinstance(fq.quant, QParams)
+        return self.out.add("_copy", [source], fq.name + "_copy", attrs={MARK: mark_of(fq.quant, codes)})
+
+    # ---- layers with weights ----------------------------------------------------------------------------------------
+
+    def _is_whole(self, node: Node) -> bool:
+        """Multiplies codes with codes of one scale for each output channel."""
+        data, weight = (port.node for port in self.out.inputs(node)[:2])
+        if data not in self.codes or weight.op != "fake_quantize" or not isinstance(weight.quant, QParams):
+            return False
+        array = self.out.param(self.out.inputs(weight)[0])
+        return (array is not None and weight.quant.bits <= 16
+                and channel_scales(node, weight.quant, array.shape) is not None)
+
+    def _whole(self, node: Node) -> None:
+        """Codes times codes, and one multiplication behind them."""
+        out = self.out
+        data, weight = (port.node for port in out.inputs(node)[:2])
+        array, params = out.param(out.inputs(weight)[0]), weight.quant
+        assert isinstance(params, QParams) and array is not None
+        scales = channel_scales(node, params, array.shape)
+        assert scales is not None
+        inputs = [self.codes.port(data), self._param(weight, quantize(array, params, _ROUNDING))]
+        bias = out.inputs(node)[2] if len(out.inputs(node)) > 2 else None
+        step = self.codes.step(data)
+        if bias is not None and isinstance(step, np.ndarray) and (found := self._bias_codes(bias, step * scales)):
+            inputs.append(found)
+            bias = None
+        act = _take_act(node)
+        early = bias is None and act is not None and act["act_type"] in ("relu", "clip")
+        early = early and float(act.get("a_min", 0)) == 0  # type: ignore[union-attr]
+        node.attrs["no_bias"] = str(len(inputs) < 3)
+        out.set_inputs(node, inputs)
+        chain = _Chain(out, node)
+        if early:  # the kernel's own; the order of a relu and a positive factor does not matter
+            node.attrs["act_type"] = "relu"
+        self._multiply(chain, node, step, scales)
+        if bias is not None:
+            self._add_bias(chain, node, bias)
+        self._activate(chain, act, early)
+        chain.close()
+
+    def _param(self, fq: Node, codes: np.ndarray) -> Port:
+        """The codes as a parameter, one for all readers of `fq`."""
+        source = self.out.inputs(fq)[0].node
+        known = self.codes.params.get(fq)
+        if known is None:
+            known = Port(self.out.add_param(f"{source.name}_codes", codes.astype(np.float32),
+                                            origin=source.origin or (source.name,)))
+            if self.marked:
+                known = Port(self._marked_copy(known, fq, codes=True))
+            self.codes.params[fq] = known
+        return known
+
+    def _bias_codes(self, bias: Port, steps: np.ndarray) -> Port | None:
+        if bias.node.op != "fake_quantize" or not isinstance(bias.node.quant, QParams):
+            return None
+        array = self.out.param(self.out.inputs(bias.node)[0])
+        if array is None or not are_bias_steps(bias.node.quant, steps):
+            return None
+        return self._param(bias.node, quantize(array, bias.node.quant, _ROUNDING))
+
+    def _multiply(self, chain: _Chain, node: Node, step: Union[np.ndarray, Port], scales: np.ndarray) -> None:
+        """* s_x s_w[c], as the one op that oneDNN has for it: a BatchNorm without mean, variance and shift."""
+        out, mark = self.out, {MARK: AS_IS} if self.marked else {}
+        axis = -1 if node.op == "FullyConnected" and not ops.attr(node, "flatten") else 1
+        if isinstance(step, np.ndarray):
+            gamma = Port(out.add_param(f"{node.name}_steps", (np.float64(step) * scales).astype(np.float32)))
+        else:
+            own = out.add_param(f"{node.name}_weight_steps", scales.astype(np.float32))
+            gamma = Port(out.add("broadcast_mul", [own, step], f"{node.name}_steps"))
+        if any(reader.op == "BatchNorm" for reader in chain.readers):
+            # MXNet would fold it into the weights; and in this layout it computes what Gluon's block does
+            shape = (1, -1, *[1] * (len(ops.attr(node, "kernel")) if node.op != "FullyConnected" else 0))
+            shaped = gamma if axis == -1 else Port(out.add("Reshape", [gamma], f"{node.name}_steps_nd", shape=shape))
+            chain.add("broadcast_mul", "scaled", shaped, attrs=mark)
+            return
+        if node.op == "Convolution" and "act_type" not in node.attrs:  # another thing that is not folded, and is free
+            chain.add("LeakyReLU", "as_is", attrs={**mark, "act_type": "leaky", "slope": "1.0"})
+        zeros, var = np.zeros(len(scales), np.float32), np.full(len(scales), 1 - _ONE, np.float32)
+        rest = [Port(out.add_param(f"{node.name}_{name}", value))
+                for name, value in (("beta", zeros), ("mean", zeros), ("var", var))]
+        chain.add("BatchNorm", "scaled", gamma, *rest, attrs={
+            **mark, "fix_gamma": "False", "use_global_stats": "True", "eps": repr(_ONE), "axis": str(axis)})
+
+    def _add_bias(self, chain: _Chain, node: Node, bias: Port) -> None:
+        out = self.out
+        source = out.inputs(bias.node)[0] if bias.node.op == "fake_quantize" else bias
+        array = out.param(source)
+        if array is not None and node.op != "FullyConnected":
+            array = array.reshape(-1, *[1] * len(ops.attr(node, "kernel")))
+            source = Port(out.add_param(f"{source.node.name}_nd", array, origin=(source.node.name,)))
+        chain.add("broadcast_add", "biased", source, attrs={MARK: BIAS} if self.marked else {})
+
+    def _activate(self, chain: _Chain, act: dict[str, str] | None, early: bool) -> None:
+        if act is None:
+            return
+        if act["act_type"] != "clip":
+            if not early:
+                chain.add("Activation", "act", attrs=act)
+            return
+        if early:
+            top = float(act["a_max"])
+            if chain.was_head or not self.codes.end_at(chain.readers, top):
+                chain.add("_minimum_scalar", "act", attrs={"scalar": act["a_max"]})
+        else:
+            chain.add("clip", "act", attrs={key: act[key] for key in ("a_min", "a_max")})
+
+    def _wide(self, node: Node) -> None:
+        """In float64, which no order of the terms shows in."""
+        out, act = self.out, _take_act(node)
+        del node.attrs[ops.WIDE]
+        out.set_inputs(node, [Port(out.add("Cast", [port], f"{node.name}_{i}_wide", dtype="float64"))
+                              for i, port in enumerate(out.inputs(node))])
+        chain = _Chain(out, node)
+        chain.add("Cast", "rounded", attrs={"dtype": "float32"})
+        self._activate(chain, act, early=False)
+        chain.close()
+
+
+class _Chain:
+    """Nodes behind a layer, the last of which takes over its readers and its name."""
+
+    def __init__(self, out: Graph, node: Node) -> None:
+        self.out, self.node, self.last = out, node, node
+        self.readers, self.was_head = out.readers(node), out.is_head(node)
+        self._first: Optional[Node] = None
+
+    def add(self, op: str, name: str, *more: Port, attrs: dict[str, str]) -> None:
+        self.last = self.out.add(op, [self.last, *more], f"{self.node.name}_{name}", origin=self.node.origin,
+                                 attrs=attrs)
+        self._first = self._first or self.last
+
+    def close(self) -> None:
+        assert self._first is not None
+        self.out.replace_uses(self.node, self.last, keep=[self._first])
+        name = self.node.name
+        self.out.rename(self.node, f"{name}_sums")
+        self.out.rename(self.last, name)
+
+
+def _take_act(node: Node) -> dict[str, str] | None:
+    act: dict[str, Any] = {key: node.attrs.pop(key) for key in ("act_type", "a_min", "a_max") if key in node.attrs}
+    return act or None
 
 
 def _keep_batchnorms(out: Graph, marked: bool) -> None:
     """conv -> BatchNorm  becomes  conv -> * 1 -> BatchNorm.
 
-    MXNet's default bind would fold the BatchNorm into the weight, which so would leave its grid, or round otherwise
-    than in training; copies it sees through.
+    MXNet's default bind would fold the BatchNorm into the weight, and so round otherwise than in training; copies it
+    sees through.
     """
     for bn in out.nodes("BatchNorm"):
         layer = out.inputs(bn)[0].node
-        if ops.kind(layer) == ops.COMPUTE:
+        if ops.kind(layer) == ops.COMPUTE and "act_type" not in layer.attrs:
             out.set_input(bn, 0, out.add("_mul_scalar", [layer], layer.name + "_as_is", scalar=1.0,
                                          attrs={MARK: AS_IS} if marked else {}))
 
@@ -78,71 +241,3 @@ def avoid_sum_fusion(out: Graph) -> None:
     for add in out.nodes("elemwise_add"):
         if any(p.node.op == "Convolution" and not out.has_one_use(p) for p in out.inputs(add)):
             add.op = "broadcast_add"
-
-
-def _simulate(out: Graph, fq: Node, source: Port, qp: QParams) -> list[Node]:
-    """The clip, if there is one, and the dequantize at the end."""
-    made = []
-    if qp.granularity != "tensor" or qp.bits > 16 or qp.zero_point.any():
-        raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 16 bits, without zero "
-                               f"point; found {qp.granularity}, {qp.bits} bits")
-    if qp.bits > 8:
-        factor = np.float32(127.5 if qp.signed else 255.5) / mxnet_range(qp.scale, bool(qp.signed))
-        steps = out.add("_mul_scalar", [source], fq.name + "_steps", scalar=float(factor))
-        chain = _rounded(out, fq, Port(steps), qp)
-        return [steps, *chain, out.add("_mul_scalar", [chain[-1]], fq.name + "_dequantize", scalar=float(qp.scale))]
-    if (qp.qmin, qp.qmax) not in ((-128, 127), (0, 255)):
-        step = float(qp.scale)
-        made.append(out.add("clip", [source], fq.name + "_clip", a_min=qp.qmin * step, a_max=qp.qmax * step))
-        source = Port(made[0])
-    quantized = quantize_v2(out, source, qp, fq.name + "_quantize")
-    return [*made, out.add("_contrib_dequantize", [Port(quantized, i) for i in range(3)], fq.name + "_dequantize")]
-
-
-def _rounded(out: Graph, fq: Node, steps: Port, spec: QSpec) -> list[Node]:
-    """x / s -> codes, in float."""
-    clip = out.add("clip", [steps], fq.name + "_clip", a_min=spec.qmin, a_max=spec.qmax)
-    up = out.add("_plus_scalar", [clip], fq.name + "_up", scalar=_ROUNDER)
-    return [clip, up, out.add("_minus_scalar", [up], fq.name + "_codes", scalar=_ROUNDER)]
-
-
-def _online(out: Graph, fq: Node, source: Port, spec: QSpec) -> Port:
-    """As `spec.online_params`.
-
-    `_contrib_quantize` takes 127 (int8) or 255 (uint8) steps for its range, `_contrib_dequantize` half a step more.
-    """
-    def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
-        return Port(out.add(kind, inputs, f"{fq.name}_{name}", **attrs))
-
-    values = op("abs", [source], "abs") if spec.signed else source
-    readers = out.readers(fq)
-    if readers and all(n.op == "Convolution" and len(ops.attr(n, "kernel")) == 2 for n in readers):
-        # oneDNN's pooling is several times as fast as a reduction
-        values = op("Pooling", [values], "pool", kernel=(1, 1), pool_type="max", global_pool=True)
-    largest = op("max", [values], "largest", axis=(0,), exclude=True, keepdims=True)
-    high = op("_maximum_scalar", [op("mean", [largest], "mean", axis=(0,), keepdims=True)], "high", scalar=_LEAST)
-    if spec.bits > 8:
-        step = op("_div_scalar", [high], "step", scalar=float(spec.qmax))
-        whole = _rounded(out, fq, op("broadcast_div", [source, step], "steps"), spec)[-1]
-        return op("broadcast_mul", [Port(whole), step], "dequantize")
-    if (spec.qmin, spec.qmax) not in ((-128, 127), (0, 255)):  # else the codes saturate by themselves
-        source = op("broadcast_minimum", [source, high], "clip")
-        low = op("_mul_scalar", [high], "low", scalar=spec.qmin / spec.qmax)
-        source = op("broadcast_maximum", [source, low], "clip_low")
-    step = op("_div_scalar", [op("Reshape", [high], "range", shape=(-1,))], "step", scalar=float(spec.qmax))
-    sign, steps = (-1.0, 127.0) if spec.signed else (0.0, 255.0)
-
-    def ends(name: str, steps: float) -> list[Port]:
-        return [op("_mul_scalar", [step], name + "_min", scalar=sign * steps),
-                op("_mul_scalar", [step], name + "_max", scalar=steps)]
-
-    codes = op("_contrib_quantize", [source, *ends("quantize", steps)], "quantize", n_out=3,
-               out_type="int8" if spec.signed else "uint8")
-    return op("_contrib_dequantize", [codes, *ends("dequantize", steps + 0.5)], "dequantize")
-
-
-def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
-    """float -> (codes, min, max). The range is written with all digits; MXNet's own passes write six decimals."""
-    high = float(mxnet_range(qp.scale, bool(qp.signed)))
-    return out.add("_contrib_quantize_v2", [source], name, n_out=3, out_type="int8" if qp.signed else "uint8",
-                   min_calib_range=-high if qp.signed else 0.0, max_calib_range=high)

@@ -4,7 +4,8 @@
     codes = min(max(x * (1 / step), qmin), qmax) + M - M  M = 1.5 * 2**23 rounds to whole numbers, ties to even
     fq(x) = codes * step
 
-At inference that is all.  In training it is cut off at its inputs by BlockGrad (of a cut at its output zeros would
+At inference the layers multiply codes, and steps behind them (`channel_steps`): sums of whole numbers are exact, so that
+what is frozen can compute the same.  In training fq(x) is cut off at its inputs by BlockGrad (of a cut at its output zeros would
 still be propagated), and the gradient goes around it, because multiplying by a tensor of one element has a slow one:
 
     straight through   y = x + (fq(x') - x')                              x' = BlockGrad(x)
@@ -130,6 +131,35 @@ def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> An
         return F.reshape(F.max(size), shape=(1,))
     grouped = F.reshape(F.max(size, axis=0, exclude=True), shape=(spec.groups, -1))
     return _spread(F, F.max(grouped, axis=1), shape[0] // spec.groups, len(shape))
+
+
+def data_codes(F: Any, x: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
+    """(codes, (1,) step)"""
+    step, inverse = step_of(F, high, spec)
+    return _codes(F, F.broadcast_mul(x, inverse), spec), step
+
+
+def weight_codes(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None) -> tuple[Any, Any]:
+    """(codes, step as it broadcasts against the weight). learned: see `fake_quantize_weight`."""
+    if learned is None:
+        high = weight_range(F, weight, spec, shape)
+    else:
+        high = _spread(F, learned, shape[0] // spec.groups, len(shape)) if spec.granularity == "group" else learned
+    step, inverse = step_of(F, high, spec)
+    return _codes(F, F.broadcast_mul(weight, inverse), spec), step
+
+
+def channel_steps(F: Any, step: Any, spec: QSpec, shape: tuple[int, ...], transposed_groups: int = 0) -> Any:
+    """The step of a weight for each output channel, (channels,) or (1,). shape: of the weight.
+
+    transposed_groups: of a transposed convolution, whose output channels lie on axis 1, those of each group alike.
+    """
+    if not transposed_groups or spec.granularity == "tensor":
+        return F.reshape(step, shape=(-1,))
+    if spec.granularity == "channel":
+        return F.tile(F.reshape(step, shape=(-1,)), reps=(transposed_groups,))
+    first = F.slice_axis(F.reshape(step, shape=(transposed_groups, -1)), axis=1, begin=0, end=1)
+    return F.reshape(F.repeat(first, repeats=shape[1], axis=1), shape=(-1,))
 
 
 def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high: Any = None) -> Any:

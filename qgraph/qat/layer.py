@@ -129,15 +129,30 @@ def check_dtype(block: Any) -> None:
                                "computes in float32: do not cast the network")
 
 
+def running_range(block: Any, F: Any, x: Any, high: Any, rank: int) -> Any:
+    """(1,), where the range of the data ends at inference: that of the batch, or the one that was trained."""
+    state: Quantizer = block.qat
+    spec = known_spec(block)
+    if state.online and state.args.input_range == "ema" and not state.fixed:
+        return chain.batch_range(F, x, spec, rank)[0]
+    return high
+
+
+def known_spec(block: Any) -> QSpec:
+    spec = block.qat.spec
+    if spec.signed is None:
+        raise CalibrationError(f"{block.name}: the signedness of its input is not known yet: call qparams_init(net) "
+                               "before the first forward pass")
+    return spec
+
+
 def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[Any, Any]:
     """(what the block computes with, what to send out: the batch's range and that of its images, or None)"""
     state: Quantizer = block.qat
     spec = state.spec
     if spec is None or not state.enabled:
         return x, None
-    if spec.signed is None:
-        raise CalibrationError(f"{block.name}: the signedness of its input is not known yet: call qparams_init(net) "
-                               "before the first forward pass")
+    spec = known_spec(block)
     online = state.online and state.args.input_range == "ema" and not state.fixed
     observes = state.observes and state.training
     fixed = F.BlockGrad(x)
@@ -156,6 +171,8 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
     if state.tracer is not None:
         return state.tracer.layer(self, F, x, weight, bias)
     check_dtype(self)
+    if state.quantizes_data and not state.training:
+        return whole_forward(self, F, x, weight, bias, input_max, weight_max)
     x, batch = quantized_data(self, F, x, input_max, rank=len(self.weight.shape) - 2)
     spec, shape = state.weight, self.weight.shape
     assert spec is not None
@@ -171,6 +188,29 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
     if batch is not None:  # here it needs no copy
         weight = tie(F, weight, input_max, batch[0], shape[0])
     return call(self, F, x, weight, bias)
+
+
+def whole_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any, input_max: Any, weight_max: Any) -> Any:
+    """conv(codes of x, codes of w) * (s_x s_w) + b, at inference."""
+    state: Quantizer = self.qat
+    spec, shape, rank = state.weight, self.weight.shape, len(self.weight.shape) - 2
+    assert spec is not None and state.spec is not None
+    high = running_range(self, F, x, input_max, rank)
+    if state.bn is not None:
+        weight, bias = running(F, state.bn, weight, bias)
+    codes, step = chain.data_codes(F, x, high, state.spec)
+    weights, steps = chain.weight_codes(F, weight, spec, shape, weight_max)
+    groups = self._kwargs["num_group"] if getattr(self, "_op_name", "") == "Deconvolution" else 0
+    steps = F.broadcast_mul(chain.channel_steps(F, steps, spec, shape, groups), step)
+    if rank:
+        sums = compute(self, F, codes, weights, None, False)
+        nd = (1, -1, *(1,) * rank)
+        steps, bias = F.reshape(steps, shape=nd), None if bias is None else F.reshape(bias, shape=nd)
+    else:
+        sums = F.FullyConnected(codes, weights, no_bias=True, num_hidden=self._units, flatten=self._flatten, name="fwd")
+    y = F.broadcast_mul(sums, steps)
+    y = y if bias is None else F.broadcast_add(y, bias)
+    return y if self.act is None else self.act(y)
 
 
 def call(block: Any, F: Any, x: Any, weight: Any, bias: Any) -> Any:

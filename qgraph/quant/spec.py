@@ -146,11 +146,20 @@ def _mxnet(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
     return _rint(x * (np.float32(127.5 if signed else 255.5) / mxnet_range(scale, signed)))
 
 
+def _mxnet_online(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
+    """`_contrib_quantize`, which is told the range and takes 127 (s8) or 255 (u8) steps for it."""
+    steps = np.float32(127 if signed else 255)
+    return _rint(x * (steps / (steps * np.asarray(scale, np.float32))))
+
+
 ROUNDING: dict[str, Callable[[np.ndarray, np.ndarray, bool], np.ndarray]] = {
     "half-even": _half_even,
     "half-away": _half_away,
     "mxnet": _mxnet,
+    "mxnet-online": _mxnet_online,
 }
+ONLINE_ROUNDING = {"mxnet": "mxnet-online"}
+"""What a rounding becomes where the range comes from the batch that is being run."""
 
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------

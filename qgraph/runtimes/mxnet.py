@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qgraph.errors import DataError, MissingDependencyError
-from qgraph.ir import Graph, Port
+from qgraph.ir import Graph, Node, Port
 
 _BACKEND = "MXNET_SUBGRAPH_BACKEND"
 
@@ -48,6 +48,11 @@ def subgraph_backend(name: str) -> Iterator[None]:
 _READS = {"Convolution", "Deconvolution", "FullyConnected", "Pooling", "Concat", "Flatten", "elemwise_add"}
 
 
+def _leaves_alone(layer: Node, reader: Node) -> bool:
+    """Whether MXNet fuses the two in no way, or in one that changes nothing."""
+    return reader.op in _READS or (reader.op == "BatchNorm" and "act_type" in layer.attrs)
+
+
 def _let_fuse(g: Graph) -> bool:
     """Make `g` one whose layers MXNet fuses with their own activation and nothing else; False if that cannot be had.
 
@@ -55,7 +60,7 @@ def _let_fuse(g: Graph) -> bool:
     is the same sum, and is left alone.  The numbers are those of the graph that is not fused, bit for bit.
     """
     layers = [n for n in g.dag if n.op in ("Convolution", "FullyConnected")]
-    if any(reader.op not in _READS for n in layers for reader, _ in g.uses(n)):
+    if any(not _leaves_alone(n, reader) for n in layers for reader, _ in g.uses(n)):
         return False
     for node in g.nodes("elemwise_add"):
         node.op = "broadcast_add"

@@ -4,10 +4,11 @@ A value is a `Tensor`: float32 reals and, behind a `fake_quantize`, the integer 
 Convolution, Deconvolution and FullyConnected of codes with codes accumulate exactly::
 
     acc  = sum (q_x - z_x) * (q_w - z_w)   [+ bias codes]         whole numbers, no rounding, no overflow
-    real = acc * (s_x * s_w[c])            [+ float bias]         in float64, then the activation, then float32
+    real = acc * (s_x * s_w[c])            [+ float bias]         in float32, one rounding each; then the activation
 
 Ops whose values pass through (`qgraph.ops.kind`), and Concat of inputs with equal numbers, keep the codes.
-Everything else computes on reals.  What a target's kernels do differently is judged against this.
+Everything else computes on reals: layers that are marked `qgraph.ops.WIDE` sum them in float64.  What a target's
+kernels do differently is judged against this.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 
 from qgraph import ops
 from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
+from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams, dequantize, online_params, per_axis, quantize
+from qgraph.quant.spec import ONLINE_ROUNDING, QParams, dequantize, online_params, per_axis, quantize
 from qgraph.runtimes.kernels import KERNELS, activate
 from qgraph.runtimes.linear import BLOCK, LINEAR, along_channels
 from qgraph.shapes import infer, value_inputs
@@ -70,20 +72,6 @@ class Tensor:
 
 # ---- exact integers -------------------------------------------------------------------------------------------------
 
-def out_channel_scales(node: Node, weight: Tensor) -> np.ndarray | None:
-    """The weight's scale for each output channel, float64 (channels,), or None if it varies within one."""
-    assert weight.qp is not None
-    qp, shape = weight.qp, weight.codes.shape
-    groups = ops.attr(node, "num_group") if node.op != "FullyConnected" else 1
-    scale = np.broadcast_to(per_axis(qp.scale, qp, shape), shape)
-    if node.op == "Deconvolution":  # (C, O / groups, *kernel), the channels of group g are rows g * C / groups ...
-        scale = scale.reshape(groups, shape[0] // groups, *shape[1:]).swapaxes(1, 2)
-        scale = scale.reshape(groups * shape[1], -1)
-    else:
-        scale = scale.reshape(shape[0], -1)
-    return scale[:, 0].astype(np.float64) if (scale == scale[:, :1]).all() else None
-
-
 def partial_sum_bound(node: Node, data: Tensor, weight: Tensor) -> float:
     """No partial sum of the accumulation, in whatever order, is larger in magnitude than this."""
     high, low = max(0.0, float(data.centered.max())), min(0.0, float(data.centered.min()))
@@ -110,35 +98,28 @@ def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
     data, weight = inputs[:2]
     if not (data.small and weight.small) or data.qp.granularity != "tensor":  # type: ignore[union-attr]
         return None
-    weight_scale = out_channel_scales(node, weight)
+    weight_scale = channel_scales(node, weight.qp, weight.codes.shape)  # type: ignore[arg-type]
     if weight_scale is None:
         return None
     scale = np.float64(data.qp.scale) * weight_scale  # type: ignore[union-attr]
     out = accumulate(node, data, weight)
     bias = inputs[2] if len(inputs) > 2 else None
-    bias_codes = None if bias is None else _bias_codes(bias, scale)
-    factor = along_channels(node, scale, out.ndim)
+    codes = bias is not None and bias.qp is not None and are_bias_steps(bias.qp, scale)
+    if codes:
+        assert bias is not None and bias.qp is not None
+        whole = bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.codes.shape)
+    factor = along_channels(node, scale.astype(np.float32), out.ndim)
     real = np.empty(out.shape, np.float32)
     rows = max(1, BLOCK * len(out) // max(out.size, 1))
     for start in range(0, len(out), rows):  # pieces that stay in the cache
-        part = out[start:start + rows].astype(np.float64)
-        if bias_codes is not None:
-            part += along_channels(node, bias_codes, out.ndim)
-        part *= factor
-        if bias is not None and bias_codes is None:
-            part += along_channels(node, bias.real.astype(np.float64), out.ndim)
+        part = out[start:start + rows]
+        if codes:
+            part = part + along_channels(node, whole, out.ndim)
+        part = part.astype(np.float32) * factor
+        if bias is not None and not codes:
+            part += along_channels(node, bias.real, out.ndim)
         real[start:start + rows] = activate(node, part)
     return Tensor(real)
-
-
-def _bias_codes(bias: Tensor, scale: np.ndarray) -> np.ndarray | None:
-    """Whole numbers (float64) that can be added to the accumulator, if the bias has such codes: s_b = s_x * s_w."""
-    if bias.qp is None:
-        return None
-    steps = np.broadcast_to(bias.qp.scale.astype(np.float64), scale.shape)
-    if not np.allclose(steps, scale, rtol=1e-6, atol=0):
-        return None
-    return bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.codes.shape)
 
 
 # ---- one node -------------------------------------------------------------------------------------------------------
@@ -161,7 +142,7 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
     if node.op == "fake_quantize":
         qp = node.quant
         if qp is not None and qp.online:
-            qp = online_params(qp, inputs[0].real)
+            qp, rounding = online_params(qp, inputs[0].real), ONLINE_ROUNDING.get(rounding, rounding)
         if not isinstance(qp, QParams):  # a decision without numbers yet: float passes through
             return [inputs[0]]
         return [Tensor(codes=quantize(inputs[0].real, qp, rounding), qp=qp)]
