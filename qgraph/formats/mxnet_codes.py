@@ -63,7 +63,7 @@ class CodesWriter:
             if fq.op != "fake_quantize":
                 return False
             if not is_online(fq.quant) and (not isinstance(fq.quant, QParams)
-                                            or quantize(np.float32(top), fq.quant, "mxnet") < fq.quant.qmax):
+                                            or quantize(np.asarray(top), fq.quant, "mxnet") < fq.quant.qmax):
                 return False
         self._tops.update((fq, top) for fq in readers)
         return bool(readers)
@@ -106,10 +106,9 @@ class CodesWriter:
 
     def _unit_range(self, signed: bool) -> tuple[Port, Port]:
         if signed not in self._unit:
-            high = 127.5 if signed else 255.5
-            self._unit[signed] = (
-                Port(self.out.add_param("int8_low" if signed else "uint8_low", np.float32([-high if signed else 0]))),
-                Port(self.out.add_param("int8_high" if signed else "uint8_high", np.float32([high]))))
+            name, low, high = ("int8", -127.5, 127.5) if signed else ("uint8", 0.0, 255.5)
+            self._unit[signed] = (Port(self.out.add_param(f"{name}_low", np.array([low], np.float32))),
+                                  Port(self.out.add_param(f"{name}_high", np.array([high], np.float32))))
         return self._unit[signed]
 
     def _limit(self, fq: Node, codes: Port, spec: QSpec | QParams) -> Port:
