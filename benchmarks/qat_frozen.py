@@ -80,9 +80,9 @@ def main() -> None:
         net = trained(options, data, labels, args.steps)
         parts = range(0, len(images), 100)
         want = np.concatenate([net(mx.nd.array(images[i:i + 100])).asnumpy() for i in parts])
-        for target in ("mxnet-sim", "onnx", "mxnet", "mxnet --exact"):
+        for target in ("mxnet-sim", "onnx", "mxnet", "mxnet --fast"):
             try:
-                frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target.split()[0], exact="--exact" in target))
+                frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target.split()[0], fast="--fast" in target))
             except qgraph.QGraphError as error:
                 rows.append([kind, target, "", f"refused: {str(error).rpartition('which ')[2]}", ""])
                 continue

@@ -47,8 +47,8 @@ from qgraph.cli.options import (
               help="onnx: what executes it. auto: any CPU, fewer weight codes where sums overflow on the calibration "
                    "images on x86 without VNNI; avx2: wherever they could; vnni: all 8 bits.")
 @click.option("--int4", is_flag=True, help="onnx: 4-bit weights in 4-bit storage, activations in float.")
-@click.option("--exact", is_flag=True, help="mxnet, networks that were trained quantized: what training left in float "
-              "stays so. Slower.")
+@click.option("--fast", is_flag=True, help="mxnet, networks trained quantized: what training left in float is "
+              "quantized too, to ranges that are observed. Faster, and near to what was trained.")
 @runtime_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")

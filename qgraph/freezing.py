@@ -144,8 +144,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
 
         found = calib_data if calib_data is not None else trained.sample_of(model)
         return freeze_trained(opened, options, target, found, given, progress)
-    if options.exact:
-        raise OptionError("--exact: is for networks that were trained quantized, and this one was not")
+    if options.fast:
+        raise OptionError("--fast: is for networks that were trained quantized, and this one was not")
     original = opened.graph.copy()
     bare = opened.graph.copy()
     Canonicalize().run(bare)

@@ -46,10 +46,10 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
         feeds = floatcheck.random_feeds(shapes, options.seed, next(iter(data)).feeds if data is not None else None)
         floatcheck.run_checked(float_steps, g, feeds, trained.in_float(executor), options.dump_passes or "", records)
         float_graph = trained.without_quantizers(g)
-        if target.flow == "fused" and not options.exact:
+        if options.fast:
             trained.part_shortcuts(g)
         entries = trained.trained_ranges(g)
-        if target.flow == "qdq" or options.exact:
+        if target.flow == "qdq" or (target.flow == "fused" and not options.fast):
             narrow = any(isinstance(n.quant, QParams) and n.quant.bits < 8 for n in g.dag)
             trained.respecify(g, target)
             trained.give_weights(g, codes)

@@ -60,7 +60,7 @@ class FreezeOptions(DataOptions):
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
     isa: what executes an ONNX model, of `qgraph.passes.limit_weights`.  int4: 4-bit weights in 4-bit storage, and
-    activations in float (ONNX).  exact: what training left in float stays so (mxnet, slower).
+    activations in float (ONNX).  fast: what training left in float is quantized too (mxnet).
     runtime: of `qgraph.runtimes`, the engine that runs models meanwhile.
     """
 
@@ -86,7 +86,7 @@ class FreezeOptions(DataOptions):
     dump_passes: str | None = None
     isa: str = "auto"
     int4: bool = False
-    exact: bool = False
+    fast: bool = False
     runtime: str = "auto"
 
     def __post_init__(self) -> None:
@@ -100,8 +100,8 @@ class FreezeOptions(DataOptions):
             if self.target != "onnx":
                 raise OptionError(f"--int4: target {self.target} has no 4-bit storage; --target onnx has")
             object.__setattr__(self, "weight_bits", min(self.weight_bits, 4))
-        if self.exact and self.target != "mxnet":
-            raise OptionError(f"--exact: target {self.target} has no choice; it is for --target mxnet")
+        if self.fast and self.target != "mxnet":
+            raise OptionError(f"--fast: target {self.target} has no choice; it is for --target mxnet")
         for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):

@@ -3,8 +3,8 @@
     simulated   the graph is written as it is
     qdq         activations get the trained ranges; weights keep their codes, a BatchNorm goes into their scales; sums
                 stay in float, as in training
-    fused       the same if exactness is asked for; else weights (of 8 bits) are rounded again to the scales MXNet
-                derives, and sums and outputs are quantized too, as its kernels want it, to ranges observed on data
+    fused       the same; with --fast weights (of 8 bits) are rounded again to the scales MXNet derives, and sums and
+                outputs are quantized too, as its kernels want it, to ranges observed on data
 """
 
 from __future__ import annotations

@@ -76,21 +76,21 @@ def test_frozen_equals_trained(bits: int, quant_type: str, fake_bn: bool, tmp_pa
 @pytest.mark.parametrize(("bits", "quant_type", "fake_bn", "target"), [
     (8, "layer", False, "onnx"), (8, "layer", True, "onnx"), (8, "channel", True, "onnx"), (4, "channel", True, "onnx"),
     (4, "layer", False, "onnx"), (8, "layer", False, "mxnet"), (8, "channel", True, "mxnet"),
-    (8, "layer", False, "mxnet --exact"), (8, "channel", True, "mxnet --exact"), (8, "layer", True, "mxnet --exact")])
+    (8, "layer", False, "mxnet --fast"), (8, "channel", True, "mxnet --fast"), (8, "layer", True, "mxnet --fast")])
 def test_other_targets_keep_ranges_and_codes(bits: int, quant_type: str, fake_bn: bool, target: str) -> None:
     net = trained(bits, quant_type, fake_bn)
     want = qat_digits.logits(net, IMAGES)
-    options = qgraph.FreezeOptions(target=target.split()[0], isa="vnni", exact="--exact" in target)
+    options = qgraph.FreezeOptions(target=target.split()[0], isa="vnni", fast="--fast" in target)
     frozen = qgraph.freeze(net, options)
     got = executor(frozen.lowered, "").run({"data": IMAGES})[0]
-    assert (got.argmax(1) == want.argmax(1)).mean() > (0.985 if target == "mxnet" else 0.995)
+    assert (got.argmax(1) == want.argmax(1)).mean() > (0.985 if target == "mxnet --fast" else 0.995)
     assert [layer["name"] for layer in frozen.report["float"]] == ["digits_conv0_fwd"]
     blocks = {b.name: b for b in net.collect_quantized_blocks()}
     assert len(frozen.report["quantized"]) == len(blocks) == 8
     steps = {round(float(b.input_max.data().asscalar()) / b.qat.spec.qmax, 9) for b in blocks.values()}
     kept = {round(float(n.quant.scale), 9) for n in frozen.graph.nodes("fake_quantize") if n.quant.scale.ndim == 0}
     assert len(steps) == 7  # two layers read one tensor
-    assert sum(min(abs(a - b) / a for b in kept) < 1e-5 for a in steps) >= (5 if target == "mxnet" else 6)
+    assert sum(min(abs(a - b) / a for b in kept) < 1e-5 for a in steps) >= (5 if target == "mxnet --fast" else 6)
     if target == "onnx":  # codes of the weights are those that were trained
         trained_graph = qgraph.from_gluon(net)
         for fq in trained_graph.nodes("fake_quantize"):
@@ -208,11 +208,11 @@ def test_qat_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["onnx", "mxnet-sim"])
-def test_exactness_is_a_choice_of_one_target(target: str) -> None:
-    with pytest.raises(OptionError, match=f"--exact: target {target} has no choice"):
-        qgraph.FreezeOptions(target=target, exact=True)
+def test_fast_is_a_choice_of_one_target(target: str) -> None:
+    with pytest.raises(OptionError, match=f"--fast: target {target} has no choice"):
+        qgraph.FreezeOptions(target=target, fast=True)
 
 
-def test_exactness_is_for_what_was_trained() -> None:
-    with pytest.raises(OptionError, match="--exact: is for networks that were trained quantized"):
-        qgraph.freeze(str(EXAMPLES / "digits" / "digits"), qgraph.FreezeOptions(exact=True))
+def test_fast_is_for_what_was_trained() -> None:
+    with pytest.raises(OptionError, match="--fast: is for networks that were trained quantized"):
+        qgraph.freeze(str(EXAMPLES / "digits" / "digits"), qgraph.FreezeOptions(fast=True))

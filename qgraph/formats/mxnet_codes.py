@@ -10,7 +10,7 @@ a range of 127.5 or 255.5 gives the codes themselves back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -22,6 +22,7 @@ from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, mxnet_range, quantize
 
 _LEAST = 1e-30  # a range of zero would divide by zero
+_ONE = 2.0 ** -10  # eps and variance of a BatchNorm whose 1 / sqrt(var + eps) is 1 to the last bit
 _ROUNDER = 1.5 * 2 ** 23  # float32 has no digits behind the point from here on
 LIMITED = "_limited"
 
@@ -35,6 +36,19 @@ def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
     high = float(mxnet_range(qp.scale, bool(qp.signed)))
     return out.add("_contrib_quantize_v2", [source], name, n_out=3, out_type="int8" if qp.signed else "uint8",
                    min_calib_range=-high if qp.signed else 0.0, max_calib_range=high)
+
+
+def channel_product(out: Graph, x: Port, factors: Port, shift: np.ndarray, name: str, origin: Iterable[str],
+                    axis: int = 1, attrs: Mapping[str, object] | None = None) -> Port:
+    """x * factors + shift, both (channels,): a BatchNorm without mean and variance, oneDNN's only op of the kind.
+
+    Without a shift the product is rounded once, whatever the kernel; with one it depends on the kernel.
+    """
+    zeros, var = np.zeros(len(shift), np.float32), np.full(len(shift), 1 - _ONE, np.float32)
+    rest = [Port(out.add_param(f"{name}_{part}", value))
+            for part, value in (("beta", shift), ("mean", zeros), ("var", var))]
+    return Port(out.add("BatchNorm", [x, factors, *rest], name, origin=origin, attrs={
+        **(attrs or {}), "fix_gamma": "False", "use_global_stats": "True", "eps": repr(_ONE), "axis": str(axis)}))
 
 
 class CodesWriter:

@@ -22,7 +22,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet import SUBGRAPHS
-from qgraph.formats.mxnet_codes import quantize_v2
+from qgraph.formats.mxnet_codes import channel_product, quantize_v2
 from qgraph.formats.mxnet_sim import avoid_sum_fusion
 from qgraph.formats.mxnet_weights import can_dictate, dictate
 from qgraph.integers import is_dense, passes_integers
@@ -146,26 +146,22 @@ class _Lowering:
         def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
             return Port(self.out.add(kind, inputs, f"{conv.name}_{name}", origin=sums.origin, **attrs))
 
-        shape = (1, -1, *[1] * (codes.ndim - 2))
-        scales = (np.broadcast_to(qp.scale, len(codes)) / _STEP).reshape(shape)
+        scales = (np.broadcast_to(qp.scale, len(codes)) / _STEP).astype(np.float32)
         # it says 127 and 255 where it computes with 127.5 and 255.5
         said = 127 / 127.5 * (127 / 127.5 if data.params.signed else 255 / 255.5)
         unit = op("_mul_scalar", [Port(sums, 2)], "unit", scalar=said / (2 ** 31 - 1))
-        steps_of = op("broadcast_mul", [op("Reshape", [unit], "unit_nd", shape=(1,) * codes.ndim),
-                                        Port(self.out.add_param(f"{conv.name}_scales", scales))], "steps")
+        steps_of = op("broadcast_mul", [Port(self.out.add_param(f"{conv.name}_scales", scales)), unit], "steps")
+        own_bias = [self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
+                    for port in self.g.inputs(conv)[2:]]
+        bias = self.g.params[own_bias[0].node.name] if own_bias else np.zeros(len(codes), np.float32)
         # by way of float64: int32 would become float32 in place, and ops of oneDNN go on to take it for integers
         value = op("Cast", [op("Cast", [Port(sums)], "wide", dtype="float64")], "floats", dtype="float32")
-        value = op("broadcast_mul", [value, steps_of], "scaled")
-        for port in self.g.inputs(conv)[2:]:
-            bias = self.g.param(self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port)
-            assert bias is not None
-            value = op("broadcast_add", [value, Port(self.out.add_param(f"{conv.name}_bias_nd", bias.reshape(shape)))],
-                       "biased")
+        value = channel_product(self.out, value, steps_of, bias, f"{conv.name}_scaled", sums.origin)
         act = ops.attr(conv, "act_type")
         if act:
-            kind, attrs = ("clip", {k: conv.attrs[k] for k in ("a_min", "a_max")}) if act == "clip" else (
-                "Activation", {"act_type": act})
-            value = op(kind, [value], "act", **attrs)
+            value = op("Activation", [value], "act", act_type="relu" if act == "clip" else act)
+        if act == "clip":  # from zero, as all that are fused
+            value = op("_minimum_scalar", [value], "top", scalar=ops.attr(conv, "a_max"))
         return value
 
     # ---- integer side -----------------------------------------------------------------------------------------------

@@ -17,14 +17,13 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from qgraph import ops
-from qgraph.formats.mxnet_codes import CodesWriter
+from qgraph.formats.mxnet_codes import CodesWriter, channel_product
 from qgraph.formats.mxnet_marks import AS_IS, BIAS, MARK, mark_of
 from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams, quantize
 
 _ROUNDING = "mxnet"
-_ONE = 2.0 ** -10  # eps and variance of a BatchNorm whose 1 / sqrt(var + eps) is 1 to the last bit
 
 
 def lower(g: Graph, marked: bool = False) -> Graph:
@@ -137,7 +136,7 @@ class _Lowering:
         return self._param(bias.node, quantize(array, bias.node.quant, _ROUNDING))
 
     def _multiply(self, chain: _Chain, node: Node, step: Union[np.ndarray, Port], scales: np.ndarray) -> None:
-        """* s_x s_w[c], as the one op that oneDNN has for it: a BatchNorm without mean, variance and shift."""
+        """* s_x s_w[c]"""
         out, mark = self.out, {MARK: AS_IS} if self.marked else {}
         axis = -1 if node.op == "FullyConnected" and not ops.attr(node, "flatten") else 1
         if isinstance(step, np.ndarray):
@@ -153,11 +152,8 @@ class _Lowering:
             return
         if node.op == "Convolution" and "act_type" not in node.attrs:  # another thing that is not folded, and is free
             chain.add("LeakyReLU", "as_is", attrs={**mark, "act_type": "leaky", "slope": "1.0"})
-        zeros, var = np.zeros(len(scales), np.float32), np.full(len(scales), 1 - _ONE, np.float32)
-        rest = [Port(out.add_param(f"{node.name}_{name}", value))
-                for name, value in (("beta", zeros), ("mean", zeros), ("var", var))]
-        chain.add("BatchNorm", "scaled", gamma, *rest, attrs={
-            **mark, "fix_gamma": "False", "use_global_stats": "True", "eps": repr(_ONE), "axis": str(axis)})
+        chain.append(channel_product(out, Port(chain.last), gamma, np.zeros(len(scales), np.float32),
+                                     f"{node.name}_scaled", node.origin, axis, mark).node)
 
     def _add_bias(self, chain: _Chain, node: Node, bias: Port) -> None:
         out = self.out
@@ -203,8 +199,12 @@ class _Chain:
         self._first: Optional[Node] = None
 
     def add(self, op: str, name: str, *more: Port, attrs: dict[str, str]) -> None:
-        self.last = self.out.add(op, [self.last, *more], f"{self.node.name}_{name}", origin=self.node.origin,
-                                 attrs=attrs)
+        self.append(self.out.add(op, [self.last, *more], f"{self.node.name}_{name}", origin=self.node.origin,
+                                 attrs=attrs))
+
+    def append(self, made: Node) -> None:
+        """A node that reads the last one."""
+        self.last = made
         self._first = self._first or self.last
 
     def close(self) -> None:

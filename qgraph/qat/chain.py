@@ -4,9 +4,10 @@
     codes = min(max(x * (1 / step), qmin), qmax) + M - M  M = 1.5 * 2**23 rounds to whole numbers, ties to even
     fq(x) = codes * step
 
-At inference the layers multiply codes, and steps behind them (`channel_steps`): sums of whole numbers are exact, so that
-what is frozen can compute the same.  In training fq(x) is cut off at its inputs by BlockGrad (of a cut at its output zeros would
-still be propagated), and the gradient goes around it, because multiplying by a tensor of one element has a slow one:
+At inference the layers multiply codes, and steps behind them (`channel_steps`): sums of whole numbers are exact, so
+that what is frozen can compute the same.  In training fq(x) is cut off at its inputs by BlockGrad (of a cut at its
+output zeros would still be propagated), and the gradient goes around it, because multiplying by a tensor of one element
+has a slow one:
 
     straight through   y = x + (fq(x') - x')                              x' = BlockGrad(x)
     clipping aware     y = x inside + (fq(x') - x' inside)                inside is 1 for what was not clipped
