@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.qat.statistic import mx
+from qgraph.qat.statistic import amp_is_on, mx
 from qgraph.quant.spec import QSpec
 
 ROUNDER = 12582912.0
@@ -55,7 +55,9 @@ def _rounds_by_onednn() -> bool:
 
 
 def in_two_passes(parameter: Any) -> bool:
-    """Whether a block with this parameter can use `_two_passes`: MXNet with oneDNN, on CPUs."""
+    """Whether a block with this parameter can use `_two_passes`: MXNet with oneDNN, on CPUs, in float32."""
+    if amp_is_on():
+        return False
     contexts = [] if parameter._data is None else parameter.list_ctx()
     return all(context.device_type == "cpu" for context in contexts) and _rounds_by_onednn()
 

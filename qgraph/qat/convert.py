@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from qgraph.qat.converters import DEFAULT_CONVERT_FN, Converter, bypass_bn, nn
 from qgraph.qat.fake_bn import PairedBN
 from qgraph.qat.layer import Quantizer, decide_sign
 from qgraph.qat.network import Network, examine
-from qgraph.qat.statistic import mx
+from qgraph.qat.statistic import amp_is_on, mx
 
 log = logging.getLogger("qgraph")
 
@@ -35,7 +34,7 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
     """
     if isinstance(getattr(net, "qat_control", None), Control):
         raise OptionError(f"{net.name}: is converted already")
-    if getattr(sys.modules.get("mxnet.contrib.amp.amp"), "_amp_initialized", False):
+    if amp_is_on():
         log.warning("AMP is on: layers compute in half precision in training, quantizers in float32; the frozen model "
                     "computes in float32, so it will be close to what was trained, not equal")
     blocks = _blocks(net)

@@ -10,11 +10,17 @@ hands on a gradient of ones, whatever comes in.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from qgraph.runtimes.mxnet import import_mxnet
 
 mx = import_mxnet("qgraph.qat")
+
+
+def amp_is_on() -> bool:
+    """Whether MXNet's automatic mixed precision has been initialized in this process."""
+    return bool(getattr(sys.modules.get("mxnet.contrib.amp.amp"), "_amp_initialized", False))
 
 
 class Statistic(mx.gluon.Parameter):  # type: ignore[name-defined,misc]
