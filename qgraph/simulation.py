@@ -8,10 +8,13 @@ one compiled forward pass over the data.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
+
+import numpy as np
 
 from qgraph import floatcheck, targets, trained
 from qgraph.calibdata import find_data, sample
@@ -24,6 +27,7 @@ from qgraph.models import open_model
 from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.pipelines import pipeline, split
+from qgraph.preprocess import parse_slice
 from qgraph.quant.ranges import method
 from qgraph.quant.table import CalibrationTable
 from qgraph.runtimes import runtime
@@ -72,6 +76,7 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
     Raises OptionError, UnsupportedError before any work for a strategy that is not one.
     """
     options = dataclasses.replace(options or FreezeOptions(), target=TARGET)
+    parse_slice(calib_select, "--calib-select")
     strategies = list(strategies)
     for strategy in strategies:
         pipeline(strategy.apply(options))
@@ -103,6 +108,15 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
         if progress:
             progress("strategies", done + 1, len(todo))
     return found
+
+
+def _fingerprint(feeds: Mapping[str, np.ndarray]) -> str:
+    """Hash of some images: names and counts of files do not tell what was chosen from them."""
+    found = hashlib.blake2b(digest_size=8)
+    for name in sorted(feeds):
+        found.update(f"{name} {feeds[name].shape}".encode())
+        found.update(np.ascontiguousarray(feeds[name]))
+    return found.hexdigest()
 
 
 class _Bench:
@@ -144,9 +158,11 @@ class _Bench:
         options = self.options
         preprocess = {k: list(v) if isinstance(v, tuple) else v for k, v in self.data.preprocess.to_dict().items()}
         return {"model": self.source.digest(), "data": self.data.name, "images": self.data.num_items,
+                "first_images": _fingerprint(sample(self.data)),
                 "select": options.select, "skip": options.skip, "preprocess": preprocess,
                 "calibration": None if self.calib is None else self.calib.name,
                 "calibration_images": None if self.calib is None else self.calib.num_items,
+                "calibration_first_images": None if self.sample is None else _fingerprint(self.sample),
                 "exclude": list(options.exclude), "batch_size": options.batch_size, "seed": options.seed,
                 "runtime": self.executor.__module__.rpartition(".")[2]}
 

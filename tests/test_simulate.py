@@ -207,6 +207,17 @@ def test_what_was_stopped_goes_on(test_file: str, tmp_path: Path, capsys: pytest
     assert len(json.loads((tmp_path / "sim.json").read_text())["rows"]) == 3
 
 
+def test_rows_of_other_images_are_not_taken(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many images of the same file, but others."""
+    command = ["simulate", MODEL, "--data", test_file, "--output", str(tmp_path / "sim"), "--calib-data", test_file]
+    assert main([*command, "--select", "::4", "--calib-select", "::4"]) == 0
+    assert main([*command, "--select", "::4", "--calib-select", "1::4"]) == 1
+    assert "the finished rows are of another run (calibration_first_images" in capsys.readouterr().err
+    assert main([*command, "--select", "1::4", "--calib-select", "::4"]) == 1
+    assert "the finished rows are of another run (" in capsys.readouterr().err
+    assert main([*command, "--select", "::4", "--calib-select", "::4"]) == 0
+
+
 @pytest.mark.parametrize(("flags", "said"), [
     (["--weight-bits", "8,17"], "found '17', want a comma-separated list of 2, 3, "),
     (["--granularity", "layer,kernel"], "found 'kernel', want a comma-separated list of layer, group, channel"),
@@ -225,6 +236,7 @@ def test_wrong_lists_are_one_line(flags: list[str], said: str, test_file: str,
     (["--data", "nowhere.rec"], "nowhere.rec"),
     (["--data", "{data}", "--output", "no/such/folder/x"], "the folder no/such/folder does not exist"),
     (["--data", "{data}", "--exclude", "conv9"], "matches nothing"),
+    (["--data", "{data}", "--calib-select", "some"], "--calib-select is 'some', want START:STOP:STEP"),
 ])
 def test_mistakes_are_one_line(flags: list[str], said: str, test_file: str, tmp_path: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:
