@@ -40,7 +40,7 @@ def simulated(graph: Graph, images: np.ndarray, **options: Any) -> Any:
 
 
 def _executed(graph: Graph, images: np.ndarray, batch: int) -> Callable[[], None]:
-    run = Executor(graph)
+    run = Executor(graph, fused=True)
     feeds = {"data": np.resize(images, (batch, *images.shape[1:]))}
     return lambda: run.run(feeds) and None
 

@@ -4,6 +4,7 @@
     Dropout, BlockGrad, identity, MakeLoss, *RegressionOutput -> gone
     SoftmaxOutput(x, label)                                  -> softmax(x), axis 1 under multi_output, else -1
     LogisticRegressionOutput(x, label)                       -> Activation(x) {act_type=sigmoid}
+    _contrib_BatchNormWithReLU(x, ...)                       -> BatchNorm, Activation {act_type=relu}
     relu, LeakyReLU(slope 0), _maximum_scalar(0), clip(0, inf) -> Activation {act_type=relu}
     relu(relu(x)), relu(clip(x, 0, b)), clip(relu(x), a >= 0, b) -> without the relu
     labels and whatever no output depends on                 -> gone
@@ -92,6 +93,14 @@ def _logistic_output(g: Graph, node: Node) -> bool:
     return True
 
 
+def _bn_relu(g: Graph, node: Node) -> bool:
+    name, node.op = node.name, "BatchNorm"
+    act = g.insert_after(node, "Activation", act_type="relu")
+    g.rename(node, f"{name}_bn")
+    g.rename(act, name)
+    return True
+
+
 def _nonnegative(node: Node) -> bool:
     if node.op == "clip":
         return bool(ops.attr(node, "a_min") >= 0)
@@ -126,6 +135,7 @@ def _relu_like(g: Graph, node: Node) -> bool:
 RULES: dict[str, Callable[[Graph, Node], bool]] = {
     **dict.fromkeys(IDENTITIES, _identity),
     **dict.fromkeys(("relu", "Activation", "LeakyReLU", "_maximum_scalar", "clip"), _relu_like),
+    "_contrib_BatchNormWithReLU": _bn_relu,
     "SoftmaxOutput": _softmax_output,
     "LogisticRegressionOutput": _logistic_output,
 }

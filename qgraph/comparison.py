@@ -17,7 +17,7 @@ from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.formats.tengine_model import TengineModel
 from qgraph.ir import Graph, Node, Port
-from qgraph.models import input_sizes, is_quantized_op, open_model
+from qgraph.models import input_sizes, is_frozen_op, is_quantized_op, open_model
 from qgraph.options import DataOptions, Progress
 from qgraph.passes import PIPELINES
 from qgraph.passes.fuse_relu import FuseRelu
@@ -38,7 +38,7 @@ class _Side:
 
     def __init__(self, model: Any) -> None:
         self.graph = runnable(open_model(model).graph)
-        frozen = any(is_quantized_op(node) for node in self.graph.dag)
+        frozen = any(is_frozen_op(node) for node in self.graph.dag)
         for step in (FuseRelu(),) if frozen else PIPELINES["float"]:
             step.run(self.graph)
         self.nodes = {n.name: n for n in self.graph.toposort() if n.op != "null"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 
-from qgraph.formats.mxnet_codes import LIMITED
+from qgraph.formats.mxnet_marks import CODES, MARK
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.runtimes.reference import Executor as Reference
@@ -127,12 +127,12 @@ def kernel_departure(g: Graph, lowered: Graph | OnnxModel | NcnnModel, feeds: Ma
 
 def _carriers(g: Graph, lowered: Graph) -> dict[Node, Port]:
     """Activation quantizer -> the integer tensor of the written graph that holds its codes."""
-    by_name = {n.name: n for n in lowered.dag if n.n_out >= 3 or n.name.endswith(LIMITED)}
+    by_name = {n.name: n for n in lowered.dag if n.n_out >= 3 or n.attrs.get(MARK) == CODES}
     found = {}
     for fq in g.nodes("fake_quantize"):
         source = g.inputs(fq)[0]
         if g.param(source) is None:
-            for name in (fq.name + LIMITED, fq.name + "_quantize", fq.name, source.node.name):
+            for name in (fq.name + "_codes", fq.name + "_quantize", fq.name, source.node.name):
                 if name in by_name:
                     found[fq] = Port(by_name[name])
                     break

@@ -31,7 +31,7 @@ from qgraph.models import (
     default_prefix,
     find_symbol,
     inputs_of,
-    is_quantized_op,
+    is_frozen_op,
     open_model,
 )
 from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes
@@ -289,7 +289,7 @@ def check_output(model: str, prefix: str) -> None:
 
 def refuse_frozen(opened: Model) -> None:
     for node in opened.graph.dag:
-        if is_quantized_op(node):
+        if is_frozen_op(node):
             raise OptionError(f"{opened.prefix or 'model'}: is quantized already ({node}), want the float model")
 
 

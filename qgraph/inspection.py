@@ -16,7 +16,7 @@ from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.formats.tengine_model import TengineModel
 from qgraph.ir import Graph, Node, Port
-from qgraph.models import hinted_shapes, inputs_of, is_quantized_op, open_model
+from qgraph.models import hinted_shapes, inputs_of, is_frozen_op, open_model
 from qgraph.options import parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.passes.insert_fake_quantize import layer_verdicts
@@ -43,7 +43,7 @@ def inspect_model(model: Any, *, params: str | None = None, epoch: int | None = 
         return _inspect_tengine(g)
     if isinstance(g, OnnxModel):
         return _inspect_onnx(g)
-    frozen = any(is_quantized_op(node) for node in g.dag)
+    frozen = any(is_frozen_op(node) for node in g.dag)
     names = inputs_of(g)
     shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
     found: dict[str, Any] = {
@@ -57,7 +57,7 @@ def inspect_model(model: Any, *, params: str | None = None, epoch: int | None = 
     known = infer(g, shapes)
     found["outputs"] = {h.key: _shape(known, h) for h in g.heads}
     if frozen:
-        found["layers"] = [_integer_layer(n) for n in g.toposort() if is_quantized_op(n)]
+        found["layers"] = [_integer_layer(n) for n in g.toposort() if is_frozen_op(n)]
         return found
     row = targets.get_target(target)
     for step in PIPELINES["float"]:

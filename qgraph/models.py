@@ -13,6 +13,7 @@ from typing import Any
 
 from qgraph import ops
 from qgraph.errors import OptionError
+from qgraph.formats.mxnet_marks import CODES, MARK
 from qgraph.ir import Graph, Node
 from qgraph.shapes import value_inputs
 
@@ -211,5 +212,10 @@ def input_sizes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def is_quantized_op(node: Node) -> bool:
-    """An op of a frozen model: it reads or writes MXNet's integer tensors."""
+    """It reads or writes MXNet's integer tensors."""
     return node.op.startswith("_sg_mkldnn") or ("quantize" in node.op and node.op != "fake_quantize")
+
+
+def is_frozen_op(node: Node) -> bool:
+    """An op of a frozen model: one with integers, or one that computes codes in float."""
+    return is_quantized_op(node) or node.attrs.get(MARK) == CODES

@@ -149,6 +149,8 @@ OPS: dict[str, OpInfo] = {
     "batch_dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
     # normalization
     "BatchNorm": OpInfo(("data", "gamma", "beta", "moving_mean", "moving_var"), ("moving_mean", "moving_var"), _BN),
+    "_contrib_BatchNormWithReLU": OpInfo(("data", "gamma", "beta", "moving_mean", "moving_var"),
+                                         ("moving_mean", "moving_var"), _BN),
     "_contrib_SyncBatchNorm": OpInfo(("data", "gamma", "beta", "moving_mean", "moving_var"),
                                      ("moving_mean", "moving_var"), _BN),
     "InstanceNorm": OpInfo(("data", "gamma", "beta"), defaults={"eps": 1e-3}),

@@ -175,7 +175,7 @@ def _lrn(node: Node, shapes: list[Shape]) -> Shape:
     return shapes[0]
 
 
-@rule("BatchNorm", "_contrib_SyncBatchNorm", "InstanceNorm", "LayerNorm")
+@rule("BatchNorm", "_contrib_BatchNormWithReLU", "_contrib_SyncBatchNorm", "InstanceNorm", "LayerNorm")
 def _normalization(node: Node, shapes: list[Shape]) -> Shape:
     axis = 1 if node.op == "InstanceNorm" else ops.attr(node, "axis")
     want = (shapes[0][axis_of(node, axis, len(shapes[0]))],)

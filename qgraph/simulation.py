@@ -167,7 +167,7 @@ class _Bench:
                 "runtime": self.executor.__module__.rpartition(".")[2]}
 
     def judge(self, g: Graph) -> Tally:
-        run = self.executor(g)
+        run = self.executor(g, fused=True)
         tally = Tally()
         count = self.data.num_items
         for batch in self.data:

@@ -29,11 +29,11 @@ def test_the_range_is_the_mean_of_the_images_largest_values() -> None:
     assert np.isclose(float(signed.scale) * 127, (8 + 3) / 2)
     unsigned = online_params(QSpec(8, False, online=True), batch)
     assert np.isclose(float(unsigned.scale) * 255, (1 + 3) / 2)
-    assert not signed.online
+    assert signed.online and unsigned.online  # a bias that meets it is rounded to the steps of the sum
 
 
 def test_images_of_zeros_keep_a_finite_step() -> None:
-    assert float(online_params(QSpec(8, False, online=True), np.zeros((2, 3), np.float32)).scale) == 1
+    assert 0 < float(online_params(QSpec(8, False, online=True), np.zeros((2, 3), np.float32)).scale) < 1e-12
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
@@ -52,7 +52,7 @@ def test_mxnet_computes_what_the_reference_computes(bits: int, signed: bool, nar
     g.heads = [Port(g.add("fake_quantize", [g.add("null", name="data")], "q", quant=spec))]
     found = Executor(g).run({"data": x})[0]
     params = online_params(spec, x)
-    assert np.array_equal(found, fake_quantize(x, params, "mxnet-online"))
+    assert np.array_equal(found, fake_quantize(x, params, "mxnet"))
     assert np.array_equal(found, Reference(g).run({"data": x})[0])
     assert len(np.unique(found)) > 2 and found.max() < x.max()
     assert not np.allclose(Executor(g).run({"data": x[1:]})[0], found[1:])  # another batch, another range

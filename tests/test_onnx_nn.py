@@ -146,6 +146,7 @@ NORMALIZATIONS = [
     Case("BatchNorm", (4, 5, 6), {}, _BN, note="gamma-is-1-by-default"),
     Case("BatchNorm", (4, 5, 6), {"fix_gamma": False, "eps": 1e-5}, _BN, blind=True),
     Case("BatchNorm", (4,), {"fix_gamma": False, "use_global_stats": True}, _BN),
+    Case("_contrib_BatchNormWithReLU", (4, 5, 6), {"fix_gamma": False, "eps": 1e-5}, _BN),
     Case("BatchNorm", (4, 5, 6, 2), {"fix_gamma": False}, _BN),
     Case("BatchNorm", (5, 4, 6), {"fix_gamma": False, "axis": 2}, _BN),
     Case("BatchNorm", (5, 6, 4), {"fix_gamma": False, "axis": -1}, _BN, blind=True),

@@ -216,3 +216,34 @@ def test_fast_is_a_choice_of_one_target(target: str) -> None:
 def test_fast_is_for_what_was_trained() -> None:
     with pytest.raises(OptionError, match="--fast: is for networks that were trained quantized"):
         qgraph.freeze(str(EXAMPLES / "digits" / "digits"), qgraph.FreezeOptions(fast=True))
+
+
+@pytest.mark.parametrize("target", ["ncnn", "tengine"])
+def test_engines_of_signed_codes_take_the_trained_ranges(target: str, tmp_path: Path) -> None:
+    """Without calibration data. Their activations have 127 codes where training had 255, to the same range."""
+    from qgraph.qat import convert_model, gen_conv2d_converter, gen_dense_converter, qparams_init
+
+    mx.random.seed(0)
+    net = qat_digits.trained_network(qat_digits.DEFAULT_OUTPUT)
+    options = {"in_signed": "auto", "quant_type": "channel"}
+    convert_model(net, convert_fn={nn.Conv2D: gen_conv2d_converter(fake_bn=True, **options),
+                                   nn.Dense: gen_dense_converter(**options)})
+    qparams_init(net, calib_data=SPLIT.calib_data)
+    net.quantize_offline()
+    qat_digits.retrain(net, SPLIT._replace(train_data=SPLIT.train_data[:320], train_label=SPLIT.train_label[:320]), 1,
+                       0.01, "local")
+    want = qat_digits.logits(net, IMAGES)
+    frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target))
+    assert not frozen.report["float"] and len(frozen.report["quantized"]) == 9
+    ends = {b.name: float(b.input_max.data().asscalar()) for b in net.collect_quantized_blocks()}
+    kept = [float(n.quant.scale) * n.quant.qmax for n in frozen.graph.nodes("fake_quantize") if n.quant.scale.ndim == 0]
+    assert all(min(abs(end - k) / end for k in kept) < 0.01 for end in ends.values()), (ends, kept)
+    if target == "ncnn":
+        pytest.importorskip("ncnn")
+        got = executor(frozen.lowered, "").run({"data": IMAGES})[0]
+    else:
+        from qgraph.runtimes.reference import Executor as Reference
+
+        got = Reference(frozen.graph, rounding="half-away").run({"data": IMAGES})[0]
+    got = got.reshape(want.shape)
+    assert (got.argmax(1) == want.argmax(1)).mean() > 0.98 and not np.array_equal(got, want)

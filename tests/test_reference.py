@@ -127,6 +127,7 @@ TABLE = [
     Case("Concat", {"dim": -1, "num_args": 2}, [IMAGE, (2, 6, 7, 2)]),
     Case("BatchNorm", {"fix_gamma": False}, [IMAGE] + [(6,)] * 4, 0.1),
     Case("BatchNorm", {"eps": 1e-5}, [IMAGE] + [(6,)] * 4, 0.1),
+    Case("_contrib_BatchNormWithReLU", {"fix_gamma": False}, [IMAGE] + [(6,)] * 4, 0.1),
     Case("BatchNorm", {"fix_gamma": False, "axis": 3}, [IMAGE] + [(9,)] * 4, 0.1),
     Case("BatchNorm", {"fix_gamma": False}, [(4, 6)] + [(6,)] * 4, 0.1),
     Case("InstanceNorm", {"eps": 1e-2}, [IMAGE, (6,), (6,)]), Case("LayerNorm", {}, [IMAGE, (9,), (9,)]),

@@ -1,73 +1,56 @@
-"""The codes of activations in MXNet's ops, as integers and as whole numbers in float32.
+"""The codes of activations in MXNet's ops: whole numbers in float32, of 2 to 16 bits.
 
-    2 to 8 bits     _contrib_quantize_v2 [-> limits of fewer bits, on integers] -> _contrib_dequantize
-    9 to 16 bits    x * (1 / s), clipped, + 1.5 * 2^23 - 1.5 * 2^23, which rounds to nearest, ties to even
-    online          the same to a range that is computed: mean over the images of max |x|, or of max x
+    y     = x * (1 / s)
+    z     = max(qmax - round(y), 0)              round(y) <= qmax
+    codes = max(qmax - z - qmin, 0) + qmin       qmin <= round(y)
 
-MXNet encodes the step s of a CPU quantizer as a range of 127.5 s (int8) or 255.5 s (uint8), see `spec.mxnet_range`, so
-a range of 127.5 or 255.5 gives the codes themselves back.
+1.5 * 2^23 - y is rounded to a whole number, ties to even.  Where convolutions write x
+and read the codes all this is written per channel (`mxnet_channels`), elsewhere as elementwise ops; the codes are the
+same.  Quantize and dequantize would be fewer passes over memory, but bring tensors into other layouts and back.
+
+online: 1 / s comes from the batch, whose range is the mean over its images of max |x|, or of max x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
-from qgraph.formats.mxnet_marks import AS_IS, MARK, mark_of
+from qgraph.formats.mxnet_channels import ChannelOps
+from qgraph.formats.mxnet_marks import AS_IS, CODES, MARK, mark_of
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams, QSpec, mxnet_range, quantize
+from qgraph.quant.spec import LEAST_RANGE, QParams, QSpec, mxnet_range, quantize
 
-_LEAST = 1e-30  # a range of zero would divide by zero
-_ONE = 2.0 ** -10  # eps and variance of a BatchNorm whose 1 / sqrt(var + eps) is 1 to the last bit
 _ROUNDER = 1.5 * 2 ** 23  # float32 has no digits behind the point from here on
-LIMITED = "_limited"
+
+Step = Union[np.ndarray, Port]
 
 
 def is_online(spec: QSpec | QParams | None) -> bool:
     return spec is not None and spec.online and spec.signed is not None
 
 
-def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
-    """float -> (codes, min, max). The range is written with all digits; MXNet's own passes write six decimals."""
-    high = float(mxnet_range(qp.scale, bool(qp.signed)))
-    return out.add("_contrib_quantize_v2", [source], name, n_out=3, out_type="int8" if qp.signed else "uint8",
-                   min_calib_range=-high if qp.signed else 0.0, max_calib_range=high)
-
-
-def channel_product(out: Graph, x: Port, factors: Port, shift: np.ndarray, name: str, origin: Iterable[str],
-                    axis: int = 1, attrs: Mapping[str, object] | None = None) -> Port:
-    """x * factors + shift, both (channels,): a BatchNorm without mean and variance, oneDNN's only op of the kind.
-
-    Without a shift the product is rounded once, whatever the kernel; with one it depends on the kernel.
-    """
-    zeros, var = np.zeros(len(shift), np.float32), np.full(len(shift), 1 - _ONE, np.float32)
-    rest = [Port(out.add_param(f"{name}_{part}", value))
-            for part, value in (("beta", shift), ("mean", zeros), ("var", var))]
-    return Port(out.add("BatchNorm", [x, factors, *rest], name, origin=origin, attrs={
-        **(attrs or {}), "fix_gamma": "False", "use_global_stats": "True", "eps": repr(_ONE), "axis": str(axis)}))
-
-
 class CodesWriter:
     """Writes the quantizers of activations into `out`. params: weights and biases of which codes were written."""
 
-    def __init__(self, out: Graph, marked: bool) -> None:
-        self.out, self.marked = out, marked
+    def __init__(self, out: Graph, channel_ops: ChannelOps, marked: bool) -> None:
+        self.out, self.channel_ops, self.marked = out, channel_ops, marked
         self.params: dict[Node, Port] = {}
-        self._integers: dict[Node, Port] = {}  # what dequantize reads, for up to 8 bits
-        self._ends: dict[Node, tuple[Port, Port]] = {}  # the range that gives values back
         self._codes: dict[Node, Port] = {}
-        self._steps: dict[Node, Union[np.ndarray, Port]] = {}
+        self._steps: dict[Node, Step] = {}
         self._tops: dict[Node, float] = {}
-        self._unit: dict[bool, tuple[Port, Port]] = {}
 
     def __contains__(self, fq: Node) -> bool:
-        return fq in self._steps
+        return fq in self._codes
 
-    def step(self, fq: Node) -> Union[np.ndarray, Port]:
+    def port(self, fq: Node) -> Port:
+        return self._codes[fq]
+
+    def step(self, fq: Node) -> Step:
         """A float32 number, or where the range is computed a port of shape (1,)."""
         return self._steps[fq]
 
@@ -86,115 +69,126 @@ class CodesWriter:
         """Raises UnsupportedError for a quantizer that these ops cannot carry."""
         source, spec = self.out.inputs(fq)[0], fq.quant
         if is_online(spec):
-            self._online(fq, source, spec)  # type: ignore[arg-type]
+            assert spec is not None
+            step, inverse = self._online(fq, source, spec)
         elif isinstance(spec, QParams):
-            self._offline(fq, source, spec)
+            step, inverse = self._offline(fq, spec)
         else:
             raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
-
-    def port(self, fq: Node) -> Port:
-        """Codes, as floats."""
-        if fq not in self._codes:
-            self._codes[fq] = self._dequantized(fq, self._unit_range(bool(fq.quant.signed)), "codes")  # type: ignore
-        return self._codes[fq]
+        self._steps[fq] = step
+        self._codes[fq] = self._rounded(fq, source, inverse, spec)
+        if self.marked and isinstance(spec, QParams):
+            self._codes[fq].node.attrs[MARK] = mark_of(spec)
+        elif not self.marked:
+            self._codes[fq].node.attrs[MARK] = CODES
 
     def values(self, fq: Node) -> Port:
         """Codes times the step."""
-        if fq in self._integers:
-            return self._dequantized(fq, self._ends[fq], "dequantize")
-        step, codes = self._steps[fq], self._codes[fq]
-        if isinstance(step, Port):
-            return self._op(fq, "broadcast_mul", [codes, step], "dequantize")
-        return self._op(fq, "_mul_scalar", [codes], "dequantize", scalar=float(step))
+        step = self._steps[fq]
+        found = (self._op(fq, "broadcast_mul", [self._codes[fq], step], "dequantize") if isinstance(step, Port)
+                 else self._op(fq, "_mul_scalar", [self._codes[fq]], "dequantize", scalar=float(step)))
+        if self.marked:
+            found.node.attrs[MARK] = AS_IS
+        return found
 
     # ---- ops --------------------------------------------------------------------------------------------------------
 
     def _op(self, fq: Node, kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
         return Port(self.out.add(kind, inputs, f"{fq.name}_{name}", origin=fq.origin, **attrs))
 
-    def _dequantized(self, fq: Node, ends: tuple[Port, Port], name: str) -> Port:
-        found = self._op(fq, "_contrib_dequantize", [self._integers[fq], *ends], name)
-        if self.marked and isinstance(fq.quant, QParams):
-            found.node.attrs[MARK] = mark_of(fq.quant)
-        return found
+    def _rounded(self, fq: Node, x: Port, inverse: Step, spec: QSpec | QParams) -> Port:
+        channels = _channels(self.out, fq) if _has_own_layout(x.node, self.out) else None
+        mark = {MARK: AS_IS} if self.marked else {}
+        if channels is None:
+            def op(kind: str, port: Port, name: str, scalar: float) -> Port:
+                return self._op(fq, f"_{kind}_scalar", [port], name, scalar=scalar, attrs=mark)
 
-    def _unit_range(self, signed: bool) -> tuple[Port, Port]:
-        if signed not in self._unit:
-            name, low, high = ("int8", -127.5, 127.5) if signed else ("uint8", 0.0, 255.5)
-            self._unit[signed] = (Port(self.out.add_param(f"{name}_low", np.array([low], np.float32))),
-                                  Port(self.out.add_param(f"{name}_high", np.array([high], np.float32))))
-        return self._unit[signed]
+            y = (self._op(fq, "broadcast_mul", [x, inverse], "steps", attrs=mark) if isinstance(inverse, Port)
+                 else op("mul", x, "steps", float(inverse)))
+            z = op("plus", op("rminus", y, "rounded", _ROUNDER), "below", spec.qmax - _ROUNDER)
+            z = op("maximum", z, "high", 0)
+            return op("maximum", op("rminus", z, "above", spec.qmax), "codes", spec.qmin)
 
-    def _limit(self, fq: Node, codes: Port, spec: QSpec | QParams) -> Port:
-        """The limits that the integer type does not have by itself."""
-        lowest, highest = (-128, 127) if spec.signed else (0, 255)
-        wanted = [("_minimum_scalar", spec.qmax, "high")] if spec.qmax < highest else []
-        wanted += [("_maximum_scalar", spec.qmin, "low")] if spec.qmin > lowest else []
-        for number, (kind, bound, name) in enumerate(wanted, 1):
-            last = number == len(wanted)
-            codes = self._op(fq, kind, [codes], LIMITED[1:] if last else name, scalar=bound,
-                             attrs={MARK: AS_IS} if self.marked else {})
-        return codes
+        def affine(port: Port, name: str, factor: Any, shift: float, relu: bool = False) -> Port:
+            return self.channel_ops.affine(port, channels, factor, shift, f"{fq.name}_{name}", fq.origin, relu=relu,
+                                           attrs=mark)
 
-    def _rounded(self, fq: Node, steps: Port, spec: QSpec | QParams) -> Port:
-        """x / s -> codes, in float."""
-        clipped = self._op(fq, "clip", [steps], "clip", a_min=spec.qmin, a_max=spec.qmax)
-        up = self._op(fq, "_plus_scalar", [clipped], "up", scalar=_ROUNDER)
-        return self._op(fq, "_minus_scalar", [up], "codes", scalar=_ROUNDER)
+        if isinstance(inverse, Port):
+            ones = self.channel_ops.constant(1.0, channels)
+            inverse = self._op(fq, "broadcast_mul", [ones, inverse], "inverses")
+        z = affine(affine(x, "steps", inverse, 0.0), "rounded", -1.0, _ROUNDER)
+        z = affine(z, "below", 1.0, spec.qmax - _ROUNDER, relu=True)
+        if not spec.qmin:
+            return affine(z, "codes", -1.0, spec.qmax, relu=True)
+        return affine(affine(z, "above", -1.0, spec.qmax - spec.qmin, relu=True), "codes", 1.0, spec.qmin)
 
     # ---- ranges -----------------------------------------------------------------------------------------------------
 
-    def _offline(self, fq: Node, source: Port, qp: QParams) -> None:
+    def _offline(self, fq: Node, qp: QParams) -> tuple[Step, Step]:
+        """(step, its reciprocal as MXNet's quantize computes it)"""
         if qp.granularity != "tensor" or qp.bits > 16 or qp.zero_point.any():
             raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 16 bits, without "
                                    f"zero point; found {qp.granularity}, {qp.bits} bits")
-        self._steps[fq] = qp.scale
-        if qp.bits > 8:
-            factor = np.float32(127.5 if qp.signed else 255.5) / mxnet_range(qp.scale, bool(qp.signed))
-            self._codes[fq] = self._rounded(fq, self._op(fq, "_mul_scalar", [source], "steps", scalar=float(factor)),
-                                            qp)
-            return
-        node = quantize_v2(self.out, source, qp, fq.name + "_quantize")
-        self._integers[fq] = self._limit(fq, Port(node), qp)
-        self._ends[fq] = Port(node, 1), Port(node, 2)
+        return qp.scale, np.float32(127.5 if qp.signed else 255.5) / mxnet_range(qp.scale, bool(qp.signed))
 
-    def _online(self, fq: Node, source: Port, spec: QSpec) -> None:
-        """As `spec.online_params`.
-
-        `_contrib_quantize` takes 127 (int8) or 255 (uint8) steps for its range, `_contrib_dequantize` half a step more.
-        """
+    def _online(self, fq: Node, source: Port, spec: QSpec) -> tuple[Step, Step]:
+        """As `spec.online_params`: ports of shape (1,)."""
         def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
             return self._op(fq, kind, inputs, name, **attrs)
 
         def scalar(kind: str, port: Port, name: str, value: float) -> Port:
             return op(f"_{kind}_scalar", [port], name, scalar=value)
 
-        values = op("abs", [source], "abs") if spec.signed else source
-        readers = self.out.readers(fq)
-        if readers and all(n.op == "Convolution" and len(ops.attr(n, "kernel")) == 2 for n in readers):
-            # oneDNN's pooling is several times as fast as a reduction
-            values = op("Pooling", [values], "pool", kernel=(1, 1), pool_type="max", global_pool=True)
-        largest = op("Reshape", [op("max", [values], "largest", axis=(0,), exclude=True)], "images", shape=(-1,))
+        def each(values: Port, name: str) -> Port:
+            """Largest value of each image."""
+            if layer is not None:  # oneDNN's pooling is several times as fast as a reduction
+                kernel = (1,) * len(ops.attr(layer, "kernel"))
+                values = op("Pooling", [values], f"{name}_pool", kernel=kernel, pool_type="max", global_pool=True)
+            return op("Reshape", [op("max", [values], name, axis=(0,), exclude=True)], f"{name}_images", shape=(-1,))
+
+        channels, layer = _channels(self.out, fq), _layer_behind(self.out, fq)
+        largest = each(source, "largest")
+        if spec.signed:
+            negated = (self.channel_ops.affine(source, channels, -1.0, 0.0, f"{fq.name}_negated", fq.origin)
+                       if channels is not None else scalar("mul", source, "negated", -1.0))
+            largest = op("broadcast_maximum", [largest, each(negated, "lowest")], "magnitude")
         largest = scalar("maximum", largest, "positive", 0.0)
         if fq in self._tops:
             largest = scalar("minimum", largest, "top", self._tops[fq])
         mean = op("mean", [op("Cast", [largest], "wide", dtype="float64")], "mean", keepdims=True)
-        high = scalar("maximum", op("Cast", [mean], "rounded", dtype="float32"), "high", _LEAST)
-        steps, radius = (127.0, 127.5) if spec.signed else (255.0, 255.5)
-        # the step that dequantize gets back from its range, see `spec.with_range`
+        high = scalar("maximum", op("Cast", [mean], "rounded_mean", dtype="float32"), "range", LEAST_RANGE)
+        radius = 127.5 if spec.signed else 255.5
+        # the step that dequantize would get back from its range, see `spec.with_range`
         reach = scalar("mul", scalar("div", high, "width", float(spec.qmax)), "reach", radius)
         step = scalar("div", reach, "step", radius)
-        self._steps[fq] = step
-        if spec.bits > 8:
-            factor = scalar("rdiv", scalar("mul", step, "whole", steps), "inverse", steps)
-            self._codes[fq] = self._rounded(fq, op("broadcast_mul", [source, factor], "steps"), spec)
-            return
-        sign = -1.0 if spec.signed else 0.0
+        return step, scalar("rdiv", scalar("mul", step, "kept_reach", radius), "inverse", radius)
 
-        def ends(name: str, reach: float) -> tuple[Port, Port]:
-            return scalar("mul", step, name + "_min", sign * reach), scalar("mul", step, name + "_max", reach)
 
-        codes = op("_contrib_quantize", [source, *ends("quantize", steps)], "quantize", n_out=3,
-                   out_type="int8" if spec.signed else "uint8")
-        self._integers[fq] = self._limit(fq, codes, spec)
-        self._ends[fq] = ends("dequantize", radius)
+_KEEPS_LAYOUT = frozenset({"Activation", "LeakyReLU", "Pooling", "_copy", "Dropout"})
+_OWN_LAYOUT = frozenset({"Convolution", "Deconvolution", "BatchNorm", "_contrib_BatchNormWithReLU", "Concat",
+                         "elemwise_add"})
+
+
+def _has_own_layout(node: Node, g: Graph) -> bool:
+    """Whether oneDNN writes it, as far as the op tells: in the plain layout its BatchNorm is slow."""
+    while node.op in _KEEPS_LAYOUT:
+        node = g.inputs(node)[0].node
+    return node.op in _OWN_LAYOUT
+
+
+def _layer_behind(g: Graph, fq: Node) -> Node | None:
+    """A convolution, transposed or not, that reads the codes."""
+    return next((n for n in g.readers(fq) if n.op in ("Convolution", "Deconvolution") and g.inputs(n)[0].node is fq),
+                None)
+
+
+def _channels(g: Graph, fq: Node) -> int | None:
+    """Of the tensor, on axis 1, where a convolution says it."""
+    layer = _layer_behind(g, fq)
+    weight = None if layer is None else g.inputs(layer)[1]
+    if layer is None or weight is None:
+        return None
+    array = g.param(g.inputs(weight.node)[0] if weight.node.op == "fake_quantize" else weight)
+    if array is None:
+        return None
+    return int(array.shape[0] if layer.op == "Deconvolution" else array.shape[1] * ops.attr(layer, "num_group"))

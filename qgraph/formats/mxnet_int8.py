@@ -22,7 +22,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet import SUBGRAPHS
-from qgraph.formats.mxnet_codes import channel_product, quantize_v2
+from qgraph.formats.mxnet_channels import ChannelOps
 from qgraph.formats.mxnet_sim import avoid_sum_fusion
 from qgraph.formats.mxnet_weights import can_dictate, dictate
 from qgraph.integers import is_dense, passes_integers
@@ -53,6 +53,7 @@ class _Lowering:
         self.out = Graph()
         self.floats: dict[Port, Port] = {}
         self.codes: dict[Port, Codes] = {}
+        self.channel_ops = ChannelOps(self.out)
 
     def run(self) -> Graph:
         for node in self.g.toposort():
@@ -156,7 +157,7 @@ class _Lowering:
         bias = self.g.params[own_bias[0].node.name] if own_bias else np.zeros(len(codes), np.float32)
         # by way of float64: int32 would become float32 in place, and ops of oneDNN go on to take it for integers
         value = op("Cast", [op("Cast", [Port(sums)], "wide", dtype="float64")], "floats", dtype="float32")
-        value = channel_product(self.out, value, steps_of, bias, f"{conv.name}_scaled", sums.origin)
+        value = self.channel_ops.affine(value, len(codes), steps_of, bias, f"{conv.name}_scaled", sums.origin)
         act = ops.attr(conv, "act_type")
         if act:
             value = op("Activation", [value], "act", act_type="relu" if act == "clip" else act)
@@ -360,6 +361,13 @@ class _Lowering:
         attrs[SUBGRAPHS] = json.dumps([graph], separators=(",", ":"))
         names_of = [name for n in origin for name in (n.origin or (n.name,))]
         return self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, attrs=attrs)
+
+
+def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
+    """float -> (codes, min, max). The range is written with all digits; MXNet's own passes write six decimals."""
+    high = float(mxnet_range(qp.scale, bool(qp.signed)))
+    return out.add("_contrib_quantize_v2", [source], name, n_out=3, out_type="int8" if qp.signed else "uint8",
+                   min_calib_range=-high if qp.signed else 0.0, max_calib_range=high)
 
 
 def _order_of(node: Node) -> dict[str, str]:

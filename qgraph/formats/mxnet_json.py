@@ -247,6 +247,7 @@ def num_outputs(node: JsonNode) -> int:
 
 
 _OUTPUTS = {"Dropout": 2, "LRN": 2, "L2Normalization": 2, "moments": 2, "_contrib_box_nms": 2,
+            "_contrib_BatchNormWithReLU": 4,
             **dict.fromkeys(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm", "InstanceNorm", "LayerNorm",
                              "GroupNorm", "_contrib_quantize", "_contrib_quantize_v2", "_contrib_requantize",
                              "_contrib_quantized_conv", "_contrib_quantized_fully_connected",

@@ -1,6 +1,6 @@
 """Marks: how a trained `fake_quantize` node is written down in an MXNet symbol, and read back.
 
-    MXNet    %q = _contrib_quantize_v2(%x);  %y = _contrib_dequantize(%q) {__quantized__={...}}     codes or values
+    MXNet    %y = BatchNorm(...(%x)) {__quantized__={...}}      the last op of those that compute codes from %x
              %v = _copy(%w) {__quantized__={...}}               %w holds values, or codes where the mark says so
              %z = BatchNorm(%conv, ...) {__quantized__=as_is}   what only turns codes into values
              %b = broadcast_add(%z, %bias) {__quantized__=bias}
@@ -26,7 +26,8 @@ from qgraph.quant.spec import QParams, dequantize
 MARK = "__quantized__"
 AS_IS = "as_is"  # the text of what goes when it is read: it belongs to the arithmetic around quantizers
 BIAS = "bias"  # the text of an addition that becomes the layer's own
-CODES = "codes"
+CODES = "codes"  # the text of what computes codes in a frozen model; it stays
+_MARKED = frozenset({"_copy", "identity", "BatchNorm", "_contrib_BatchNormWithReLU", "_maximum_scalar"})
 _FIELDS: dict[str, type] = {"bits": int, "signed": bool, "narrow": bool, "granularity": str, "axis": int, "groups": int}
 _MAX_TEXT = 1 << 24
 
@@ -40,7 +41,7 @@ def mark_of(params: QParams, codes: bool = False) -> str:
 
 def restore(g: Graph) -> int:
     """Marked nodes become `fake_quantize` nodes, in place; the number of them. Raises FormatError for a bad mark."""
-    marked = [n for n in g.toposort() if MARK in n.attrs]
+    marked = [n for n in g.toposort() if n.attrs.get(MARK, CODES) != CODES]
     for node in marked:
         text = node.attrs.pop(MARK)
         source = g.inputs(node)[0]
@@ -70,12 +71,7 @@ def _restore_bias(g: Graph, add: Node) -> None:
 
 def _restore_quantizer(g: Graph, node: Node, text: str) -> None:
     source = g.inputs(node)[0]
-    if node.op == "_contrib_dequantize":
-        quantize = source.node
-        if quantize.op != "_contrib_quantize_v2":
-            raise FormatError(f"{node}: found {quantize} in front of it, want _contrib_quantize_v2")
-        source = g.inputs(quantize)[0]
-    elif node.op not in ("_copy", "identity"):
+    if node.op not in _MARKED:
         raise FormatError(f"{node}: found the attribute {MARK}, which this op does not have")
     params, of_codes = _parse(node, text)
     array = g.param(source)

@@ -12,12 +12,13 @@ is the reference's too: each product is rounded once.
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 
 from qgraph import ops
-from qgraph.formats.mxnet_codes import CodesWriter, channel_product
+from qgraph.formats.mxnet_channels import ChannelOps
+from qgraph.formats.mxnet_codes import CodesWriter
 from qgraph.formats.mxnet_marks import AS_IS, BIAS, MARK, mark_of
 from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
@@ -40,7 +41,8 @@ class _Lowering:
     def __init__(self, g: Graph, marked: bool) -> None:
         self.out = g.copy()
         self.marked = marked
-        self.codes = CodesWriter(self.out, marked)
+        self.channel_ops = ChannelOps(self.out)
+        self.codes = CodesWriter(self.out, self.channel_ops, marked)
 
     def run(self) -> Graph:
         out = self.out
@@ -97,8 +99,8 @@ class _Lowering:
         assert scales is not None
         inputs = [self.codes.port(data), self._param(weight, quantize(array, params, _ROUNDING))]
         bias = out.inputs(node)[2] if len(out.inputs(node)) > 2 else None
-        step = self.codes.step(data)
-        if bias is not None and isinstance(step, np.ndarray) and (found := self._bias_codes(bias, step * scales)):
+        factors = self._factors(node, data, scales)
+        if bias is not None and (found := self._bias_codes(node, bias, data, scales, factors)):
             inputs.append(found)
             bias = None
         act = _take_act(node)
@@ -109,7 +111,7 @@ class _Lowering:
         chain = _Chain(out, node)
         if early:  # the kernel's own; the order of a relu and a positive factor does not matter
             node.attrs["act_type"] = "relu"
-        self._multiply(chain, node, step, scales)
+        self._multiply(chain, node, factors, len(scales))
         if bias is not None:
             self._add_bias(chain, node, bias)
         self._activate(chain, act, early)
@@ -127,23 +129,31 @@ class _Lowering:
             self.codes.params[fq] = known
         return known
 
-    def _bias_codes(self, bias: Port, steps: np.ndarray) -> Port | None:
+    def _factors(self, node: Node, data: Node, scales: np.ndarray) -> Port:
+        """s_x s_w[c], (channels,)"""
+        step = self.codes.step(data)
+        if isinstance(step, np.ndarray):
+            return Port(self.out.add_param(f"{node.name}_steps", (np.float64(step) * scales).astype(np.float32)))
+        own = self.out.add_param(f"{node.name}_weight_steps", scales.astype(np.float32))
+        return Port(self.out.add("broadcast_mul", [own, step], f"{node.name}_steps"))
+
+    def _bias_codes(self, node: Node, bias: Port, data: Node, scales: np.ndarray, factors: Port) -> Port | None:
+        """Whole numbers for the kernel to add, or None for a bias in float."""
+        step, out = self.codes.step(data), self.out
+        if isinstance(step, Port):
+            steps = out.add("broadcast_div", [bias, factors], f"{node.name}_bias_steps")
+            return Port(out.add("rint", [steps], f"{node.name}_bias_codes"))
         if bias.node.op != "fake_quantize" or not isinstance(bias.node.quant, QParams):
             return None
-        array = self.out.param(self.out.inputs(bias.node)[0])
-        if array is None or not are_bias_steps(bias.node.quant, steps):
+        array = out.param(out.inputs(bias.node)[0])
+        if array is None or not are_bias_steps(bias.node.quant, step * scales):
             return None
         return self._param(bias.node, quantize(array, bias.node.quant, _ROUNDING))
 
-    def _multiply(self, chain: _Chain, node: Node, step: Union[np.ndarray, Port], scales: np.ndarray) -> None:
+    def _multiply(self, chain: _Chain, node: Node, gamma: Port, channels: int) -> None:
         """* s_x s_w[c]"""
         out, mark = self.out, {MARK: AS_IS} if self.marked else {}
         axis = -1 if node.op == "FullyConnected" and not ops.attr(node, "flatten") else 1
-        if isinstance(step, np.ndarray):
-            gamma = Port(out.add_param(f"{node.name}_steps", (np.float64(step) * scales).astype(np.float32)))
-        else:
-            own = out.add_param(f"{node.name}_weight_steps", scales.astype(np.float32))
-            gamma = Port(out.add("broadcast_mul", [own, step], f"{node.name}_steps"))
         if any(reader.op == "BatchNorm" for reader in chain.readers):
             # MXNet would fold it into the weights; and in this layout it computes what Gluon's block does
             shape = (1, -1, *[1] * (len(ops.attr(node, "kernel")) if node.op != "FullyConnected" else 0))
@@ -152,8 +162,8 @@ class _Lowering:
             return
         if node.op == "Convolution" and "act_type" not in node.attrs:  # another thing that is not folded, and is free
             chain.add("LeakyReLU", "as_is", attrs={**mark, "act_type": "leaky", "slope": "1.0"})
-        chain.append(channel_product(out, Port(chain.last), gamma, np.zeros(len(scales), np.float32),
-                                     f"{node.name}_scaled", node.origin, axis, mark).node)
+        chain.append(self.channel_ops.affine(Port(chain.last), channels, gamma, 0.0, f"{node.name}_scaled", node.origin,
+                                             axis, attrs=mark).node)
 
     def _add_bias(self, chain: _Chain, node: Node, bias: Port) -> None:
         out = self.out

@@ -96,6 +96,11 @@ def _batch_norm(c: Context, x: str, gamma: str, beta: str, mean: str, var: str) 
     return str(c.op("Add", c.op("Mul", x, c.const(factor, "scale")), c.const(offset, "offset")))
 
 
+@converter("_contrib_BatchNormWithReLU")
+def _batch_norm_relu(c: Context, *inputs: str) -> str:
+    return str(c.op("Relu", _batch_norm(c, *inputs)))
+
+
 @converter("InstanceNorm")
 def _instance_norm(c: Context, x: str, gamma: str, beta: str) -> str:
     """InstanceNormalization."""

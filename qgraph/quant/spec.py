@@ -17,6 +17,8 @@ import numpy as np
 from qgraph.errors import OptionError
 
 GRANULARITIES = ("tensor", "group", "channel")
+LEAST_RANGE = float(np.float32(1e-12))
+"""Of a batch: one of zero would divide by zero."""
 _F32_TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -146,21 +148,11 @@ def _mxnet(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
     return _rint(x * (np.float32(127.5 if signed else 255.5) / mxnet_range(scale, signed)))
 
 
-def _mxnet_online(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
-    """`_contrib_quantize`, which is told the range and takes 127 (s8) or 255 (u8) steps for it."""
-    steps = np.float32(127 if signed else 255)
-    return _rint(x * (steps / (steps * np.asarray(scale, np.float32))))
-
-
 ROUNDING: dict[str, Callable[[np.ndarray, np.ndarray, bool], np.ndarray]] = {
     "half-even": _half_even,
     "half-away": _half_away,
     "mxnet": _mxnet,
-    "mxnet-online": _mxnet_online,
 }
-ONLINE_ROUNDING = {"mxnet": "mxnet-online"}
-"""What a rounding becomes where the range comes from the batch that is being run."""
-
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -229,11 +221,12 @@ def online_params(spec: QSpec, batch: np.ndarray) -> QParams:
     """The numbers that an online `spec` takes from a batch (N, ...).
 
     Its range ends at the mean, over the images, of their largest magnitudes (signed) or largest values (unsigned).
+    The result keeps the mark `online`: a bias that meets it is rounded to the steps of the sum.
     """
     rows = np.asarray(batch, np.float32).reshape(len(batch), -1)
     largest = (np.abs(rows) if spec.signed else rows).max(axis=1, initial=0.0)
-    high = float(np.float32(largest.mean(dtype=np.float64)))
-    return with_range(replace(spec, online=False), -high if spec.signed else 0.0, high)
+    high = max(float(np.float32(largest.mean(dtype=np.float64))), LEAST_RANGE)
+    return with_range(spec, -high if spec.signed else 0.0, high)
 
 
 def _affine(spec: QSpec, low: np.ndarray, high: np.ndarray) -> QParams:

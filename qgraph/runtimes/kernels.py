@@ -307,13 +307,14 @@ def _normalize(x: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float, gam
     return ((x - mean) * scale + beta.reshape(shape)).astype(np.float32)
 
 
-@kernel("BatchNorm")
+@kernel("BatchNorm", "_contrib_BatchNormWithReLU")
 def _batch_norm(node: Node, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray,
                 var: np.ndarray) -> np.ndarray:
     axis = axis_of(node, ops.attr(node, "axis"), x.ndim)
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     gamma = np.ones_like(gamma) if ops.attr(node, "fix_gamma") else gamma
-    return _normalize(x, mean.reshape(shape), var.reshape(shape), ops.attr(node, "eps"), gamma, beta, axis)
+    out = _normalize(x, mean.reshape(shape), var.reshape(shape), ops.attr(node, "eps"), gamma, beta, axis)
+    return np.maximum(out, 0) if node.op == "_contrib_BatchNormWithReLU" else out
 
 
 @kernel("InstanceNorm")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qgraph import ops
 from qgraph.errors import DataError, MissingDependencyError
 from qgraph.ir import Graph, Node, Port
 
@@ -45,11 +46,13 @@ def subgraph_backend(name: str) -> Iterator[None]:
         os.environ.pop(_BACKEND) if before is None else os.environ.__setitem__(_BACKEND, before)
 
 
-_READS = {"Convolution", "Deconvolution", "FullyConnected", "Pooling", "Concat", "Flatten", "elemwise_add"}
+_READS = {"Convolution", "Deconvolution", "FullyConnected", "Pooling", "Concat", "Flatten", "elemwise_add", "Cast"}
 
 
 def _leaves_alone(layer: Node, reader: Node) -> bool:
     """Whether MXNet fuses the two in no way, or in one that changes nothing."""
+    if reader.op == "LeakyReLU":
+        return bool(ops.attr(reader, "act_type") == "leaky" and ops.attr(reader, "slope") == 1)
     return reader.op in _READS or (reader.op == "BatchNorm" and "act_type" in layer.attrs)
 
 

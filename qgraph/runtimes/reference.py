@@ -22,7 +22,7 @@ from qgraph import ops
 from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import ONLINE_ROUNDING, QParams, dequantize, online_params, per_axis, quantize
+from qgraph.quant.spec import QParams, dequantize, online_params, per_axis, quantize
 from qgraph.runtimes.kernels import KERNELS, activate
 from qgraph.runtimes.linear import BLOCK, LINEAR, along_channels
 from qgraph.shapes import infer, value_inputs
@@ -104,22 +104,29 @@ def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
     scale = np.float64(data.qp.scale) * weight_scale  # type: ignore[union-attr]
     out = accumulate(node, data, weight)
     bias = inputs[2] if len(inputs) > 2 else None
-    codes = bias is not None and bias.qp is not None and are_bias_steps(bias.qp, scale)
-    if codes:
-        assert bias is not None and bias.qp is not None
-        whole = bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.codes.shape)
+    whole = None if bias is None else _whole_bias(bias, scale, data.qp.online)  # type: ignore[union-attr]
     factor = along_channels(node, scale.astype(np.float32), out.ndim)
     real = np.empty(out.shape, np.float32)
     rows = max(1, BLOCK * len(out) // max(out.size, 1))
     for start in range(0, len(out), rows):  # pieces that stay in the cache
         part = out[start:start + rows]
-        if codes:
+        if whole is not None:
             part = part + along_channels(node, whole, out.ndim)
         part = part.astype(np.float32) * factor
-        if bias is not None and not codes:
+        if bias is not None and whole is None:
             part += along_channels(node, bias.real, out.ndim)
         real[start:start + rows] = activate(node, part)
     return Tensor(real)
+
+
+def _whole_bias(bias: Tensor, scale: np.ndarray, online: bool) -> np.ndarray | None:
+    """Whole numbers (float64) that the accumulator of the steps `scale` can add, or None for a bias in float."""
+    if online:
+        with np.errstate(all="ignore"):
+            return np.rint(bias.real / scale.astype(np.float32)).astype(np.float64)
+    if bias.qp is None or not are_bias_steps(bias.qp, scale):
+        return None
+    return bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.codes.shape)
 
 
 # ---- one node -------------------------------------------------------------------------------------------------------
@@ -142,7 +149,7 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
     if node.op == "fake_quantize":
         qp = node.quant
         if qp is not None and qp.online:
-            qp, rounding = online_params(qp, inputs[0].real), ONLINE_ROUNDING.get(rounding, rounding)
+            qp = online_params(qp, inputs[0].real)
         if not isinstance(qp, QParams):  # a decision without numbers yet: float passes through
             return [inputs[0]]
         return [Tensor(codes=quantize(inputs[0].real, qp, rounding), qp=qp)]
