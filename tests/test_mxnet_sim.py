@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Callable
 
 import networks
@@ -120,6 +124,31 @@ def test_whole_networks_compute_what_the_reference_computes(name: str, strategy:
     assert read and len(np.unique(wanted[read[-1]].real)) > 3
     want, got = wanted[q.heads[0].node].real, Executor(lowered).run(feeds)[0]
     assert np.abs(got - want).max() < 1e-6 * np.abs(want).max()
+
+
+OTHER_KERNELS = """
+import sys
+sys.path.insert(0, {tests!r})
+import networks, numpy as np
+from qgraph.runtimes.mxnet import Executor
+from qgraph.runtimes.reference import Executor as Reference
+
+for name in ("residual_downsample", "concats", "grouped", "fused_clip"):
+    g, feeds = networks.build(name)
+    q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", merge_bn=False, exclude=("first",))
+    got, want = Executor(q).run(feeds)[0], Reference(q, rounding="mxnet").run(feeds)[0]
+    print(name, np.array_equal(got, want), len(np.unique(want)) > 8)
+"""
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2"])
+def test_other_processors_compute_the_same(isa: str) -> None:
+    """oneDNN leaves the instructions of newer ones alone: its kernels, layouts and the order of its sums are others."""
+    script = OTHER_KERNELS.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "DNNL_MAX_CPU_ISA": isa})
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert [line.split()[1:] for line in done.stdout.splitlines()] == [["True", "True"]] * 4, done.stdout
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -35,11 +35,10 @@ def is_online(spec: QSpec | QParams | None) -> bool:
 
 
 class CodesWriter:
-    """Writes the quantizers of activations into `out`. params: weights and biases of which codes were written."""
+    """Writes the quantizers of activations into `out`."""
 
     def __init__(self, out: Graph, channel_ops: ChannelOps, marked: bool) -> None:
         self.out, self.channel_ops, self.marked = out, channel_ops, marked
-        self.params: dict[Node, Port] = {}
         self._codes: dict[Node, Port] = {}
         self._steps: dict[Node, Step] = {}
         self._tops: dict[Node, float] = {}
@@ -85,8 +84,8 @@ class CodesWriter:
     def values(self, fq: Node) -> Port:
         """Codes times the step."""
         step = self._steps[fq]
-        found = (self._op(fq, "broadcast_mul", [self._codes[fq], step], "dequantize") if isinstance(step, Port)
-                 else self._op(fq, "_mul_scalar", [self._codes[fq]], "dequantize", scalar=float(step)))
+        found = (self._op(fq, "broadcast_mul", [self._codes[fq], step], "values") if isinstance(step, Port)
+                 else self._op(fq, "_mul_scalar", [self._codes[fq]], "values", scalar=float(step)))
         if self.marked:
             found.node.attrs[MARK] = AS_IS
         return found
@@ -158,7 +157,7 @@ class CodesWriter:
         mean = op("mean", [op("Cast", [largest], "wide", dtype="float64")], "mean", keepdims=True)
         high = scalar("maximum", op("Cast", [mean], "rounded_mean", dtype="float32"), "range", LEAST_RANGE)
         radius = 127.5 if spec.signed else 255.5
-        # the step that dequantize would get back from its range, see `spec.with_range`
+        # the step as MXNet keeps it, see `spec.with_range`
         reach = scalar("mul", scalar("div", high, "width", float(spec.qmax)), "reach", radius)
         step = scalar("div", reach, "step", radius)
         return step, scalar("rdiv", scalar("mul", step, "kept_reach", radius), "inverse", radius)

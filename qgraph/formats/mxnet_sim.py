@@ -43,6 +43,7 @@ class _Lowering:
         self.marked = marked
         self.channel_ops = ChannelOps(self.out)
         self.codes = CodesWriter(self.out, self.channel_ops, marked)
+        self._params: dict[Node, Port] = {}
 
     def run(self) -> Graph:
         out = self.out
@@ -120,13 +121,13 @@ class _Lowering:
     def _param(self, fq: Node, codes: np.ndarray) -> Port:
         """The codes as a parameter, one for all readers of `fq`."""
         source = self.out.inputs(fq)[0].node
-        known = self.codes.params.get(fq)
+        known = self._params.get(fq)
         if known is None:
             known = Port(self.out.add_param(f"{source.name}_codes", codes.astype(np.float32),
                                             origin=source.origin or (source.name,)))
             if self.marked:
                 known = Port(self._marked_copy(known, fq, codes=True))
-            self.codes.params[fq] = known
+            self._params[fq] = known
         return known
 
     def _factors(self, node: Node, data: Node, scales: np.ndarray) -> Port:
