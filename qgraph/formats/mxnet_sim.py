@@ -105,8 +105,8 @@ class _Lowering:
             inputs.append(found)
             bias = None
         act = _take_act(node)
-        early = bias is None and act is not None and act["act_type"] in ("relu", "clip")
-        early = early and float(act.get("a_min", 0)) == 0  # type: ignore[union-attr]
+        early = bias is None and act is not None and act["act_type"] in ("relu", "clip") and float(
+            act.get("a_min", 0)) == 0
         node.attrs["no_bias"] = str(len(inputs) < 3)
         out.set_inputs(node, inputs)
         chain = _Chain(out, node)
@@ -176,18 +176,16 @@ class _Lowering:
         chain.add("broadcast_add", "biased", source, attrs={MARK: BIAS} if self.marked else {})
 
     def _activate(self, chain: _Chain, act: dict[str, str] | None, early: bool) -> None:
+        """early: what is below zero is gone already."""
         if act is None:
             return
-        if act["act_type"] != "clip":
-            if not early:
-                chain.add("Activation", "act", attrs=act)
-            return
-        if early:
-            top = float(act["a_max"])
-            if chain.was_head or not self.codes.end_at(chain.readers, top):
-                chain.add("_minimum_scalar", "act", attrs={"scalar": act["a_max"]})
-        else:
+        if act["act_type"] == "clip" and float(act["a_min"]) != 0:
             chain.add("clip", "act", attrs={key: act[key] for key in ("a_min", "a_max")})
+            return
+        if not early:
+            chain.add("Activation", "act", attrs={"act_type": act["act_type"].replace("clip", "relu")})
+        if act["act_type"] == "clip" and (chain.was_head or not self.codes.end_at(chain.readers, float(act["a_max"]))):
+            chain.add("_minimum_scalar", "top", attrs={"scalar": act["a_max"]})
 
     def _wide(self, node: Node) -> None:
         """In float64, which no order of the terms shows in."""
