@@ -50,9 +50,9 @@ class AbsorbBN(FoldBN):
         own = channel_scales(conv, params, weight.shape)
         if own is None or (conv.op == "Deconvolution" and ops.attr(conv, "num_group") > 1):
             raise MatchFail(conv, "its weight cannot have one scale for each output channel")
-        if not reads_channel_axis(bn, conv) or out_channels(conv, weight) != len(bn_affine(g, bn)[0]):
-            raise MatchFail(bn, f"does not normalize the channels of {conv}")
         scale, shift = bn_affine(g, bn)
+        if not reads_channel_axis(bn, conv) or out_channels(conv, weight) != len(scale):
+            raise MatchFail(bn, f"does not normalize the channels of {conv}")
         bias = self._bias(g, conv)
         scales = np.where(scale == 0, own, own * np.abs(scale)).astype(np.float32)
         if not (np.isfinite(scales).all() and (scales > 0).all()):
@@ -67,6 +67,7 @@ class AbsorbBN(FoldBN):
         name = f"{conv.name}_bias" if bias is None else f"{g.inputs(conv)[2].node.name}_bn"
         g.set_input(conv, 2, g.add_param(name, moved, origin=conv.origin or (conv.name,)))
         conv.attrs["no_bias"] = "False"
+        conv.attrs[ops.ROUNDED] = f"{params.dtype}, {params.granularity}"
         g.replace(bn, Port(conv))
 
     @staticmethod

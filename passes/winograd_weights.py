@@ -60,7 +60,7 @@ class WinogradWeights(Pass):
                 raise CalibrationError(f"{node.name}: found NaN or Inf among the weights")
             quantized = in_domain(weight, spec, DOMAINS[self.domain], self.rounding)
             name = f"{source.node.name}_{self.domain}"
-            node.attrs[ops.WINOGRAD] = f"{spec.dtype} {self.domain}, {spec.granularity}"
+            node.attrs[ops.ROUNDED] = f"{spec.dtype} {self.domain}, {spec.granularity}"
             g.set_input(node, 1, g.add_param(name, quantized, origin=source.node.origin or (source.node.name,)))
             if not g.uses(fq):
                 g.remove(fq)

@@ -195,8 +195,8 @@ IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss"
 # attributes of our own; MXNet keeps attributes of this form
 CHANNEL_ORDER = "__channel_order__"
 """JSON list: channel i of this node's output is channel list[i] of the user's model."""
-WINOGRAD = "__winograd__"
-"""How the weight of this layer was quantized, see `qgraph.passes.winograd_weights`."""
+ROUNDED = "__rounded__"
+"""How the weight of this layer was rounded, "s8, tensor", where that is not how its codes are scaled now."""
 WIDE = "__wide__"
 """A layer or an average of floats that adds them in float64, see `qgraph.passes.wide_sums`."""
 

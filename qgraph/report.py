@@ -74,7 +74,7 @@ def count_ops(g: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, int]
 
 def is_quantized(g: Graph, node: Node) -> bool:
     inputs = g.inputs(node)
-    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or ops.WINOGRAD in node.attrs)
+    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or ops.ROUNDED in node.attrs)
 
 
 def quantized_layers(g: Graph) -> list[dict[str, Any]]:
@@ -92,8 +92,8 @@ def quantized_layers(g: Graph) -> list[dict[str, Any]]:
 
 def _weight_types(g: Graph, layer: Node) -> tuple[str, str]:
     """(type, granularity)"""
-    if ops.WINOGRAD in layer.attrs:
-        weight, granularity = layer.attrs[ops.WINOGRAD].split(", ")
+    if ops.ROUNDED in layer.attrs:
+        weight, granularity = layer.attrs[ops.ROUNDED].split(", ")
         return weight, granularity
     quant = g.inputs(layer)[1].node.quant
     assert quant is not None

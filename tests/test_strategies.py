@@ -16,6 +16,7 @@ from qgraph.ir import Graph
 from qgraph.passes.pipelines import pipeline, split
 from qgraph.passes.winograd_weights import DOMAINS, WinogradWeights, in_domain
 from qgraph.quant.spec import QSpec, quantize
+from qgraph.report import quantized_layers
 from qgraph.rewrite import PassManager
 from qgraph.runtimes.reference import Executor as Reference
 
@@ -89,7 +90,7 @@ def test_only_3x3_of_stride_1_is_concerned() -> None:
     g, feeds = winograd_net()
     q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", winograd="F43", weight_bits=6)
     layers = [n for n in q.toposort() if n.op in ("Convolution", "FullyConnected")]
-    marked = [ops.WINOGRAD in n.attrs for n in layers]
+    marked = [ops.ROUNDED in n.attrs for n in layers]
     assert marked == [True, True, False, False, True, False]
     for layer, inside in zip(layers, marked):
         assert (q.inputs(layer)[1].node.op == "fake_quantize") is not inside
@@ -151,6 +152,8 @@ def test_batchnorms_go_into_the_scales_behind_the_rounding(granularity: str) -> 
         assert np.array_equal(codes[2:], plain[2:])
         assert (q.inputs(ours)[1].node.quant.granularity, ours.attrs["act_type"]) == ("channel", "relu")
     found, want = (Reference(h, rounding="mxnet").run(feeds)[0] for h in (q, apart))
+    rows = quantized_layers(q)
+    assert [row["granularity"] for row in rows] == [granularity] * 3 and {row["weight"] for row in rows} == {"s8"}
     assert len(layers) == 2 and np.ptp(want, axis=0).max() > 0.1
     assert np.abs(found - want).max() < 0.02 * np.abs(want).max()  # biases are rounded to whole steps
 
