@@ -194,6 +194,17 @@ def test_marks_on_other_ops_are_refused() -> None:
         restore(marked(json.dumps(GOOD), "Activation"))
 
 
+@pytest.mark.parametrize("lines", [
+    "%y = relu(%w) {__quantized__=bias}", "%y = broadcast_add(%w, %w) {__quantized__=bias}",
+    "%c = FullyConnected(%x, %w) {no_bias=True num_hidden=4}\n%y = broadcast_add(%c, %x) {__quantized__=bias}",
+    "%c = FullyConnected(%x, %w) {no_bias=True num_hidden=4}\n%d = broadcast_add(%c, %w) {__quantized__=bias}\n"
+    "%y = broadcast_add(%c, %d)", "%y = _zeros() {__quantized__=as_is shape=(1,)}"])
+def test_marks_of_other_graphs_are_refused(lines: str) -> None:
+    g = Graph.parse(f"%x = input\n%w = param float32 (4, 4)\n{lines}\nreturn %y")
+    with pytest.raises(FormatError, match="^[cdy]:"):
+        restore(g)
+
+
 # ---- examples -------------------------------------------------------------------------------------------------------
 
 def test_qat_digits(tmp_path: Path) -> None:

@@ -44,9 +44,10 @@ def restore(g: Graph) -> int:
     marked = [n for n in g.toposort() if n.attrs.get(MARK, CODES) != CODES]
     for node in marked:
         text = node.attrs.pop(MARK)
-        source = g.inputs(node)[0]
+        if not g.inputs(node):
+            raise FormatError(f"{node}: found the attribute {MARK}, which this op does not have")
         if text == AS_IS:
-            g.replace_uses(node, source)
+            g.replace_uses(node, g.inputs(node)[0])
             g.remove(node)
         elif text == BIAS:
             _restore_bias(g, node)
@@ -58,10 +59,13 @@ def restore(g: Graph) -> int:
 
 
 def _restore_bias(g: Graph, add: Node) -> None:
-    layer, bias = (port.node for port in g.inputs(add)[:2])
-    array = g.params.get(bias.name)
-    if ops.kind(layer) != ops.COMPUTE or len(g.inputs(layer)) != 2 or array is None or not g.has_one_use(layer):
-        raise FormatError(f"{add}: found {layer} and {bias}, want a layer without bias and a parameter")
+    read = g.inputs(add)
+    layer, array = read[0].node, g.param(read[-1])
+    if len(read) != 2 or ops.kind(layer) != ops.COMPUTE or len(g.inputs(layer)) != 2 or array is None \
+            or not g.has_one_use(layer):
+        raise FormatError(f"{add}: found {', '.join(str(port.node) for port in read)}, want a layer without bias that "
+                          "nobody else reads, and a parameter")
+    bias = read[1].node
     g.params[bias.name] = array.reshape(-1)
     g.set_input(layer, 2, bias)
     layer.attrs["no_bias"] = "False"
