@@ -26,7 +26,7 @@ class BakeWeights(Pass):
         for node in g.nodes("fake_quantize"):
             source = g.inputs(node)[0]
             array = g.param(source)
-            if array is None:
+            if array is None or (node.quant is not None and node.quant.online):  # such a bias follows the batch
                 continue
             if not isinstance(node.quant, QParams):
                 raise CalibrationError(f"{node.name}: not calibrated")

@@ -72,6 +72,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         "pair-channels": {"rounding": target.rounding, "active": options.isa != "vnni"},
         "limit-weights": {"rounding": target.rounding, "isa": options.isa},
         "absorb-bn": {"rounding": target.rounding},
+        "quantize-bias": {"limit": target.bias_limit},
         "bake-weights": {"rounding": target.rounding},
     }
 

@@ -26,6 +26,7 @@ class Target:
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
     beyond: choices that no integer engine has, as the flags that make them.
     refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
+    bias_limit: largest code of a bias; a layer whose bias has a larger one adds it in float.
     flow: which line of quantizing passes makes its graph, a key of `qgraph.passes.pipelines.QUANTIZING`.
     """
 
@@ -40,6 +41,7 @@ class Target:
     flow: str
     act_signed: tuple[str, ...] = ("auto", "signed", "unsigned")
     signed_input_limit: int = 0
+    bias_limit: int = 2**31 - 1
     beyond: tuple[str, ...] = ()
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
 
@@ -116,7 +118,7 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
            act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
     Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_MORE_BITS, act_bits=_MORE_BITS, flow="simulated",
-           beyond=BEYOND),
+           bias_limit=2**22, beyond=BEYOND),  # floats add whole numbers exactly below 2**24
     Target("onnx", "QDQ for onnxruntime and others: 2 to 8 bits, any granularity", "half-even", _WEIGHT, _AFFINE_ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="qdq",
            act_signed=("auto",), refuse=_refuse_onnx),

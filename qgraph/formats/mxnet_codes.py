@@ -23,9 +23,7 @@ from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_channels import ChannelOps
 from qgraph.formats.mxnet_marks import AS_IS, CODES, MARK, mark_of
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import LEAST_RANGE, QParams, QSpec, mxnet_range, quantize
-
-_ROUNDER = 1.5 * 2 ** 23  # float32 has no digits behind the point from here on
+from qgraph.quant.spec import LEAST_RANGE, ROUNDER, QParams, QSpec, mxnet_range, quantize
 
 Step = Union[np.ndarray, Port]
 
@@ -104,7 +102,7 @@ class CodesWriter:
 
             y = (self._op(fq, "broadcast_mul", [x, inverse], "steps", attrs=mark) if isinstance(inverse, Port)
                  else op("mul", x, "steps", float(inverse)))
-            z = op("plus", op("rminus", y, "rounded", _ROUNDER), "below", spec.qmax - _ROUNDER)
+            z = op("plus", op("rminus", y, "rounded", ROUNDER), "below", spec.qmax - ROUNDER)
             z = op("maximum", z, "high", 0)
             return op("maximum", op("rminus", z, "above", spec.qmax), "codes", spec.qmin)
 
@@ -115,8 +113,8 @@ class CodesWriter:
         if isinstance(inverse, Port):
             ones = self.channel_ops.constant(1.0, channels)
             inverse = self._op(fq, "broadcast_mul", [ones, inverse], "inverses")
-        z = affine(affine(x, "steps", inverse, 0.0), "rounded", -1.0, _ROUNDER)
-        z = affine(z, "below", 1.0, spec.qmax - _ROUNDER, relu=True)
+        z = affine(affine(x, "steps", inverse, 0.0), "rounded", -1.0, ROUNDER)
+        z = affine(z, "below", 1.0, spec.qmax - ROUNDER, relu=True)
         if not spec.qmin:
             return affine(z, "codes", -1.0, spec.qmax, relu=True)
         return affine(affine(z, "above", -1.0, spec.qmax - spec.qmin, relu=True), "codes", 1.0, spec.qmin)

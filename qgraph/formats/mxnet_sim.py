@@ -22,7 +22,7 @@ from qgraph.formats.mxnet_codes import CodesWriter
 from qgraph.formats.mxnet_marks import AS_IS, BIAS, MARK, mark_of
 from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams, quantize
+from qgraph.quant.spec import ROUNDER, QParams, quantize
 
 _ROUNDING = "mxnet"
 
@@ -140,16 +140,20 @@ class _Lowering:
 
     def _bias_codes(self, node: Node, bias: Port, data: Node, scales: np.ndarray, factors: Port) -> Port | None:
         """Whole numbers for the kernel to add, or None for a bias in float."""
-        step, out = self.codes.step(data), self.out
+        step, out, params = self.codes.step(data), self.out, bias.node.quant
+        if bias.node.op != "fake_quantize" or params is None:
+            return None
+        source = out.inputs(bias.node)[0]
         if isinstance(step, Port):
-            steps = out.add("broadcast_div", [bias, factors], f"{node.name}_bias_steps")
-            return Port(out.add("rint", [steps], f"{node.name}_bias_codes"))
-        if bias.node.op != "fake_quantize" or not isinstance(bias.node.quant, QParams):
+            if not params.online:
+                return None
+            steps = out.add("broadcast_div", [source, factors], f"{node.name}_bias_steps")
+            up = out.add("_plus_scalar", [steps], f"{node.name}_bias_up", scalar=ROUNDER)  # its rint rounds ties down
+            return Port(out.add("_minus_scalar", [up], f"{node.name}_bias_codes", scalar=ROUNDER))
+        array = out.param(source)
+        if array is None or not isinstance(params, QParams) or not are_bias_steps(params, step * scales):
             return None
-        array = out.param(out.inputs(bias.node)[0])
-        if array is None or not are_bias_steps(bias.node.quant, step * scales):
-            return None
-        return self._param(bias.node, quantize(array, bias.node.quant, _ROUNDING))
+        return self._param(bias.node, quantize(array, params, _ROUNDING))
 
     def _multiply(self, chain: _Chain, node: Node, gamma: Port, channels: int) -> None:
         """* s_x s_w[c]"""

@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 
 from qgraph.qat.statistic import amp_is_on, mx
-from qgraph.quant.spec import QSpec
+from qgraph.quant.spec import ROUNDER, QSpec
 
-ROUNDER = 12582912.0
 _TINY = float(np.finfo(np.float32).tiny)
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from qgraph.errors import OptionError
 
 GRANULARITIES = ("tensor", "group", "channel")
+ROUNDER = 1.5 * 2 ** 23
+"""A float32 that is added to it and subtracted again has lost what is behind the point: nearest, ties to even."""
 LEAST_RANGE = float(np.float32(1e-12))
 """Of a batch: one of zero would divide by zero."""
 _F32_TINY = float(np.finfo(np.float32).tiny)
@@ -43,7 +45,8 @@ class QSpec:
     limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0 is none.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
     whole: the whole observed range is covered, though the calibration method would clip it.
-    online: the range is taken from the batch that is being run, see `online_params`.
+    online: the range is taken from the batch that is being run, see `online_params`; a bias (32 bits) is rounded to the
+        steps of the sum that it meets.
     groups: number of convolution groups, read when granularity is "group".
     source: names, joined by "|", of the tensors whose observed ranges are united ("" is the quantized tensor itself);
         this is how tensors that one integer op reads together share a scale.
@@ -221,12 +224,11 @@ def online_params(spec: QSpec, batch: np.ndarray) -> QParams:
     """The numbers that an online `spec` takes from a batch (N, ...).
 
     Its range ends at the mean, over the images, of their largest magnitudes (signed) or largest values (unsigned).
-    The result keeps the mark `online`: a bias that meets it is rounded to the steps of the sum.
     """
     rows = np.asarray(batch, np.float32).reshape(len(batch), -1)
     largest = (np.abs(rows) if spec.signed else rows).max(axis=1, initial=0.0)
     high = max(float(np.float32(largest.mean(dtype=np.float64))), LEAST_RANGE)
-    return with_range(spec, -high if spec.signed else 0.0, high)
+    return with_range(replace(spec, online=False), -high if spec.signed else 0.0, high)
 
 
 def _affine(spec: QSpec, low: np.ndarray, high: np.ndarray) -> QParams:

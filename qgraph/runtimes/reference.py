@@ -22,7 +22,7 @@ from qgraph import ops
 from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
-from qgraph.quant.spec import QParams, dequantize, online_params, per_axis, quantize
+from qgraph.quant.spec import ROUNDER, QParams, dequantize, online_params, per_axis, quantize
 from qgraph.runtimes.kernels import KERNELS, activate
 from qgraph.runtimes.linear import BLOCK, LINEAR, along_channels
 from qgraph.shapes import infer, value_inputs
@@ -32,12 +32,14 @@ class Tensor:
     """A value: float32 `real`, and with `qp` the int32 `codes` behind it. Each form is computed when first asked for.
 
     centered: codes minus zero point, as whole float32 numbers (exact up to 16 bits).
+    follows: a bias that is rounded to the steps of the sum that it meets.
     """
 
-    __slots__ = ("qp", "_real", "_codes", "_centered")
+    __slots__ = ("qp", "follows", "_real", "_codes", "_centered")
 
     def __init__(self, real: np.ndarray | None = None, *, codes: np.ndarray | None = None,
-                 centered: np.ndarray | None = None, qp: QParams | None = None) -> None:
+                 centered: np.ndarray | None = None, qp: QParams | None = None, follows: bool = False) -> None:
+        self.follows = follows
         self.qp, self._real, self._codes, self._centered = qp, real, codes, centered
 
     @property
@@ -104,7 +106,7 @@ def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
     scale = np.float64(data.qp.scale) * weight_scale  # type: ignore[union-attr]
     out = accumulate(node, data, weight)
     bias = inputs[2] if len(inputs) > 2 else None
-    whole = None if bias is None else _whole_bias(bias, scale, data.qp.online)  # type: ignore[union-attr]
+    whole = None if bias is None else _whole_bias(bias, scale)
     factor = along_channels(node, scale.astype(np.float32), out.ndim)
     real = np.empty(out.shape, np.float32)
     rows = max(1, BLOCK * len(out) // max(out.size, 1))
@@ -119,11 +121,12 @@ def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
     return Tensor(real)
 
 
-def _whole_bias(bias: Tensor, scale: np.ndarray, online: bool) -> np.ndarray | None:
+def _whole_bias(bias: Tensor, scale: np.ndarray) -> np.ndarray | None:
     """Whole numbers (float64) that the accumulator of the steps `scale` can add, or None for a bias in float."""
-    if online:
+    if bias.follows:
         with np.errstate(all="ignore"):
-            return np.rint(bias.real / scale.astype(np.float32)).astype(np.float64)
+            steps = bias.real / scale.astype(np.float32) + np.float32(ROUNDER)
+            return (steps - np.float32(ROUNDER)).astype(np.float64)
     if bias.qp is None or not are_bias_steps(bias.qp, scale):
         return None
     return bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.codes.shape)
@@ -149,6 +152,8 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
     if node.op == "fake_quantize":
         qp = node.quant
         if qp is not None and qp.online:
+            if qp.bits == 32:
+                return [Tensor(inputs[0].real, follows=True)]
             qp = online_params(qp, inputs[0].real)
         if not isinstance(qp, QParams):  # a decision without numbers yet: float passes through
             return [inputs[0]]
