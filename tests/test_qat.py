@@ -530,3 +530,32 @@ def test_per_layer_widths_and_activations() -> None:
     assert "dense0" not in widths
     assert len(np.unique(net[2](net[1](net[0](images()))).asnumpy())) <= 16
     assert float(net[2].input_max.data().asscalar()) > 0
+
+
+def test_the_gradient_of_a_global_average_is_the_same() -> None:
+    """It goes by another layout in training, and what is exported knows nothing of it."""
+    import qgraph
+
+    x = mx.nd.random.normal(shape=(4, 3, 8, 8))
+    grads = []
+    for converted in (False, True):
+        mx.random.seed(3)
+        net = nn.HybridSequential(prefix="n_")
+        with net.name_scope():
+            net.add(nn.Conv2D(16, 3, use_bias=False, in_channels=3), nn.BatchNorm(in_channels=16),
+                    nn.Activation("relu"), nn.GlobalAvgPool2D(), nn.Dense(5, in_units=16))
+        net.initialize(mx.init.Xavier())
+        if converted:
+            convert_model(net)
+            qparams_init(net, calib_data=x.asnumpy())
+            net.disable_quantize()
+        net.hybridize()
+        with mx.autograd.record():
+            loss = (net(x) ** 2).sum()
+        loss.backward()
+        grads.append([p.grad().asnumpy() for p in net.collect_params().values() if p.grad_req != "null"])
+    assert len(grads[0]) == len(grads[1]) == 5
+    for plain, ours in zip(*grads):
+        assert np.allclose(plain, ours, rtol=1e-5, atol=1e-6) and np.abs(plain).max() > 1e-3
+    net.enable_quantize()
+    assert not qgraph.from_gluon(net).nodes("_mul_scalar")

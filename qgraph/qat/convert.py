@@ -56,7 +56,8 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
         state = getattr(block, "qat", None)
         if isinstance(state, Quantizer) and state.weight is not None:
             _tell(block, state, network, norms, reasons)
-    if not any(isinstance(getattr(b, "qat", None), Quantizer) for b in blocks):
+    states = [b.qat for b in blocks if isinstance(getattr(b, "qat", None), Quantizer)]
+    if not states:
         raise OptionError(f"{net.name}: no layer to quantize among its {len(blocks)} blocks; want a network of Gluon "
                           "layers (a SymbolBlock, as imported from files, has none)")
     net.qat_control = Control(net, reasons)
@@ -65,12 +66,12 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
     net.forward = _forward_by_mode(net)
     for block in blocks:
         if isinstance(block, nn.GlobalAvgPool2D):
-            _in_plain_layout(block, net.qat_control)
+            _in_plain_layout(block, states[0])
     return net
 
 
-def _in_plain_layout(pool: Any, control: Control) -> None:
-    """pool(x)  ->  pool(x * 1)  in training.
+def _in_plain_layout(pool: Any, state: Quantizer) -> None:
+    """pool(x)  ->  pool(x * 1)  in training. state: of any converted layer.
 
     oneDNN gives the gradient of a global average in a layout of its own.  Sums hand it on to the BatchNorms of residual
     blocks, whose fast kernel does not take it: a step of a small ResNet takes half as long again.
@@ -78,7 +79,7 @@ def _in_plain_layout(pool: Any, control: Control) -> None:
     forward = pool.hybrid_forward
 
     def multiplied(self: Any, F: Any, x: Any) -> Any:
-        return forward(F, x * 1 if control.training else x)
+        return forward(F, x * 1 if state.training and state.tracer is None else x)
 
     pool.hybrid_forward = MethodType(multiplied, pool)
 
