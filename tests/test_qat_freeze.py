@@ -67,6 +67,9 @@ def test_frozen_equals_trained(bits: int, quant_type: str, fake_bn: bool, tmp_pa
     assert np.array_equal(module_logits(*mx.model.load_checkpoint(prefix, 0)), want)
     again = qgraph.load(f"{prefix}-symbol.json", f"{prefix}-0000.params")
     kinds = {(n.quant.dtype, n.quant.granularity) for n in again.nodes("fake_quantize")}
+    layers = [[n.name for n in g.nodes() if n.op in ("Convolution", "FullyConnected")]
+              for g in (again, qgraph.from_gluon(net))]
+    assert layers[0] == layers[1]
     granularity = {"layer": "tensor"}.get(quant_type, quant_type)
     assert (f"u{bits}", "tensor") in kinds and (f"s{bits}", granularity) in kinds
     assert np.array_equal(executor(qgraph.freeze(again, qgraph.FreezeOptions(target="mxnet-sim")).lowered, "")
@@ -196,8 +199,8 @@ def test_marks_on_other_ops_are_refused() -> None:
 
 @pytest.mark.parametrize("lines", [
     "%y = relu(%w) {__quantized__=bias}", "%y = broadcast_add(%w, %w) {__quantized__=bias}",
-    "%c = FullyConnected(%x, %w) {no_bias=True num_hidden=4}\n%y = broadcast_add(%c, %x) {__quantized__=bias}",
-    "%c = FullyConnected(%x, %w) {no_bias=True num_hidden=4}\n%d = broadcast_add(%c, %w) {__quantized__=bias}\n"
+    "%c = FullyConnected(%x, %w) {no_bias=True num_hidden=4}\n%y = BatchNorm(%c, %x, %x, %x, %x) {__quantized__=bias}",
+    "%c = FullyConnected(%x, %w) {no_bias=True num_hidden=4}\n%d = BatchNorm(%c, %w, %w, %w, %w) {__quantized__=bias}\n"
     "%y = broadcast_add(%c, %d)", "%y = _zeros() {__quantized__=as_is shape=(1,)}"])
 def test_marks_of_other_graphs_are_refused(lines: str) -> None:
     g = Graph.parse(f"%x = input\n%w = param float32 (4, 4)\n{lines}\nreturn %y")

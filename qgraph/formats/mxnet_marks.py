@@ -3,7 +3,7 @@
     MXNet    %y = BatchNorm(...(%x)) {__quantized__={...}}      the last op of those that compute codes from %x
              %v = _copy(%w) {__quantized__={...}}               %w holds values, or codes where the mark says so
              %z = BatchNorm(%conv, ...) {__quantized__=as_is}   what only turns codes into values
-             %b = broadcast_add(%z, %bias) {__quantized__=bias}
+             %b = BatchNorm(%z, ones, %bias, ...) {__quantized__=bias}
     graph    %y = fake_quantize(%x) {u8 scale=...}
              %v = fake_quantize(%w) {s8 scale=...}
              %conv with its bias
@@ -26,6 +26,7 @@ from qgraph.quant.spec import QParams, dequantize
 MARK = "__quantized__"
 AS_IS = "as_is"  # the text of what goes when it is read: it belongs to the arithmetic around quantizers
 BIAS = "bias"  # the text of an addition that becomes the layer's own
+SUMS, CODES_ENDING, BIAS_ENDING = "_sums", "_codes", "_biased_shift"  # of names
 CODES = "codes"  # the text of what computes codes in a frozen model; it stays
 _MARKED = frozenset({"_copy", "identity", "BatchNorm", "_contrib_BatchNormWithReLU", "_maximum_scalar"})
 _FIELDS: dict[str, type] = {"bits": int, "signed": bool, "narrow": bool, "granularity": str, "axis": int, "groups": int}
@@ -55,17 +56,29 @@ def restore(g: Graph) -> int:
             _restore_quantizer(g, node, text)
     if marked:
         g.prune()
+        _restore_names(g)
     return sum(node in g for node in marked)
+
+
+def _restore_names(g: Graph) -> None:
+    """Layers and their parameters are called as before they were written."""
+    names = {n.name for n in g.dag}
+    for node in g.toposort():
+        for ending in (SUMS, CODES_ENDING, BIAS_ENDING):
+            own = node.name[:-len(ending)] + ("_bias" if ending == BIAS_ENDING else "")
+            if node.name.endswith(ending) and own not in names:
+                g.rename(node, own)
+                names.add(own)
 
 
 def _restore_bias(g: Graph, add: Node) -> None:
     read = g.inputs(add)
-    layer, array = read[0].node, g.param(read[-1])
-    if len(read) != 2 or ops.kind(layer) != ops.COMPUTE or len(g.inputs(layer)) != 2 or array is None \
+    layer, array = read[0].node, g.param(read[2]) if len(read) == 5 else None
+    if add.op != "BatchNorm" or array is None or ops.kind(layer) != ops.COMPUTE or len(g.inputs(layer)) != 2 \
             or not g.has_one_use(layer):
         raise FormatError(f"{add}: found {', '.join(str(port.node) for port in read)}, want a layer without bias that "
                           "nobody else reads, and a parameter")
-    bias = read[1].node
+    bias = read[2].node
     g.params[bias.name] = array.reshape(-1)
     g.set_input(layer, 2, bias)
     layer.attrs["no_bias"] = "False"

@@ -17,6 +17,7 @@ from typing import Any, Optional
 import numpy as np
 
 from qgraph import ops
+from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_channels import ChannelOps
 from qgraph.formats.mxnet_codes import CodesWriter
 from qgraph.formats.mxnet_marks import AS_IS, BIAS, MARK, mark_of
@@ -158,7 +159,7 @@ class _Lowering:
     def _multiply(self, chain: _Chain, node: Node, gamma: Port, channels: int) -> None:
         """* s_x s_w[c]"""
         out, mark = self.out, {MARK: AS_IS} if self.marked else {}
-        axis = -1 if node.op == "FullyConnected" and not ops.attr(node, "flatten") else 1
+        axis = _channel_axis(node)
         if any(reader.op == "BatchNorm" for reader in chain.readers):
             # MXNet would fold it into the weights; and in this layout it computes what Gluon's block does
             shape = (1, -1, *[1] * (len(ops.attr(node, "kernel")) if node.op != "FullyConnected" else 0))
@@ -171,13 +172,14 @@ class _Lowering:
                                              axis, attrs=mark).node)
 
     def _add_bias(self, chain: _Chain, node: Node, bias: Port) -> None:
+        """+ b[c]; a factor of 1 is exact."""
         out = self.out
-        source = out.inputs(bias.node)[0] if bias.node.op == "fake_quantize" else bias
-        array = out.param(source)
-        if array is not None and node.op != "FullyConnected":
-            array = array.reshape(-1, *[1] * len(ops.attr(node, "kernel")))
-            source = Port(out.add_param(f"{source.node.name}_nd", array, origin=(source.node.name,)))
-        chain.add("broadcast_add", "biased", source, attrs={MARK: BIAS} if self.marked else {})
+        array = out.param(out.inputs(bias.node)[0] if bias.node.op == "fake_quantize" else bias)
+        if array is None:
+            raise UnsupportedError(f"{node}: its bias is computed, which no layer with quantized weights can have")
+        chain.append(self.channel_ops.affine(Port(chain.last), len(array), 1.0, array, f"{node.name}_biased",
+                                             node.origin, _channel_axis(node),
+                                             attrs={MARK: BIAS} if self.marked else {}).node)
 
     def _activate(self, chain: _Chain, act: dict[str, str] | None, early: bool) -> None:
         """early: what is below zero is gone already."""
@@ -226,6 +228,10 @@ class _Chain:
         name = self.node.name
         self.out.rename(self.node, f"{name}_sums")
         self.out.rename(self.last, name)
+
+
+def _channel_axis(node: Node) -> int:
+    return -1 if node.op == "FullyConnected" and not ops.attr(node, "flatten") else 1
 
 
 def _take_act(node: Node) -> dict[str, str] | None:
