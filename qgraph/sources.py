@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
@@ -219,8 +220,9 @@ class Npz(Items):
         return stream, shape, dtype
 
     def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
-        with self._open() as archive:
-            members = [self._member(archive, key) for key in self._keys]
+        with contextlib.ExitStack() as opened:
+            # each array has the file to itself: Python 3.13 seeks from where the other one's reading has ended
+            members = [self._member(opened.enter_context(self._open()), key) for key in self._keys]
             starts = [stream.tell() for stream, _, _ in members]
             for index in indices:
                 arrays = [self._row(member, start, index) for member, start in zip(members, starts)]
