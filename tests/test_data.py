@@ -739,7 +739,7 @@ def test_scan_finds_what_the_idx_says(tmp_path):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("select", ["::4", "1::3", "::-2"])
-def test_rows_of_several_arrays_are_read_with_steps(save: Any, select: str, tmp_path: Path) -> None:
+def test_rows_of_several_arrays_are_read_with_steps(save, select, tmp_path):
     """Python 3.13 seeks within stored members of one archive from where another one was read."""
     rng = np.random.default_rng(0)
     data, label = rng.normal(size=(40, 3, 24, 24)).astype(np.float32), np.arange(40)
