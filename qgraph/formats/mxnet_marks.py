@@ -64,9 +64,9 @@ def _restore_names(g: Graph) -> None:
     """Layers and their parameters are called as before they were written."""
     names = {n.name for n in g.dag}
     for node in g.toposort():
-        for ending in (SUMS, CODES_ENDING, BIAS_ENDING):
+        for ending in (SUMS,) if ops.kind(node) == ops.COMPUTE else (CODES_ENDING, BIAS_ENDING):
             own = node.name[:-len(ending)] + ("_bias" if ending == BIAS_ENDING else "")
-            if node.name.endswith(ending) and own not in names:
+            if (ending == SUMS or g.is_param(node)) and node.name.endswith(ending) and own not in names:
                 g.rename(node, own)
                 names.add(own)
 
