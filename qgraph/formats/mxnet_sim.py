@@ -20,7 +20,7 @@ from qgraph import ops
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_channels import ChannelOps
 from qgraph.formats.mxnet_codes import CodesWriter
-from qgraph.formats.mxnet_marks import AS_IS, BIAS, MARK, mark_of
+from qgraph.formats.mxnet_marks import AS_IS, BIAS, CODES_ENDING, MARK, SUMS, mark_of
 from qgraph.integers import are_bias_steps, channel_scales
 from qgraph.ir import Graph, Node, Port
 from qgraph.quant.spec import ROUNDER, QParams, quantize
@@ -124,7 +124,7 @@ class _Lowering:
         source = self.out.inputs(fq)[0].node
         known = self._params.get(fq)
         if known is None:
-            known = Port(self.out.add_param(f"{source.name}_codes", codes.astype(np.float32),
+            known = Port(self.out.add_param(source.name + CODES_ENDING, codes.astype(np.float32),
                                             origin=source.origin or (source.name,)))
             if self.marked:
                 known = Port(self._marked_copy(known, fq, codes=True))
@@ -226,7 +226,7 @@ class _Chain:
         assert self._first is not None
         self.out.replace_uses(self.node, self.last, keep=[self._first])
         name = self.node.name
-        self.out.rename(self.node, f"{name}_sums")
+        self.out.rename(self.node, name + SUMS)
         self.out.rename(self.last, name)
 
 
