@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,24 @@ def test_weights_get_the_params_that_freezing_gives_them(granularity: str, axis:
         assert np.array_equal(got, fake_quantize(w, weight_params("w", w, spec), "mxnet"))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(64, 32, 3, 3), (128, 1, 12, 12), (40, 500)])
+def test_large_weights_are_rounded_in_two_passes_to_the_same_values(shape: tuple[int, ...], bits: int,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    w = np.random.RandomState(bits).uniform(-1, 1, shape).astype(np.float32)
+    spec = QSpec(bits, True, narrow=True)
+    want = fake_quantize(w, weight_params("w", w, spec), "mxnet")
+    calls, two_passes = [], chain._two_passes
+    monkeypatch.setattr(chain, "_two_passes", lambda *args: calls.append(1) or two_passes(*args))
+    data = nd.array(w)
+    data.attach_grad()
+    with autograd.record():
+        y = chain.fake_quantize_weight(nd, data, spec, shape, training=True, two_passes=True)
+    y.backward(nd.array(w))
+    assert calls == [1] and np.array_equal(data.grad.asnumpy(), w)
+    assert np.abs(y.asnumpy() - want).max() < 1e-6 and len(np.unique(want)) == 2 ** bits - 1
+
+
 def gradient(spec: QSpec, x: np.ndarray, high: float, **options: Any) -> tuple[np.ndarray, np.ndarray, float]:
     data, top, dy = nd.array(x), nd.array([high]), nd.array(np.random.RandomState(1).randn(*x.shape))
     data.attach_grad()
@@ -142,6 +162,13 @@ def converted(hybrid: bool, **options: Any) -> Any:
     return net
 
 
+@contextmanager
+def net_offline(net: Any) -> Iterator[None]:
+    net.quantize_offline()
+    yield
+    net.quantize_online()
+
+
 MODES = [{}, {"fake_bn": True}, {"quant_type": "group", "clip_gradient": True}, {"start_step": 2}, {"in_width": 4},
          {"quant_type": "channel", "fake_bn": True, "wt_width": 4}]
 
@@ -151,6 +178,32 @@ def test_hybridized_or_not_losses_are_identical(options: dict[str, Any]) -> None
     losses = [steps(converted(hybrid, **options), 5) for hybrid in (False, True)]
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 5
+
+
+@pytest.mark.parametrize("options", [{}, {"fake_bn": True}, {"wt_width": 4}])
+def test_losses_are_identical_with_large_weights_and_evaluation_between_steps(options: dict[str, Any]) -> None:
+    """Evaluation leaves weights in a layout of oneDNN's."""
+    losses = []
+    for hybrid in (False, True):
+        mx.random.seed(2)
+        net = nn.HybridSequential(prefix="net_")
+        with net.name_scope():
+            net.add(nn.Conv2D(64, 3, in_channels=3), nn.BatchNorm(in_channels=64), nn.Activation("relu"),
+                    nn.Conv2D(64, 3, in_channels=64, use_bias=False), nn.BatchNorm(in_channels=64),
+                    nn.Activation("relu"), nn.Dense(300, in_units=64 * 16), nn.Dense(5, in_units=300))
+        net.initialize(mx.init.Xavier(magnitude=2.0))
+        convert_model(net, convert_fn={nn.Conv2D: CONV(in_signed="auto", **options)})
+        qparams_init(net)
+        if hybrid:
+            net.hybridize(static_alloc=True, static_shape=True)
+        seen = []
+        for _ in range(3):
+            seen += steps(net, 2)
+            with net_offline(net):
+                seen.append(float(net(images(seed=9)).sum().asscalar()))
+        losses.append(seen)
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 9 and np.isfinite(losses[0]).all()
 
 
 class Residual(gluon.HybridBlock):

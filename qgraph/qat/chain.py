@@ -13,7 +13,8 @@ has a slow one:
     clipping aware     y = x inside + (fq(x') - x' inside)                inside is 1 for what was not clipped
     learned range      and + h * (range - BlockGrad(range))               h is what dy/drange shall be
 
-There fq is MXNet's quantize and dequantize where they can be had (`in_two_passes`): two passes for seven.
+There fq is MXNet's quantize and dequantize where they can be had (`in_two_passes`): two passes for seven.  They read
+x' in MXNet's own layout, or they would take longer than the seven.
 
 Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.  Tensors of one shape meet in
 elemwise ops by name: + is another op for arrays than for symbols, in another layout, and sums round in another order.
@@ -30,6 +31,7 @@ from qgraph.qat.statistic import amp_is_on, mx
 from qgraph.quant.spec import ROUNDER, QSpec
 
 _TINY = float(np.finfo(np.float32).tiny)
+_TWO_PASSES_PAY = 2**14  # values: for fewer, quantize and dequantize take longer to start than seven passes
 
 
 def step_of(F: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
@@ -61,6 +63,14 @@ def in_two_passes(parameter: Any) -> bool:
     return all(context.device_type == "cpu" for context in contexts) and _rounds_by_onednn()
 
 
+def cut(F: Any, x: Any, two_passes: bool) -> Any:
+    """x without its gradient; for `_two_passes` a copy in MXNet's own layout.
+
+    BlockGrad alone writes where it reads: what is in a layout of oneDNN's it brings into MXNet's and back.
+    """
+    return F.BlockGrad(F.slice(x, begin=(None,), end=(None,)) if two_passes else x)
+
+
 def _two_passes(F: Any, fixed: Any, high: Any, spec: QSpec) -> Any:
     """As `fake_quantize`, by quantize (a range of 255 steps, or 127) and dequantize (255.5, or 127.5).
 
@@ -70,12 +80,13 @@ def _two_passes(F: Any, fixed: Any, high: Any, spec: QSpec) -> Any:
     step = F.maximum(high / spec.qmax, _TINY)
     whole, top = (127, 127.5) if spec.signed else (255, 255.5)
     sign = -1 if spec.signed else 0
-    codes = F.contrib.quantize(fixed, step * (sign * whole), step * whole,
+    flat = F.reshape(fixed, shape=(0, -1))  # images would be transposed, and back
+    codes = F.contrib.quantize(flat, step * (sign * whole), step * whole,
                                out_type="int8" if spec.signed else "uint8")[0]
     if spec.bits < 8:
         codes = F.minimum(codes, spec.qmax)
         codes = F.maximum(codes, spec.qmin) if spec.signed else codes
-    return F.contrib.dequantize(codes, step * (sign * top), step * top)
+    return F.reshape_like(F.contrib.dequantize(codes, step * (sign * top), step * top), fixed)
 
 
 def _inside(F: Any, scaled: Any, spec: QSpec) -> Any:
@@ -84,7 +95,7 @@ def _inside(F: Any, scaled: Any, spec: QSpec) -> Any:
 
 def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: bool = False,
                   clip_gradient: bool = False, learn: str = "", two_passes: bool = False) -> Any:
-    """x -> the nearest values that have a code. fixed: x behind a BlockGrad.  high: (1,), where the range ends.
+    """x -> the nearest values that have a code. fixed: `cut` x.  high: (1,), where the range ends.
 
     learn: "lsq" (arXiv 1902.08153: the step has a gradient, scaled by sqrt(1 / (values * qmax))) or "pact" (arXiv
     1805.06085: the range has the gradient of what it clips).  Both are clipping aware.
@@ -164,8 +175,14 @@ def channel_steps(F: Any, step: Any, spec: QSpec, shape: tuple[int, ...], transp
     return F.reshape(F.repeat(first, repeats=shape[1], axis=1), shape=(-1,))
 
 
-def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high: Any = None) -> Any:
-    """weight -> the nearest values that have a code, in the smallest range that covers it or up to `high`."""
+def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high: Any = None,
+                  two_passes: bool = False) -> Any:
+    """weight -> the nearest values that have a code, in the smallest range that covers it or up to `high`.
+
+    two_passes: whether `_two_passes` can be had, in MXNet's own layout and without a gradient.
+    """
+    if two_passes and spec.granularity == "tensor" and high is None and np.prod(shape) >= _TWO_PASSES_PAY:
+        return _two_passes(F, weight, weight_range(F, weight, spec, shape), spec)
     step, inverse = step_of(F, weight_range(F, weight, spec, shape) if high is None else high, spec)
     scaled = F.broadcast_mul(weight, inverse)
     codes = scaled + ROUNDER - ROUNDER if high is None else _codes(F, scaled, spec)  # a range that covers clips nothing
@@ -173,12 +190,12 @@ def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high
 
 
 def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None,
-                         training: bool = False) -> Any:
+                         training: bool = False, two_passes: bool = False) -> Any:
     """`weight_values` with a gradient. learned: a range with that of LSQ, (1,) per tensor, (groups,) per group, per
     channel as it broadcasts."""
     fixed = F.BlockGrad(weight) if training else weight
     if learned is None:
-        value = weight_values(F, fixed, spec, shape)  # elemwise_add would meet a layout of oneDNN's
+        value = weight_values(F, fixed, spec, shape, two_passes=training and two_passes)  # elemwise_add would meet a layout of oneDNN's
         return F.broadcast_add(weight, F.elemwise_sub(value, fixed)) if training else value
     if spec.granularity == "group":
         learned = _spread(F, learned, shape[0] // spec.groups, len(shape))

@@ -155,12 +155,13 @@ def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[An
     spec = known_spec(block)
     online = state.online and state.args.input_range == "ema" and not state.fixed
     observes = state.observes and state.training
-    fixed = F.BlockGrad(x)
+    two_passes = chain.in_two_passes(state.high)
+    fixed = chain.cut(F, x, two_passes)
     batch = chain.batch_range(F, fixed, spec, rank) if observes or (online and state.quantizes_data) else None
     if state.quantizes_data:
         learn = state.args.input_range if state.args.input_range in LEARNED else ""
         x = chain.fake_quantize(F, x, fixed, batch[0] if online and batch else high, spec, state.training,
-                                state.args.clip_gradient, learn, chain.in_two_passes(state.high))
+                                state.args.clip_gradient, learn, two_passes)
     return x, batch if observes else None
 
 
@@ -174,17 +175,18 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
     if state.quantizes_data and not state.training:
         return whole_forward(self, F, x, weight, bias, input_max, weight_max)
     x, batch = quantized_data(self, F, x, input_max, rank=len(self.weight.shape) - 2)
-    spec, shape = state.weight, self.weight.shape
+    spec, shape, two_passes = state.weight, self.weight.shape, chain.in_two_passes(self.weight)
     assert spec is not None
     if state.bn is not None and state.training and not state.bn.fixed:
         weight = weight if batch is None else tie(F, weight, input_max, batch[0], shape[0])
         y = trained(F, self, x, weight, bias,
-                    (lambda folded: chain.weight_values(F, folded, spec, shape)) if state.enabled else None)
+                    (lambda folded: chain.weight_values(F, folded, spec, shape, two_passes=two_passes))
+                    if state.enabled else None)
         return y if self.act is None else self.act(y)
     if state.bn is not None:
         weight, bias = running(F, state.bn, weight, bias)
     if state.enabled:
-        weight = chain.fake_quantize_weight(F, weight, spec, shape, weight_max, state.training)
+        weight = chain.fake_quantize_weight(F, weight, spec, shape, weight_max, state.training, two_passes)
     if batch is not None:  # here it needs no copy
         weight = tie(F, weight, input_max, batch[0], shape[0])
     return call(self, F, x, weight, bias)
