@@ -85,7 +85,7 @@ def test_the_chain_is_the_one_arithmetic(bits: int, signed: bool) -> None:
         assert np.array_equal(got, fake_quantize(x, qp, "mxnet"))
         assert chain.in_two_passes(gluon.Parameter("p"))
         data = nd.array(x)
-        fast = chain.fake_quantize(nd, data, data, nd.array([high]), spec, True, two_passes=True).asnumpy()
+        fast = chain.straight_through(nd, data, data, nd.array([high]), spec)[0].asnumpy()
         off = np.abs(fast - got) > 1e-6 * (np.abs(x) + high)
         assert off[:20000].sum() <= 1 and np.abs(fast - got).max() < 1.01 * qp.scale  # the others are ties
         assert len(np.unique(got)) > 2 ** bits * 0.9
@@ -123,12 +123,17 @@ def test_large_weights_are_rounded_in_two_passes_to_the_same_values(shape: tuple
     assert np.abs(y.asnumpy() - want).max() < 1e-6 and len(np.unique(want)) == 2 ** bits - 1
 
 
-def gradient(spec: QSpec, x: np.ndarray, high: float, **options: Any) -> tuple[np.ndarray, np.ndarray, float]:
+def in_two_passes(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: bool) -> Any:
+    return chain.straight_through(F, x, chain.cut(F, x, True), high, spec)[0]
+
+
+def gradient(spec: QSpec, x: np.ndarray, high: float, fake_quantize: Any = chain.fake_quantize,
+             **options: Any) -> tuple[np.ndarray, np.ndarray, float]:
     data, top, dy = nd.array(x), nd.array([high]), nd.array(np.random.RandomState(1).randn(*x.shape))
     data.attach_grad()
     top.attach_grad()
     with autograd.record():
-        y = chain.fake_quantize(nd, data, nd.BlockGrad(data), top, spec, training=True, **options)
+        y = fake_quantize(nd, data, nd.BlockGrad(data), top, spec, training=True, **options)
     y.backward(dy)
     return dy.asnumpy(), data.grad.asnumpy(), float(top.grad.asscalar())
 
@@ -139,6 +144,8 @@ def test_gradients() -> None:
     high, spec = 1.5, QSpec(4, False)
     inside = (x >= 0) & (x <= high)
     dy, dx, dh = gradient(spec, x, high)
+    assert np.array_equal(dx, dy) and dh == 0
+    dy, dx, dh = gradient(spec, x, high, fake_quantize=in_two_passes)
     assert np.array_equal(dx, dy) and dh == 0
     dy, dx, dh = gradient(spec, x, high, clip_gradient=True)
     assert np.array_equal(dx, dy * inside) and dh == 0

@@ -89,19 +89,32 @@ def _two_passes(F: Any, fixed: Any, high: Any, spec: QSpec) -> Any:
     return F.reshape_like(F.contrib.dequantize(codes, step * (sign * top), step * top), fixed)
 
 
+def straight_through(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
+    """(`fake_quantize` of x in training, in two passes; the error of rounding)"""
+    error = F.elemwise_sub(_two_passes(F, fixed, F.BlockGrad(high), spec), fixed)
+    return F.elemwise_add(x, error), error
+
+
+def read_again(F: Any, high: Any, error: Any) -> Any:
+    """`high`, (1,). Its readers come behind those of `error`, which MXNet therefore keeps.
+
+    Else the sum of `straight_through` would be written over it, in MXNet's own layout, and the convolutions bring that
+    into oneDNN's, forward and backward.
+    """
+    return F.reshape_like(high, F.slice_axis(F.reshape(error, shape=(-1,)), axis=0, begin=0, end=1))
+
+
 def _inside(F: Any, scaled: Any, spec: QSpec) -> Any:
     return F.elemwise_mul(scaled >= spec.qmin, scaled <= spec.qmax)
 
 
 def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: bool = False,
-                  clip_gradient: bool = False, learn: str = "", two_passes: bool = False) -> Any:
+                  clip_gradient: bool = False, learn: str = "") -> Any:
     """x -> the nearest values that have a code. fixed: `cut` x.  high: (1,), where the range ends.
 
     learn: "lsq" (arXiv 1902.08153: the step has a gradient, scaled by sqrt(1 / (values * qmax))) or "pact" (arXiv
     1805.06085: the range has the gradient of what it clips).  Both are clipping aware.
     """
-    if training and two_passes and not clip_gradient and not learn:
-        return F.elemwise_add(x, F.elemwise_sub(_two_passes(F, fixed, F.BlockGrad(high), spec), fixed))
     step, inverse = step_of(F, F.BlockGrad(high), spec)
     scaled = F.broadcast_mul(fixed, inverse)
     codes = _codes(F, scaled, spec)
@@ -125,10 +138,16 @@ def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: 
     return F.elemwise_add(y, F.reshape_like(product, fixed))
 
 
-def _spread(F: Any, per_group: Any, rows: int, rank: int) -> Any:
-    """(groups,) -> (groups * rows, 1, ...), against a weight of `rank` axes. Weights themselves are never reshaped:
-    MXNet cannot reshape what its convolution has brought into a layout of its own."""
-    return F.reshape(F.repeat(per_group, repeats=rows, axis=0), shape=(-1,) + (1,) * (rank - 1))
+def _broadcasting(F: Any, high: Any, spec: QSpec, shape: tuple[int, ...]) -> Any:
+    """A range per group, (groups,), as it broadcasts against a weight of the shape; others do so as they are.
+
+    Weights themselves are never reshaped: MXNet cannot reshape what its convolution has brought into a layout of its
+    own.
+    """
+    if spec.granularity != "group":
+        return high
+    rows = F.repeat(high, repeats=shape[0] // spec.groups, axis=0)
+    return F.reshape(rows, shape=(-1,) + (1,) * (len(shape) - 1))
 
 
 def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> Any:
@@ -143,7 +162,7 @@ def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> An
     if spec.granularity == "tensor":
         return F.reshape(F.max(size), shape=(1,))
     grouped = F.reshape(F.max(size, axis=0, exclude=True), shape=(spec.groups, -1))
-    return _spread(F, F.max(grouped, axis=1), shape[0] // spec.groups, len(shape))
+    return _broadcasting(F, F.max(grouped, axis=1), spec, shape)
 
 
 def data_codes(F: Any, x: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
@@ -154,10 +173,8 @@ def data_codes(F: Any, x: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
 
 def weight_codes(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None) -> tuple[Any, Any]:
     """(codes, step as it broadcasts against the weight). learned: see `fake_quantize_weight`."""
-    if learned is None:
-        high = weight_range(F, weight, spec, shape)
-    else:
-        high = _spread(F, learned, shape[0] // spec.groups, len(shape)) if spec.granularity == "group" else learned
+    high = (weight_range(F, weight, spec, shape) if learned is None
+            else _broadcasting(F, learned, spec, shape))
     step, inverse = step_of(F, high, spec)
     return _codes(F, F.broadcast_mul(weight, inverse), spec), step
 
@@ -195,10 +212,10 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
     channel as it broadcasts."""
     fixed = F.BlockGrad(weight) if training else weight
     if learned is None:
-        value = weight_values(F, fixed, spec, shape, two_passes=training and two_passes)  # elemwise_add would meet a layout of oneDNN's
+        value = weight_values(F, fixed, spec, shape, two_passes=training and two_passes)
+        # elemwise_add would meet a layout of oneDNN's
         return F.broadcast_add(weight, F.elemwise_sub(value, fixed)) if training else value
-    if spec.granularity == "group":
-        learned = _spread(F, learned, shape[0] // spec.groups, len(shape))
+    learned = _broadcasting(F, learned, spec, shape)
     high = F.BlockGrad(learned)
     value = weight_values(F, fixed, spec, shape, high)
     if not training:

@@ -159,9 +159,14 @@ def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[An
     fixed = chain.cut(F, x, two_passes)
     batch = chain.batch_range(F, fixed, spec, rank) if observes or (online and state.quantizes_data) else None
     if state.quantizes_data:
-        learn = state.args.input_range if state.args.input_range in LEARNED else ""
-        x = chain.fake_quantize(F, x, fixed, batch[0] if online and batch else high, spec, state.training,
-                                state.args.clip_gradient, learn, two_passes)
+        args = state.args
+        high = batch[0] if online and batch else high
+        learn = args.input_range if args.input_range in LEARNED else ""
+        if state.training and two_passes and not args.clip_gradient and not learn:
+            x, error = chain.straight_through(F, x, fixed, high, spec)
+            batch = batch and (chain.read_again(F, batch[0], error), batch[1])
+        else:
+            x = chain.fake_quantize(F, x, fixed, high, spec, state.training, args.clip_gradient, learn)
     return x, batch if observes else None
 
 
