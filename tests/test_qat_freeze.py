@@ -22,6 +22,7 @@ from qgraph.errors import CalibrationError, FormatError, OptionError, Unsupporte
 from qgraph.formats.mxnet_marks import MARK, mark_of, restore  # noqa: E402
 from qgraph.formats.mxnet_sim import lower  # noqa: E402
 from qgraph.ir import Graph, Port  # noqa: E402
+from qgraph.qat import convert_model, qparams_init  # noqa: E402
 from qgraph.quant.spec import QParams  # noqa: E402
 from qgraph.runtimes import executor  # noqa: E402
 
@@ -175,6 +176,34 @@ def test_marks_read_back_exactly() -> None:
     g = marked(mark_of(params))
     assert restore(g) == 1
     assert g.nodes("fake_quantize")[0].quant.key == params.key  # type: ignore[union-attr]
+
+
+class Named(mx.gluon.HybridBlock):  # type: ignore[name-defined,misc]
+    """A convolution in float whose name ends as those of trained layers do where they are written."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix="own_")
+        self.kernel = self.params.get("kernel_codes", shape=(4, 8, 1, 1), init="xavier")
+
+    def hybrid_forward(self, F: Any, x: Any, kernel: Any) -> Any:
+        return F.Convolution(x, kernel, kernel=(1, 1), num_filter=4, no_bias=True, name="fwd_sums")
+
+
+def test_only_what_was_trained_gets_its_name_back(tmp_path: Path) -> None:
+    net = nn.HybridSequential(prefix="net_")
+    with net.name_scope():
+        net.add(nn.Conv2D(8, 3, in_channels=3))
+    net.add(Named())
+    net.initialize()
+    data = mx.nd.random.normal(shape=(2, 3, 8, 8))
+    convert_model(net)
+    qparams_init(net, calib_data=data)
+    net.quantize_offline()
+    net(data)
+    net.export(str(tmp_path / "net"))
+    g = qgraph.load(str(tmp_path / "net-symbol.json"), str(tmp_path / "net-0000.params"))
+    assert {n.name for n in g.nodes("Convolution")} == {"net_conv0_fwd", "own_fwd_sums"}
+    assert {"net_conv0_weight", "own_kernel_codes"} <= set(g.params)
 
 
 GOOD = json.loads(mark_of(QParams(5, True, True, "channel", 0, scale=np.ones(4))))

@@ -43,6 +43,7 @@ def mark_of(params: QParams, codes: bool = False) -> str:
 def restore(g: Graph) -> int:
     """Marked nodes become `fake_quantize` nodes, in place; the number of them. Raises FormatError for a bad mark."""
     marked = [n for n in g.toposort() if n.attrs.get(MARK, CODES) != CODES]
+    renamed: list[Node] = []
     for node in marked:
         text = node.attrs.pop(MARK)
         if not g.inputs(node):
@@ -51,27 +52,28 @@ def restore(g: Graph) -> int:
             g.replace_uses(node, g.inputs(node)[0])
             g.remove(node)
         elif text == BIAS:
-            _restore_bias(g, node)
+            renamed += _restore_bias(g, node)
         else:
-            _restore_quantizer(g, node, text)
+            renamed += _restore_quantizer(g, node, text)
     if marked:
         g.prune()
-        _restore_names(g)
+        _restore_names(g, renamed)
     return sum(node in g for node in marked)
 
 
-def _restore_names(g: Graph) -> None:
+def _restore_names(g: Graph, nodes: list[Node]) -> None:
     """Layers and their parameters are called as before they were written."""
     names = {n.name for n in g.dag}
-    for node in g.toposort():
+    for node in nodes:
         for ending in (SUMS,) if ops.kind(node) == ops.COMPUTE else (CODES_ENDING, BIAS_ENDING):
             own = node.name[:-len(ending)] + ("_bias" if ending == BIAS_ENDING else "")
-            if (ending == SUMS or g.is_param(node)) and node.name.endswith(ending) and own not in names:
+            if node.name.endswith(ending) and own not in names:
                 g.rename(node, own)
                 names.add(own)
 
 
-def _restore_bias(g: Graph, add: Node) -> None:
+def _restore_bias(g: Graph, add: Node) -> list[Node]:
+    """Returns what `_restore_names` looks at; so does `_restore_quantizer`."""
     read = g.inputs(add)
     layer, array = read[0].node, g.param(read[2]) if len(read) == 5 else None
     if add.op != "BatchNorm" or array is None or ops.kind(layer) != ops.COMPUTE or len(g.inputs(layer)) != 2 \
@@ -84,9 +86,10 @@ def _restore_bias(g: Graph, add: Node) -> None:
     layer.attrs["no_bias"] = "False"
     g.replace_uses(add, layer)
     g.remove(add)
+    return [layer, bias]
 
 
-def _restore_quantizer(g: Graph, node: Node, text: str) -> None:
+def _restore_quantizer(g: Graph, node: Node, text: str) -> list[Node]:
     source = g.inputs(node)[0]
     if node.op not in _MARKED:
         raise FormatError(f"{node}: found the attribute {MARK}, which this op does not have")
@@ -103,6 +106,7 @@ def _restore_quantizer(g: Graph, node: Node, text: str) -> None:
     node.attrs.clear()
     g.set_inputs(node, [source])
     node.origin = source.node.origin or (source.node.name,)
+    return [source.node, *(n for n in g.readers(node) if ops.kind(n) == ops.COMPUTE)] if of_codes else []
 
 
 def _parse(node: Node, text: str) -> tuple[QParams, bool]:
