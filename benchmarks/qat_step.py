@@ -5,7 +5,8 @@
 All but eager are hybridized with static memory.  Eager is how quantization-aware training was written for MXNet
 before: not hybridized, one Python call and one wait for a number per layer and batch, an autograd.Function for the
 straight-through estimator; folded, a hook that runs each convolution again for mean and variance, and weights scaled
-by the running ones.  In every round all run in a random order; ratios are medians of those within a round.
+by the running ones.  The Function is followed by a reshape, without which oneDNN builds of MXNet crash or train on
+wrong gradients now and then.  In every round all run in a random order; ratios are medians of those within a round.
 A step is forward, backward, `update_ema` and an SGD update.  Needs gluoncv.  About two minutes.
 """
 
@@ -45,20 +46,24 @@ def eager_style(net: Any, norms: dict[Any, Any]) -> Callable[[], None]:
         def backward(self, dy: Any) -> Any:
             return dy
 
+    def rounded(x: Any, scale: Any, largest: Any = None) -> Any:
+        # a Function reads a gradient in oneDNN's layout from memory that is gone; that of a reshape is in MXNet's
+        return Rounded(scale, largest)(x).reshape(x.shape)
+
     layers: list[Any] = []
 
     def forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
         axes = (0, 2, 3) if len(x.shape) == 4 else (1,)
         self.seen = F.max(F.abs(x), axis=axes).mean().asscalar()
-        x = Rounded(self.seen / 255, self.seen)(x)
+        x = rounded(x, self.seen / 255, self.seen)
         if self in norms:
             gamma, beta, mean, var = (p.data() for p in norms[self].params.values())
             scale = gamma / F.sqrt(var + 1e-5)
             weight = (weight.reshape((len(weight), -1)) * scale.reshape((-1, 1))).reshape(weight.shape)
             bias = beta - mean * scale
-            weight = Rounded(weight.abs().max() / 127)(weight)
+            weight = rounded(weight, weight.abs().max() / 127)
             return F.Convolution(x, weight, bias, **{**self._kwargs, "no_bias": False})
-        return self.plain(F, x, Rounded(weight.abs().max() / 127)(weight), bias)
+        return self.plain(F, x, rounded(weight, weight.abs().max() / 127), bias)
 
     def statistics_of(block: Any, inputs: Any) -> None:
         y = mx.nd.Convolution(inputs[0], block.weight.data(), **block._kwargs)
@@ -113,6 +118,23 @@ def folding(net: Any) -> dict[Any, Any]:
     return pairs
 
 
+def take_statistics(net: Any, images: Any) -> None:
+    """Running statistics of BatchNorms are those of the images. Else what is folded with them fades to denormals."""
+    import mxnet as mx
+    from mxnet.gluon import nn
+
+    norms: list[Any] = []
+    net.apply(lambda block: norms.append(block) if isinstance(block, nn.BatchNorm) else None)
+    momentum = [bn._kwargs["momentum"] for bn in norms]
+    for bn in norms:
+        bn._kwargs["momentum"] = 0
+    with mx.autograd.record():
+        y = net(images)
+    y.backward()
+    for bn, m in zip(norms, momentum):
+        bn._kwargs["momentum"] = m
+
+
 def stepper(name: str, size: int, batch: int, variant: str) -> Callable[[], None]:
     import mxnet as mx
     from gluoncv.model_zoo import get_model
@@ -123,7 +145,9 @@ def stepper(name: str, size: int, batch: int, variant: str) -> Callable[[], None
     mx.random.seed(0)
     net = get_model(name, pretrained=False)
     net.initialize(mx.init.Xavier(magnitude=2.0))
-    net(mx.nd.zeros((1, 3, size, size)))
+    images = mx.nd.random.normal(shape=(batch, 3, size, size))
+    labels = mx.nd.array(np.arange(batch) % 10)
+    take_statistics(net, images)
     update: Callable[[], None] = lambda: None  # noqa: E731
     if variant.startswith("qat"):
         convert_model(net, exclude=[first_convolution(net)],
@@ -137,8 +161,6 @@ def stepper(name: str, size: int, batch: int, variant: str) -> Callable[[], None
         net.hybridize(static_alloc=True, static_shape=True)
     trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.01, "momentum": 0.9})
     loss_of = mx.gluon.loss.SoftmaxCrossEntropyLoss()
-    images = mx.nd.random.normal(shape=(batch, 3, size, size))
-    labels = mx.nd.array(np.arange(batch) % 10)
 
     def step() -> None:
         with mx.autograd.record():
@@ -147,6 +169,8 @@ def stepper(name: str, size: int, batch: int, variant: str) -> Callable[[], None
         update()
         trainer.step(batch, ignore_stale_grad=True)
         mx.nd.waitall()
+        if not np.isfinite(loss.asnumpy()).all():
+            raise SystemExit(f"{name}, {variant}: the loss is {loss.mean().asscalar()}")
 
     return step
 
