@@ -106,6 +106,9 @@ class Run:
         rank, workers = (trainer_rank(trainer) if distributed else (0, 1))
         mine = (data[0][rank::workers], data[1][rank::workers])
         steps = len(mine[1]) // options["batch_size"]
+        if not steps:
+            raise click.UsageError(f"found {len(mine[1])} images to train on, want at least a batch of "
+                                   f"{options['batch_size']} per worker")
         loss_of = mx.gluon.loss.SoftmaxCrossEntropyLoss()
         if self.resumes and self.facts["epochs"]:
             self.net.load_parameters(f"{self.prefix}.params")
@@ -148,9 +151,16 @@ def build(model: str, params: str | None, ctx: Any) -> Any:
     from gluoncv.model_zoo import get_model
 
     mx.random.seed(0)
-    net = get_model(model, pretrained=False, classes=10)
+    try:
+        net = get_model(model, pretrained=False, classes=10)
+    except ValueError:
+        raise click.BadParameter(f"gluoncv.model_zoo has no {model}", param_hint="--model") from None
     if params:
-        net.load_parameters(params, ctx=ctx)
+        try:
+            net.load_parameters(params, ctx=ctx)
+        except (AssertionError, KeyError, ValueError, mx.MXNetError) as error:
+            raise click.BadParameter(f"{params} does not hold {model} with 10 classes: "
+                                     f"{str(error).splitlines()[-1][:120]}", param_hint="--params") from None
     else:
         net.initialize(mx.init.Xavier(magnitude=2.0), ctx=ctx)
     net.hybridize(static_alloc=True, static_shape=True)
@@ -189,7 +199,8 @@ def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_ste
 @click.option("--model", default="cifar_resnet20_v1", show_default=True, help="A name of gluoncv.model_zoo.")
 @click.option("--zoom", default=1, show_default=True, type=click.IntRange(1), help="Pixels become N x N: for models "
               "that are made for larger images, such as the MobileNets.", metavar="N")
-@click.option("--params", metavar="FILE", help="Parameters of the float network, as Gluon saves them.")
+@click.option("--params", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+              help="Parameters of the float network, as Gluon saves them.")
 @click.option("--quant-type", "quant_types", multiple=True, default=("channel", "layer"), show_default=True,
               type=click.Choice(["layer", "group", "channel"]))
 @click.option("--bits", default=4, show_default=True, type=click.IntRange(2, 8), help="Of inputs and weights.")
