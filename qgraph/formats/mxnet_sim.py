@@ -162,6 +162,10 @@ class _Lowering:
         axis = _channel_axis(node)
         if any(reader.op == "BatchNorm" for reader in chain.readers):
             # MXNet would fold it into the weights; and in this layout it computes what Gluon's block does
+            steps = out.param(gamma)
+            if steps is not None and (steps == steps[0]).all():
+                chain.add("_mul_scalar", "scaled", attrs={**mark, "scalar": str(float(steps[0]))})
+                return
             shape = (1, -1, *[1] * (len(ops.attr(node, "kernel")) if node.op != "FullyConnected" else 0))
             shaped = gamma if axis == -1 else Port(out.add("Reshape", [gamma], f"{node.name}_steps_nd", shape=shape))
             chain.add("broadcast_mul", "scaled", shaped, attrs=mark)
