@@ -28,7 +28,7 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
     g, records = opened.graph, list[PassRecord]()
     trained.check_carried(g, target)
     original, executor = g.copy(), runtime("freezing a model", options.runtime)
-    untrained = trained.untrained_layers(g)
+    untrained = trained.untrained_layers(g, target)
     verdicts = trained.verdicts(g, untrained)
     simulated = target.flow == "simulated"
     data, shapes = None, hinted_shapes(g)
@@ -52,7 +52,7 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
         if target.flow == "qdq" or (target.flow == "fused" and not options.fast):
             narrow = any(isinstance(n.quant, QParams) and n.quant.bits < 8 for n in g.dag)
             trained.respecify(g, target)
-            trained.give_weights(g, codes)
+            trained.give_weights(g, codes, untrained)
             # codes of biases are as coarse as those of data and weights together, too coarse below 8 bits
             left_out = {"quantize-between", "share-scales", "signed-residual", *(["quantize-bias"] if narrow else [])}
             quant_steps = tuple(freezing.bind(step, exact=True) for step in quant_steps if step.name not in left_out)

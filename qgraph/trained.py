@@ -87,10 +87,11 @@ def in_float(executor: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def untrained_layers(g: Graph) -> tuple[str, ...]:
-    """Names of the layers that trained in float."""
+def untrained_layers(g: Graph, target: Target) -> tuple[str, ...]:
+    """Names of the layers that stay in float as they trained; for MXNet's kernels those that read floats, too."""
+    needed = 1 if target.flow == "fused" else 2
     return tuple(n.name for n in g.toposort() if ops.kind(n) == ops.COMPUTE
-                 and not any(p.node.op == "fake_quantize" for p in g.inputs(n)[:2]))
+                 and not any(p.node.op == "fake_quantize" for p in g.inputs(n)[:needed]))
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -112,10 +113,10 @@ def take_weights(g: Graph) -> dict[str, tuple[np.ndarray, QParams]]:
     return taken
 
 
-def give_weights(g: Graph, taken: Codes) -> None:
-    """w -> fq(w) with the codes it had, in the scales that the float passes have made of it."""
+def give_weights(g: Graph, taken: Codes, untrained: Sequence[str]) -> None:
+    """w -> fq(w) with the codes it had, in the scales that the float passes have made of it. untrained: stay."""
     for layer in g.toposort():
-        if ops.kind(layer) != ops.COMPUTE:
+        if ops.kind(layer) != ops.COMPUTE or layer.name in untrained:
             continue
         source = g.inputs(layer)[1]
         array = g.param(source)

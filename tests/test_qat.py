@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -619,3 +620,238 @@ def test_the_gradient_of_a_global_average_is_the_same() -> None:
         assert np.allclose(plain, ours, rtol=1e-5, atol=1e-6) and np.abs(plain).max() > 1e-3
     net.enable_quantize()
     assert not qgraph.from_gluon(net).nodes("_mul_scalar")
+
+
+# ---- mistakes and odd uses ------------------------------------------------------------------------------------------
+
+def ranges(net: Any) -> list[float]:
+    return [float(b.qat.high.data().asscalar()) for b in net.collect_quantized_blocks()]
+
+
+def step_of(net: Any, loss_of: Any) -> None:
+    with autograd.record():
+        loss = loss_of()
+    loss.backward()
+    net.update_ema()
+
+
+def test_what_is_no_observation_moves_no_range() -> None:
+    """No zeros while quantization is off, no infinity; ranges that were reset take the next batch's."""
+    net = converted(False)  # hybridized, MXNet sends no gradients at all once parameters were reset
+    qparams_init(net, calib_data=images().asnumpy())
+    before = ranges(net)
+    net.disable_quantize()
+    steps(net, 5)
+    assert ranges(net) == before
+    net.enable_quantize()
+    broken = images()
+    broken[0, 0, 0, 0] = np.inf
+    step_of(net, lambda: (net(broken) ** 2).mean())
+    assert np.isfinite(ranges(net)).all()
+    net.initialize(force_reinit=True)
+    step_of(net, lambda: (net(images()) ** 2).mean())
+    once = ranges(net)
+    step_of(net, lambda: (net(images()) ** 2).mean())
+    assert np.allclose(once, ranges(net), rtol=0.05) and min(once) > 0
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_several_passes_of_one_step_are_averaged(hybrid: bool) -> None:
+    one, two, apart = (converted(hybrid) for _ in range(3))
+    step_of(one, lambda: (one(images()) ** 2).mean())
+    step_of(two, lambda: (two(images()) ** 2).mean() + (two(images()) ** 2).mean())
+    for _ in range(2):  # each with its own backward pass
+        with autograd.record():
+            loss = (apart(images()) ** 2).mean()
+        loss.backward()
+    apart.update_ema()
+    assert np.allclose(ranges(one), ranges(two), rtol=1e-6) and ranges(one) == ranges(apart) and min(ranges(one)) > 0
+
+
+class Outer(gluon.HybridBlock):
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def hybrid_forward(self, F: Any, x: Any, mask: Any = None) -> Any:
+        return F.mean(self.net(x) ** 2)
+
+
+def test_a_part_of_a_hybridized_network_is_refused() -> None:
+    outer = Outer(converted(False))
+    step_of(outer.net, lambda: outer(images()))
+    assert min(ranges(outer.net)) > 0
+    outer.hybridize()
+    with pytest.raises(UnsupportedError, match="convert the outer block"), autograd.record():
+        outer(images())
+    late = Outer(converted(False))
+    late.hybridize()
+    late(images())  # the graph of inference
+    with pytest.raises(OptionError, match="larger hybridized network"):
+        step_of(late.net, lambda: late(images()))
+
+
+def test_update_ema_comes_behind_backward() -> None:
+    net = converted(False)
+    with autograd.record():
+        net(images())
+    with pytest.raises(OptionError, match="after loss.backward"):
+        net.update_ema()
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_an_input_that_is_none_and_one_that_is_a_list(hybrid: bool) -> None:
+    outer = Outer(small_net())
+    convert_model(outer)
+    qparams_init(outer)
+    if hybrid:
+        outer.hybridize()
+    step_of(outer, lambda: outer(images(), None))
+    assert min(ranges(outer)) > 0
+
+
+def test_a_copy_is_a_network_of_its_own() -> None:
+    net = converted(False)  # Gluon cannot copy what is hybridized
+    steps(net, 1)
+    net.quantize_offline()
+    want = net(images()).asnumpy()
+    twin = copy.deepcopy(net)
+    for parameter in net.collect_params(".*weight").values():
+        parameter.set_data(parameter.data() * 0)
+    assert np.array_equal(twin(images()).asnumpy(), want) and not np.array_equal(net(images()).asnumpy(), want)
+
+
+def test_resuming_sets_what_is_delayed(tmp_path: Any) -> None:
+    net = converted(False, start_step=3)
+    steps(net, 4)
+    net.save_parameters(str(tmp_path / "p"))
+    again = converted(False, start_step=3)
+    again.load_parameters(str(tmp_path / "p"))
+    again.qat_control.steps = 4
+    for one in (net, again):
+        one.quantize_offline()
+    assert np.array_equal(net(images()).asnumpy(), again(images()).asnumpy())
+
+
+def test_a_conversion_that_fails_changes_nothing() -> None:
+    net = small_net()
+    net.add(nn.Conv2D(8, 3, in_channels=8, layout="NHWC"))
+    with pytest.raises(UnsupportedError, match="exclude it"):
+        convert_model(net)
+    assert not any(hasattr(b, "qat") for b in net) and not any("input_max" in n for n in net.collect_params())
+    convert_model(net, exclude=[net[-1]])
+    assert len(net.collect_quantized_blocks()) == 4
+
+
+def test_blocks_of_one_weight_round_it_in_one_way() -> None:
+    net = nn.HybridSequential()
+    first = nn.Conv2D(3, 3, padding=1, in_channels=3)
+    net.add(first, nn.Conv2D(3, 3, padding=1, in_channels=3, params=first.params))
+    with pytest.raises(OptionError, match="share their weight"):
+        convert_model(net, custom_fn={net[1]: CONV(wt_width=4)})
+
+
+def test_an_excluded_batchnorm_is_not_folded() -> None:
+    net = small_net()
+    convert_model(net, exclude=[net[1]], convert_fn={nn.Conv2D: CONV(fake_bn=True)})
+    assert net[0].qat.bn is None and "is excluded" in net.qat_control.reasons[net[0].name]
+
+
+def test_two_inputs_are_calibrated_exported_and_frozen(tmp_path: Any) -> None:
+    class Two(gluon.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            with self.name_scope():
+                self.a, self.b = (nn.Conv2D(4, 3, in_channels=3) for _ in range(2))
+
+        def hybrid_forward(self, F: Any, x: Any, y: Any) -> Any:
+            return self.a(x) + self.b(y)
+
+    net, feeds = Two(), {"data0": images().asnumpy(), "data1": images(seed=1).asnumpy()}
+    net.initialize()
+    convert_model(net)
+    qparams_init(net, calib_data=feeds)
+    net.quantize_offline()
+    want = net(*map(nd.array, feeds.values())).asnumpy()
+    net.export(str(tmp_path / "net"))
+    for model in (net, str(tmp_path / "net-symbol.json")):
+        frozen = qgraph.freeze(model, qgraph.FreezeOptions(target="mxnet-sim"))
+        assert np.array_equal(executor(frozen.lowered, "").run(feeds)[0], want)
+
+
+def test_an_op_that_the_reference_does_not_know_can_be_frozen() -> None:
+    class Gate(gluon.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2D(4, 3, in_channels=3)
+
+        def hybrid_forward(self, F: Any, x: Any) -> Any:
+            y = self.conv(x)
+            return y * (y > 0)
+
+    net = Gate()
+    net.initialize()
+    convert_model(net, convert_fn={nn.Conv2D: CONV(in_signed=True)})
+    qparams_init(net)
+    step_of(net, lambda: (net(images()) ** 2).mean())
+    net.quantize_offline()
+    frozen = qgraph.freeze(net, qgraph.FreezeOptions(target="mxnet-sim"))
+    assert frozen.report["departure"] is None
+    assert np.array_equal(executor(frozen.lowered, "").run({"data": images().asnumpy()})[0], net(images()).asnumpy())
+
+
+@pytest.mark.parametrize("target", ["mxnet", "onnx"])
+def test_layers_that_read_floats_are_frozen_for_every_target(target: str) -> None:
+    net = small_net()
+    convert_model(net, convert_fn={nn.Conv2D: CONV(quantize_input=False)})
+    qparams_init(net)
+    steps(net, 1)
+    net.quantize_offline()
+    frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target, isa="vnni" if target == "onnx" else "auto"))
+    got = executor(frozen.lowered, "").run({"data": images().asnumpy()})[0]
+    want = net(images()).asnumpy()
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()  # folded BatchNorms round otherwise
+
+
+@pytest.mark.parametrize(("mistake", "message"), [
+    (lambda: convert_model(small_net(), convert_fn={nn.Conv2D: CONV}), "want a converter"),
+    (lambda: convert_model(small_net(), convert_fn={"Conv2D": CONV()}), "want a type of block"),
+    (lambda: convert_model(small_net(), convert_fn=[CONV()]), "want a dict"),
+    (lambda: convert_model(len), "want a Gluon block"), (lambda: qparams_init(small_net()), "is not converted"),
+    (lambda: CONV(in_width=4.0), "in_width"), (lambda: CONV(start_step=-1), "start_step"),
+    (lambda: CONV(freeze_bn_step="1"), "freeze_bn_step"), (lambda: converted(False).update_ema("0.9"), "momentum"),
+    (lambda: converted(False).update_ema(), "not called under autograd.record")])
+def test_more_mistakes_are_named(mistake: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        mistake()
+
+
+@pytest.mark.parametrize("options", [{"input_range": "lsq"}, {"weight_range": "lsq"}, {"input_range": "pact"}])
+def test_a_learned_range_needs_a_start(options: dict[str, Any]) -> None:
+    net = small_net()
+    convert_model(net, convert_fn={nn.Conv2D: CONV(**options)})
+    net.initialize()
+    with pytest.raises(CalibrationError, match="needs a start"):
+        net(images())
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_shapes_must_be_known(hybrid: bool) -> None:
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(8, 3), nn.Dense(5))
+    net.initialize()
+    convert_model(net)
+    qparams_init(net)
+    if hybrid:
+        net.hybridize()
+    with pytest.raises(OptionError, match="run one batch"):
+        net(images())
+
+
+def test_a_layer_that_is_not_used_is_named() -> None:
+    net = Outer(small_net())
+    net.spare = nn.Conv2D(4, 3, in_channels=3)
+    net.initialize()
+    convert_model(net)
+    with pytest.raises(CalibrationError, match="does not use it: exclude it"):
+        qparams_init(net, calib_data=images().asnumpy())

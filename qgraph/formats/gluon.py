@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = N
     """The graph of a `gluon.HybridBlock` (or SymbolBlock), with its parameters as they are now.
 
     shapes: one shape per input, such as ``(1, 3, 224, 224)``, or one dict of name -> shape. Inputs given without names
-        are called as Gluon's export does: "data", or "data0", "data1", ... Without shapes there is one input.
+        are called as Gluon's export does: "data", or "data0", "data1", ...
     The block keeps its hybridization and its cache. Parameters whose initialization is deferred are initialized by a
     forward pass on zeros of these shapes, as the first use of the block would.
     A block that trained quantized (`qgraph.qat`) gives the graph of its inference in offline mode, with the trained
@@ -36,7 +37,7 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = N
 
         with tracing(block) as found:
             return from_gluon(block, *shapes, tracer=found)
-    inputs = _input_shapes(shapes)
+    inputs = _input_shapes(block, shapes)
     parameters = block.collect_params()
     if any(p._deferred_init for p in parameters.values()):
         if any(shape is None for shape in inputs.values()):
@@ -49,7 +50,7 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = N
                           "initialize() or load_parameters() first")
     variables = [mx.sym.var(name, shape=shape) if shape else mx.sym.var(name) for name, shape in inputs.items()]
     try:
-        outputs = _flatten(block(*variables))
+        outputs = flatten(block(*variables))
     except (AttributeError, TypeError, ValueError, AssertionError, NotImplementedError, mx.MXNetError) as error:
         first_line = str(error).strip().splitlines() or [""]
         raise UnsupportedError(f"from_gluon: {type(block).__name__} cannot be traced with {len(inputs)} symbols as "
@@ -67,9 +68,17 @@ def _trains_quantized(block: Any) -> bool:
     return any(found)
 
 
-def _input_shapes(shapes: tuple[Shape | Mapping[str, Shape], ...]) -> dict[str, tuple[int, ...] | None]:
+def input_names(block: Any) -> list[str]:
+    """As Gluon's export calls them: what ``hybrid_forward`` wants besides parameters of the block."""
+    wanted = list(inspect.signature(type(block).hybrid_forward).parameters.values())[2:]
+    count = sum(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+                and p.name not in block._reg_params for p in wanted)
+    return ["data"] if count <= 1 else [f"data{i}" for i in range(count)]
+
+
+def _input_shapes(block: Any, shapes: tuple[Shape | Mapping[str, Shape], ...]) -> dict[str, tuple[int, ...] | None]:
     if not shapes:
-        return {"data": None}
+        return dict.fromkeys(input_names(block))
     if isinstance(shapes[0], Mapping):
         if len(shapes) > 1:
             raise OptionError("from_gluon: give either one dict of shapes or one shape per input")
@@ -85,7 +94,7 @@ def _input_shapes(shapes: tuple[Shape | Mapping[str, Shape], ...]) -> dict[str, 
     return {name: tuple(shape) for name, shape in named.items()}
 
 
-def _flatten(outputs: Any) -> list[Any]:
+def flatten(outputs: Any) -> list[Any]:
     if isinstance(outputs, (list, tuple)):
-        return [leaf for item in outputs for leaf in _flatten(item)]
+        return [leaf for item in outputs for leaf in flatten(item)]
     return [outputs]

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.qat.converters import nn
-from qgraph.qat.layer import LEARNED, Quantizer
+from qgraph.qat.layer import LEARNED, Quantizer, check_shape
 from qgraph.qat.statistic import mx
 
 METHODS = ("update_ema", "quantize_online", "quantize_offline", "quantize_input", "enable_quantize", "disable_quantize",
            "fix_params", "collect_quantized_blocks", "export")
 _KEY = 1 << 20  # of the averages in a kvstore; its keys are numbers, as those of the Trainer
 _CACHE = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
-_AT_ONCE = 48  # arrays that MXNet's multi_sgd_update takes
 
 
 class Control:
     """State and methods of one converted network.
 
     steps: how often `update_ema` was called, which starts and ends what a layer delays; set it to resume a training.
+    passes: context -> how often the network was called in training since, for one backward pass.
     reasons: name of a block -> why something that was asked for was not done to it.
     sample: the inputs of the last training step, on which `qgraph.freeze` measures what training does not quantize.
     """
 
     def __init__(self, net: Any, reasons: dict[str, str]) -> None:
         self.net, self.reasons = net, reasons
-        self.steps = 0
+        self._steps = 0
+        self.passes: dict[Any, int] = {}
         self.training = False
         self._put_aside: dict[int, dict[str, Any]] = {}
         self.sample: tuple[Any, ...] = ()
         self._in_kvstore: Any = None
-        self._cold: list[Any] = [p for p, _ in self._ranges()]
+        self._started = False
+        self._statistics = [p for p, _ in self._ranges()]
 
     # ---- averages ---------------------------------------------------------------------------------------------------
 
@@ -41,22 +45,46 @@ class Control:
             range <- momentum * range + (1 - momentum) * batch's        the first batch's is taken as it is
 
         Several contexts are averaged.  trainer: one on a distributed kvstore, to average over its workers, too.
+        Of several forward passes before one ``backward()`` it is their mean.
+        What is zero, infinite or no number moves no range.  Raises OptionError if there was no training step.
         """
-        if not 0 <= momentum < 1:
-            raise OptionError(f"momentum: found {momentum}, want 0 <= momentum < 1")
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise OptionError(f"momentum: found {momentum!r}, want a number, 0 <= momentum < 1")
+        if not self.passes:
+            raise OptionError(f"update_ema: {self.net.name} was not called under autograd.record() since the last "
+                              "time. As a part of a larger hybridized network it is not: convert that one")
         moving = self._ranges()
-        batches = self._over_workers([_over_contexts(p.batch) for p, _ in moving], trainer)
-        self._warm(moving, batches)
-        for start in range(0, len(moving), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            _average(moving[part], batches[part], momentum)
+        if moving:
+            if not any(p.sent() for p, _ in moving):
+                raise OptionError("update_ema: no statistic has come back from the network: call it after "
+                                  "loss.backward()")
+            batches = self._over_workers([self._over_contexts(p) / calls for p, calls in moving], trainer)
+            _average([p for p, _ in moving], batches, momentum)
+        for parameter in self._statistics:
+            parameter.forget()
+        self.passes.clear()
         self.steps += 1
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self._steps = count
         self._start_and_end()
 
     def _ranges(self) -> list[tuple[Any, int]]:
         """(parameter of an averaged range, how often the network calls its block), each parameter once."""
-        found = {id(b.qat.high): (b.qat.high, b.qat.calls) for b in self.collect_quantized_blocks() if b.qat.observes}
+        found = {id(b.qat.high): (b.qat.high, b.qat.calls) for b in self.collect_quantized_blocks()
+                 if b.qat.enabled and b.qat.observes}
         return list(found.values())
+
+    def _over_contexts(self, parameter: Any) -> Any:
+        """The mean of what was sent, (1,); 0 if nothing was."""
+        sent = [array / self.passes.get(array.context, 1) for array in parameter.sent()]
+        first = parameter.list_ctx()[0]
+        return sum(array.as_in_context(first) for array in sent) / len(sent) if sent else mx.nd.zeros(1, ctx=first)
 
     def _over_workers(self, batches: list[Any], trainer: Any) -> list[Any]:
         kvstore = getattr(trainer, "_kvstore", None)
@@ -76,22 +104,12 @@ class Control:
         flat /= kvstore.num_workers
         return [flat[i:i + 1] for i in range(len(batches))]
 
-    def _warm(self, moving: list[tuple[Any, int]], batches: list[Any]) -> None:
-        """Ranges that are zero take the first batch's; looked at until there is none."""
-        for (parameter, calls), batch in zip(moving, batches) if self._cold else ():
-            if any(parameter is p for p in self._cold):
-                if not parameter.list_data()[0].asnumpy().any():
-                    parameter.set_data(batch / calls)
-                    if not batch.asnumpy().any():
-                        continue
-                self._cold = [p for p in self._cold if p is not parameter]
-
     def _start_and_end(self) -> None:
         changed = False
         for block in self.collect_quantized_blocks():
             state: Quantizer = block.qat
-            if state.waiting and self.steps >= state.args.start_step:
-                state.waiting, changed = False, True
+            if state.waiting != (waits := self.steps < state.args.start_step):
+                state.waiting, changed = waits, True
             end = state.args.freeze_bn_step
             if state.bn is not None and not state.bn.fixed and end is not None and self.steps >= end:
                 state.bn.fixed = changed = True
@@ -170,6 +188,27 @@ class Control:
         self._put_aside.clear()
         self.net.apply(lambda block: block._clear_cached_op() if hasattr(block, "_clear_cached_op") else None)
 
+    def begin(self, inputs: list[Any], training: bool) -> None:
+        """Before a forward pass."""
+        if not self._started:
+            for block in self.collect_quantized_blocks():
+                check_shape(block)
+            bare = [b.name for b in self.collect_quantized_blocks() for p, learned in (
+                (b.qat.high, is_learned(b.qat)), (b.qat.weight_high, True)) if learned and p is not None
+                and p._data is not None and not p.list_data()[0].asnumpy().any()]
+            if bare:
+                raise CalibrationError(f"{bare[0]}: a learned range needs a start: qparams_init(net, calib_data=...)")
+            self._started = True
+        self.switch(training)
+        if training:
+            context = inputs[0].context
+            if any(parameter.sent(context) for parameter in self._statistics):  # by a backward pass in between
+                self.passes.pop(context, None)
+                for parameter in self._statistics:
+                    parameter.forget(context)
+            self.passes[context] = self.passes.get(context, 0) + 1
+            self.sample = tuple(inputs)
+
     def switch(self, training: bool) -> None:
         """Training and inference have graphs of their own: the one not in use is put aside."""
         if training == self.training:
@@ -190,20 +229,15 @@ class Control:
         self.net.apply(swap)
 
 
-def _over_contexts(batches: list[Any]) -> Any:
-    if len(batches) == 1:
-        return batches[0]
-    return sum(b.as_in_context(batches[0].context) for b in batches) / len(batches)
-
-
-def _average(moving: list[tuple[Any, int]], batches: list[Any], momentum: float) -> None:
-    """As one op per context: value <- (1 - rate) value + rate batch / calls, which is what an SGD update computes."""
-    for context in moving[0][0].list_ctx():
-        values = [p.data(context) for p, _ in moving]
-        pairs = [array for value, batch in zip(values, batches) for array in (value, batch.as_in_context(context))]
-        mx.nd.multi_sgd_update(*pairs, lrs=[(1 - momentum) / calls for _, calls in moving],
-                               wds=[float(calls) for _, calls in moving], rescale_grad=-1.0, num_weights=len(values),
-                               out=values)
+def _average(moving: list[Any], batches: list[Any], momentum: float) -> None:
+    """See `Control.update_ema`; all ranges at once, and without waiting for a number."""
+    for context in moving[0].list_ctx():
+        values = [parameter.data(context) for parameter in moving]
+        old = mx.nd.concat(*values, dim=0)
+        new = mx.nd.concat(*[b.as_in_context(context) for b in batches], dim=0)
+        new = mx.nd.where((new > 0) * (new < np.inf), new, old)
+        rate = mx.nd.where(old > 0, mx.nd.ones_like(old) * (1 - momentum), mx.nd.ones_like(old))
+        mx.nd.split(old + rate * (new - old), num_outputs=len(values), axis=0, out=values)
 
 
 def require_ranges(blocks: list[Any]) -> None:
@@ -212,7 +246,8 @@ def require_ranges(blocks: list[Any]) -> None:
             if b.qat.high is not None and (b.qat.high._data is None or not b.qat.high.list_data()[0].asnumpy() > 0)]
     if bare:
         raise CalibrationError(f"no range for the input of {', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}"
-                               " yet: train with net.update_ema(), or qparams_init(net, calib_data=...)")
+                               " yet: train with net.update_ema(), or qparams_init(net, calib_data=...); exclude what "
+                               "is never used or, where unsigned, never positive")
 
 
 def is_learned(state: Quantizer) -> bool:

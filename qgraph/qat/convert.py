@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, UnsupportedError
+from qgraph.formats.gluon import flatten
 from qgraph.qat.control import METHODS, Control
-from qgraph.qat.converters import DEFAULT_CONVERT_FN, Converter, bypass_bn, nn
+from qgraph.qat.converters import DEFAULT_CONVERT_FN, STAYS, Converter, bypass_bn, is_converter, nn
 from qgraph.qat.fake_bn import PairedBN
 from qgraph.qat.layer import Quantizer, decide_sign
 from qgraph.qat.network import Network, examine
@@ -31,8 +32,12 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
     convert_fn: type of block -> converter, in addition to `converters.DEFAULT_CONVERT_FN`; None leaves a type alone.
     custom_fn: block, name or glob -> converter, for single layers: other bit widths, for example.
     The network gets the methods of `control.Control`.  ``net.qat_control.reasons`` says what was not done, and why.
-    Raises OptionError for an exclusion that matches nothing and for a network that is converted already.
+    Make the Trainer afterwards, where ranges are learned.
+    Raises OptionError for an exclusion that matches nothing and for a network that is converted already, and what the
+    converters raise; the network then is as it was.
     """
+    if not isinstance(net, mx.gluon.Block):
+        raise OptionError(f"convert_model: found a {type(net).__name__}, want a Gluon block")
     if isinstance(getattr(net, "qat_control", None), Control):
         raise OptionError(f"{net.name}: is converted already")
     if amp_is_on():
@@ -43,31 +48,77 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
                 for inner in _blocks(block)}
     custom = {id(block): fn for item, fn in (custom_fn or {}).items()
               for block in _named(net, blocks, item, "custom_fn")}
-    table = {**DEFAULT_CONVERT_FN, **(convert_fn or {})}
+    _checked(custom_fn, "custom_fn")
+    table = {**DEFAULT_CONVERT_FN, **_checked(convert_fn, "convert_fn")}
     network = examine(net)
     norms = {b.gamma.name: b for b in blocks if isinstance(b, nn.BatchNorm)}
     chosen = [(b, custom.get(id(b), _converter(b, table))) for b in blocks if id(b) not in excluded]
     folds = any(getattr(getattr(fn, "args", None), "fake_bn", False) for _, fn in chosen)
     reasons: dict[str, str] = {}
-    for block, fn in chosen:
-        if fn is None or (fn is bypass_bn and folds):  # with fake_bn those go that are folded, and no others
-            continue
-        fn(block)
-        state = getattr(block, "qat", None)
-        if isinstance(state, Quantizer) and state.weight is not None:
-            _tell(block, state, network, norms, reasons)
-    states = [b.qat for b in blocks if isinstance(getattr(b, "qat", None), Quantizer)]
-    if not states:
-        raise OptionError(f"{net.name}: no layer to quantize among its {len(blocks)} blocks; want a network of Gluon "
-                          "layers (a SymbolBlock, as imported from files, has none)")
+    with _all_or_nothing(blocks):
+        for block, fn in chosen:
+            if fn is None or (fn is bypass_bn and folds):  # with fake_bn those go that are folded, and no others
+                continue
+            fn(block)
+            state = getattr(block, "qat", None)
+            if isinstance(state, Quantizer) and state.weight is not None:
+                _tell(block, state, network, norms, excluded, reasons)
+        states = [b.qat for b in blocks if isinstance(getattr(b, "qat", None), Quantizer)]
+        if not states:
+            raise OptionError(f"{net.name}: no layer to quantize among its {len(blocks)} blocks; want a network of "
+                              "Gluon layers (a SymbolBlock, as imported from files, has none)")
+        _check_shared(blocks)
+    for block in blocks:
+        for why in (why for cls, why in STAYS.items() if isinstance(block, cls) and id(block) not in excluded):
+            reasons[block.name] = f"it stays in float: {why}"
+            log.warning("%s: %s", block.name, reasons[block.name])
     net.qat_control = Control(net, reasons)
     for method in METHODS:
         setattr(net, method, getattr(net.qat_control, method))
-    net.forward = _forward_by_mode(net)
+    net.qat_forward, net.forward = net.forward, MethodType(_forward_by_mode, net)
     for block in blocks:
         if isinstance(block, nn.GlobalAvgPool2D):
             _in_plain_layout(block, states[0])
     return net
+
+
+def _checked(table: Any, option: str) -> Mapping[Any, Converter | None]:
+    if not isinstance(table or {}, Mapping):
+        raise OptionError(f"{option}: found a {type(table).__name__}, want a dict of what to convert -> converter")
+    for key, fn in (table or {}).items():
+        if option == "convert_fn" and not isinstance(key, type):
+            raise OptionError(f"{option}: found the key {key!r}, want a type of block, such as nn.Conv2D")
+        if fn is not None and not is_converter(fn):
+            raise OptionError(f"{option}: found {getattr(fn, '__name__', fn)!r} for {getattr(key, '__name__', key)!r}, "
+                              "want a converter, such as gen_conv2d_converter()")
+    return table or {}
+
+
+@contextmanager
+def _all_or_nothing(blocks: list[Any]) -> Iterator[None]:
+    """If something is raised within, the blocks are what they were."""
+    before = [(block, dict(vars(block)), dict(block._reg_params), dict(block.params._params)) for block in blocks]
+    try:
+        yield
+    except Exception:
+        for block, attributes, registered, parameters in before:
+            for now, then in ((block._reg_params, registered), (block.params._params, parameters),
+                              (vars(block), attributes)):
+                now.clear()
+                now.update(then)
+        raise
+
+
+def _check_shared(blocks: list[Any]) -> None:
+    """OptionError for blocks that share a weight and would round it in different ways."""
+    seen: dict[int, Any] = {}
+    for block in blocks:
+        state = getattr(block, "qat", None)
+        if isinstance(state, Quantizer) and state.weight is not None:
+            first = seen.setdefault(id(block.weight), block)
+            if (first.qat.weight, first.qat.args.weight_range) != (state.weight, state.args.weight_range):
+                raise OptionError(f"{first.name} and {block.name} share their weight, and are to quantize it in "
+                                  "different ways: give them the same converter")
 
 
 def _in_plain_layout(pool: Any, state: Quantizer) -> None:
@@ -76,15 +127,16 @@ def _in_plain_layout(pool: Any, state: Quantizer) -> None:
     oneDNN gives the gradient of a global average in a layout of its own.  Sums hand it on to the BatchNorms of residual
     blocks, whose fast kernel does not take it: a step of a small ResNet takes half as long again.
     """
-    forward = pool.hybrid_forward
-
     def multiplied(self: Any, F: Any, x: Any) -> Any:
-        return forward(F, x * 1 if state.training and state.tracer is None else x)
+        state: Quantizer = self.qat_of_network
+        return self.qat_forward(F, x * 1 if state.training and state.tracer is None else x)
 
+    pool.qat_forward, pool.qat_of_network = pool.hybrid_forward, state
     pool.hybrid_forward = MethodType(multiplied, pool)
 
 
-def _tell(block: Any, state: Quantizer, network: Network, norms: dict[str, Any], reasons: dict[str, str]) -> None:
+def _tell(block: Any, state: Quantizer, network: Network, norms: dict[str, Any], excluded: set[int],
+          reasons: dict[str, str]) -> None:
     """What the graph says about a converted layer: calls, sign of its input, the BatchNorm to fold."""
     state.calls = max(len(network.layers.get(block.weight.name, [])), 1)
     if (positive := network.nonnegative(block)) is not None:
@@ -92,6 +144,8 @@ def _tell(block: Any, state: Quantizer, network: Network, norms: dict[str, Any],
     if not state.args.fake_bn:
         return
     gamma, why = network.bn_behind(block)
+    if gamma in norms and id(norms[gamma]) in excluded:
+        gamma, why = "", f"its BatchNorm {norms[gamma].name} is excluded"
     if gamma not in norms:
         reasons[block.name] = f"no BatchNorm is folded into it: {why or 'its BatchNorm is no block of the network'}"
         log.warning("%s: %s", block.name, reasons[block.name])
@@ -139,22 +193,20 @@ def _converter(block: Any, table: Mapping[Any, Converter | None]) -> Converter |
     return None
 
 
-def _forward_by_mode(net: Any) -> Any:
+def _forward_by_mode(self: Any, *inputs: Any) -> Any:
     """The network's forward pass with the graph that training, or inference, wants."""
-    forward = net.forward
-
-    def by_mode(*inputs: Any) -> Any:
-        if all(isinstance(x, mx.nd.NDArray) for x in inputs):
-            training = mx.autograd.is_recording() or mx.autograd.is_training()
-            net.qat_control.switch(training)
-            if training:
-                net.qat_control.sample = inputs
-                if not net._active:
-                    with _sums_as_traced():
-                        return forward(*inputs)
-        return forward(*inputs)
-
-    return by_mode
+    control: Control = self.qat_control
+    training = mx.autograd.is_recording() or mx.autograd.is_training()
+    arrays = [x for x in flatten(inputs) if isinstance(x, mx.nd.NDArray)]
+    if arrays:
+        control.begin(arrays, training)
+        if training and not getattr(self, "_active", False):
+            with _sums_as_traced():
+                return self.qat_forward(*inputs)
+    elif training and not any(b.qat.tracer for b in control.collect_quantized_blocks()):
+        raise UnsupportedError(f"{self.name} trains quantized, and is part of a hybridized block, where it cannot tell "
+                               "training from inference: convert the outer block, or hybridize only what is inside")
+    return self.qat_forward(*inputs)
 
 
 _PATCH = threading.RLock()

@@ -17,14 +17,14 @@ from qgraph.qat.statistic import mx
 Converter = Callable[[Any], None]
 nn = mx.gluon.nn
 
-_CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTranspose, nn.Conv3DTranspose)
+_CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTranspose)
 _POSITIVE = ("relu", "sigmoid", "softrelu")
 
 
 def gen_conv2d_converter(quantize_input: bool = True, in_signed: bool | str = False, in_width: int = 8,
                          wt_width: int = 8, quant_type: str = "layer", fake_bn: bool = False,
                          **more: Any) -> Converter:
-    """For convolutions of any rank, transposed ones too. more: the other fields of `layer.QuantizeArgs`."""
+    """For convolutions of any rank, transposed ones of up to two. more: the other fields of `layer.QuantizeArgs`."""
     args = QuantizeArgs(quantize_input, in_signed, in_width, wt_width, quant_type, fake_bn, **more)
 
     def convert(block: Any) -> None:
@@ -77,7 +77,8 @@ def gen_act_converter(width: int = 8, quantize_act: bool = True, **more: Any) ->
         if not isinstance(block, nn.Activation):
             raise OptionError(f"{block.name}: found a {type(block).__name__}, want an Activation")
         args = QuantizeArgs(quantize_act, block._act_type not in _POSITIVE, width, **more)
-        state = Quantizer(args, block.hybrid_forward, args.input_spec() if quantize_act else None)
+        state = Quantizer(args, block.hybrid_forward, args.input_spec() if quantize_act else None,
+                          waiting=args.start_step > 0)
         layer.convert(block, layer.activation_forward, state)
 
     return convert
@@ -105,6 +106,17 @@ def bypass_bn(block: Any) -> None:
 
     block.hybrid_forward = MethodType(forward, block)
     block._clear_cached_op()
+
+
+STAYS = {  # type of block -> why it stays in float
+    mx.gluon.SymbolBlock: "it is a SymbolBlock, whose layers have no blocks of their own",
+    nn.Conv3DTranspose: "MXNet 1.9.1 has no gradient of its weight where that is computed",
+}
+
+
+def is_converter(fn: Any) -> bool:
+    """Whether it can be one: what makes converters is none."""
+    return callable(fn) and fn not in (gen_conv2d_converter, gen_dense_converter, gen_act_converter)
 
 
 DEFAULT_CONVERT_FN: dict[Any, Converter | None] = {

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from qgraph.calibration import collect
-from qgraph.errors import CalibrationError
+from qgraph.errors import CalibrationError, OptionError
 from qgraph.options import FreezeOptions
 from qgraph.qat.control import is_learned
-from qgraph.qat.layer import Quantizer, decide_sign
+from qgraph.qat.layer import Quantizer, check_shape, decide_sign
 from qgraph.qat.statistic import mx
 
 
@@ -21,6 +21,8 @@ def qparams_init(net: Any, calib_data: Any = None, calib: str = "naive", num_cal
     are calibrated first, with the method `calib` of `qgraph freeze`, on the float network, and inputs of signedness
     "auto" are signed if something negative was seen.  Learned ranges ("lsq", "pact") need data.
     """
+    if not hasattr(net, "collect_quantized_blocks"):
+        raise OptionError(f"qparams_init: {getattr(net, 'name', net)} is not converted: call convert_model(net) first")
     blocks = net.collect_quantized_blocks()
     contexts = next((p.list_ctx() for p in net.collect_params().values() if p._data is not None), None)
     for block in blocks:
@@ -56,12 +58,16 @@ def _observed(net: Any, blocks: list[Any], calib_data: Any, calib: str, num_cali
         for block in blocks:
             if block.qat.spec is not None and block.qat.spec.bits == width:
                 entries = [table.entries[port.key] for name, port in ports.items() if name[0] == block.name]
+                if not entries:
+                    raise CalibrationError(f"{block.name}: the network's forward pass does not use it: exclude it")
                 yield block, min(e.low for e in entries), max(e.high for e in entries)
 
 
 def _start_weight_range(block: Any) -> None:
     """LSQ begins with the step 2 mean|w| / sqrt(qmax) (arXiv 1902.08153, section 2.1), per scale."""
     parameter, spec = block.qat.weight_high, block.qat.weight
+    if parameter is not None:
+        check_shape(block)
     if parameter is None or parameter.list_data()[0].asnumpy().any():
         return
     size = np.abs(block.weight.list_data()[0].asnumpy())

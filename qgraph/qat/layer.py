@@ -49,9 +49,13 @@ class QuantizeArgs:
             "input_range": ("ema", *LEARNED), "weight_range": ("minmax", "lsq"),
             "in_width": tuple(range(2, 9)), "wt_width": tuple(range(2, 9))}
         for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise OptionError(f"{name}: found {getattr(self, name)!r}, want one of "
-                                  f"{', '.join(map(str, values))}")
+            found = getattr(self, name)
+            if not any(found is value or (found == value and type(found) is type(value)) for value in values):
+                raise OptionError(f"{name}: found {found!r}, want one of {', '.join(map(str, values))}")
+        for name in ("start_step", "freeze_bn_step"):
+            count = getattr(self, name)
+            if not (isinstance(count, int) and count >= 0) and not (count is None and name == "freeze_bn_step"):
+                raise OptionError(f"{name}: found {count!r}, want a whole number of updates")
 
     def input_spec(self) -> QSpec:
         return QSpec(bits=self.in_width, signed=None if self.in_signed == "auto" else bool(self.in_signed))
@@ -121,6 +125,12 @@ def add_learned_weight_range(block: Any, count: int) -> None:
         shape = tuple(count if d == spec.axis else 1 for d in range(rank))
     parameter = mx.gluon.Parameter(block.params.prefix + "weight_max", shape=shape, init="zeros")
     block.qat.weight_high = register(block, "weight_max", parameter)
+
+
+def check_shape(block: Any) -> None:
+    if block.qat.weight is not None and not all(d > 0 for d in block.weight.shape or (0,)):
+        raise OptionError(f"{block.name}: the shape of its weight is not known yet: run one batch through the network "
+                          "before convert_model")
 
 
 def check_dtype(block: Any) -> None:

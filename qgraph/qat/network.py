@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 from qgraph import ops
 from qgraph.errors import UnsupportedError
+from qgraph.formats.gluon import flatten, input_names
 from qgraph.formats.mxnet import load
 from qgraph.integers import nonnegative
 from qgraph.ir import Graph, Node, Port
@@ -79,26 +79,17 @@ def examine(net: Any) -> Network:
     return found
 
 
-def input_names(net: Any) -> list[str]:
-    """As Gluon's export calls them: what ``hybrid_forward`` wants besides parameters of the block."""
-    wanted = list(inspect.signature(type(net).hybrid_forward).parameters.values())[2:]
-    count = sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in net._reg_params for p in wanted)
-    return ["data"] if count <= 1 else [f"data{i}" for i in range(count)]
-
-
 def trace(net: Any) -> Any:
     """The network as one symbol."""
     if not isinstance(net, mx.gluon.HybridBlock):
         raise UnsupportedError(f"the network is a {type(net).__name__}, of which there is no graph (want a "
                                "gluon.HybridBlock)")
     try:
-        outputs = _flatten(net.forward(*[mx.sym.var(name) for name in input_names(net)]))
-    except (AttributeError, TypeError, ValueError, AssertionError, NotImplementedError, mx.MXNetError) as error:
+        outputs = flatten(net.forward(*[mx.sym.var(name) for name in input_names(net)]))
+    except (AttributeError, LookupError, TypeError, ValueError, AssertionError, NotImplementedError,
+            mx.MXNetError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise UnsupportedError(f"{type(net).__name__} cannot be traced with symbols: {type(error).__name__}: "
                                f"{first_line}") from error
     return outputs[0] if len(outputs) == 1 else mx.sym.Group(outputs)
 
-
-def _flatten(outputs: Any) -> list[Any]:
-    return [leaf for item in outputs for leaf in _flatten(item)] if isinstance(outputs, (list, tuple)) else [outputs]

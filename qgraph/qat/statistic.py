@@ -41,10 +41,16 @@ class Statistic(mx.gluon.Parameter):  # type: ignore[name-defined,misc]
         self._grad = [mx.nd.zeros_like(array) for array in self._data]
         mx.autograd.mark_variables(self._data, self._grad, "write")
 
-    @property
-    def batch(self) -> list[Any]:
-        """What the last backward pass sent, per context."""
-        return self._grad or []
+    def sent(self, context: Any = None) -> list[Any]:
+        """What the last backward pass sent since `forget`, per context (or in the one given)."""
+        return [sent for data, sent in zip(self._data or [], self._grad or [])
+                if data._fresh_grad and context in (None, data.context)]
+
+    def forget(self, context: Any = None) -> None:
+        """What was sent until now is old."""
+        for data in self._data or []:
+            if context in (None, data.context):
+                data._fresh_grad = False
 
 
 def register(block: Any, attribute: str, parameter: Any) -> Any:
