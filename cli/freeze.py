@@ -75,13 +75,18 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose)
-    from qgraph.freezing import check_output, freeze_all, report_text
-    from qgraph.models import default_prefix
+    from qgraph.files import check_output
+    from qgraph.freezing import freeze_all, report_text
+    from qgraph.models import default_prefix, find_symbol
     from qgraph.options import FreezeOptions
+    from qgraph.targets import SUFFIXES, get_target
 
     wanted = [FreezeOptions(target=target, **flags) for target in dict.fromkeys(targets)]
     prefix = wanted[0].output or default_prefix(model)
-    check_output(model, prefix)
+    for target in targets:
+        prefix = prefix.removesuffix(SUFFIXES[get_target(target).flow])
+    check_output(prefix, [f"{prefix}-symbol.json", f"{prefix}-0000.params"],
+                 [find_symbol(model)[0], *([wanted[0].params] if wanted[0].params else [])])
     with console.Bars() as bars:
         frozen, paths = freeze_all(model, wanted, prefix, progress=bars)
     for found in frozen:

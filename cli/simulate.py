@@ -91,8 +91,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
       qgraph simulate net --data val.rec --skip ::10 --preprocess imagenet --grid original
     """
     console.set_up(quiet, verbose, passes=False)
-    from qgraph.files import Content, write_files
-    from qgraph.freezing import check_output
+    from qgraph.files import Content, check_output, write_files
     from qgraph.models import find_symbol
     from qgraph.options import FreezeOptions
     from qgraph.simulation import PRESETS, grid, simulate
@@ -110,7 +109,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
         axes["winograd"] = tuple(part.upper() if part != "none" else part for part in axes["winograd"])
         strategies = grid(**axes)
     prefix = output or find_symbol(model)[1] + "-simulated"
-    check_output(model, prefix)
+    check_output(prefix, [f"{prefix}.json"], [find_symbol(model)[0]])
     kept = None if restart else _finished(f"{prefix}.json")
     if plot:
         need_matplotlib()

@@ -17,7 +17,7 @@ import numpy as np
 
 from qgraph import floatcheck
 from qgraph.errors import OptionError, QGraphError
-from qgraph.files import write_files
+from qgraph.files import check_output, write_files
 from qgraph.formats.ncnn import to_ncnn
 from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx import to_onnx
@@ -126,19 +126,6 @@ def destination(model: Any, to: str, output: str | None = None) -> str:
         output = output[: -len(_SUFFIXES[to])]
     check_output(output, [output + _SUFFIXES[to]], [symbol])
     return output
-
-
-def check_output(prefix: str, files: Sequence[str], source: Sequence[str]) -> None:
-    """The folder of these files is there and may be written, and none of them is the model itself."""
-    folder = os.path.dirname(prefix) or "."
-    if not os.path.isdir(folder):
-        raise OptionError(f"--output {prefix}: the folder {folder} does not exist; create it first")
-    if not os.path.basename(prefix):
-        raise OptionError(f"--output {prefix}: this is a folder, want a prefix for files, such as {prefix}model")
-    if not os.access(folder, os.W_OK):
-        raise OptionError(f"--output {prefix}: no permission to write in the folder {folder}")
-    if {os.path.realpath(path) for path in files} & {os.path.realpath(path) for path in source}:
-        raise OptionError(f"--output {prefix}: would overwrite the model itself, want another prefix")
 
 
 def find_output(g: Graph, text: str) -> Port:

@@ -7,13 +7,27 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Callable, Union
 
-from qgraph.errors import QGraphError
+from qgraph.errors import OptionError, QGraphError
 
 Content = Union[bytes, str, Callable[[BinaryIO], None]]
+
+
+def check_output(prefix: str, files: Sequence[str], source: Sequence[str]) -> None:
+    """The folder of these files is there and may be written, and none of them is the model itself."""
+    folder = os.path.dirname(prefix) or "."
+    if not os.path.isdir(folder):
+        raise OptionError(f"--output {prefix}: the folder {folder} does not exist; create it first")
+    if os.path.basename(prefix) in ("", ".", "..") or os.path.isdir(prefix):
+        raise OptionError(f"--output {prefix}: this is a folder, want a prefix for files, such as "
+                          f"{os.path.join(prefix, 'model-int8')}")
+    if not os.access(folder, os.W_OK):
+        raise OptionError(f"--output {prefix}: no permission to write in the folder {folder}")
+    if {os.path.realpath(path) for path in files} & {os.path.realpath(path) for path in source}:
+        raise OptionError(f"--output {prefix}: would overwrite the model itself, want another prefix")
 
 
 def write_files(files: Mapping[str, Content]) -> None:

@@ -16,7 +16,7 @@ from qgraph import floatcheck, report, targets, trained
 from qgraph.calibdata import find_data, sample
 from qgraph.data import Data
 from qgraph.errors import OptionError
-from qgraph.files import Content, write_files
+from qgraph.files import Content, check_output, write_files
 from qgraph.formats.ncnn import to_ncnn
 from qgraph.formats.ncnn_model import NcnnModel, folded_graph
 from qgraph.formats.onnx import to_onnx
@@ -29,7 +29,6 @@ from qgraph.ir import Graph
 from qgraph.models import (
     Model,
     default_prefix,
-    find_symbol,
     inputs_of,
     is_frozen_op,
     open_model,
@@ -51,13 +50,17 @@ log = logging.getLogger("qgraph")
 
 @dataclass
 class Frozen:
-    """A frozen model. graph: with fake_quantize nodes; lowered: in the target's ops; report: plain data, as JSON."""
+    """A frozen model. graph: with fake_quantize nodes; lowered: in the target's ops; report: plain data, as JSON.
+
+    source: the files that the float model came from, which are not overwritten.
+    """
 
     graph: Graph
     lowered: Graph | OnnxModel | NcnnModel | TengineModel
     table: CalibrationTable | None = field(repr=False)
     report: dict[str, Any] = field(repr=False)
     default_prefix: str = ""
+    source: tuple[str, ...] = ()
 
     def files(self, prefix: str) -> dict[str, Content]:
         found = model_files(self.lowered, prefix)
@@ -72,6 +75,7 @@ class Frozen:
         if not base:
             raise OptionError("save: give a prefix for the files")
         files = self.files(base)
+        check_output(base, list(files), self.source)
         write_files(files)
         return list(files)
 
@@ -87,6 +91,8 @@ class Frozen:
         mx = import_mxnet("Frozen.module")
         names = inputs_of(self.lowered)
         by_name = shapes if isinstance(shapes, dict) else {names[0]: shapes}
+        if any(isinstance(shape, str) or not isinstance(shape, Sequence) for shape in by_name.values()):
+            raise OptionError(f"module: found {shapes!r}, want a shape such as (1, 3, 224, 224), or name -> shape")
         if missing := [name for name in names if name not in by_name]:
             raise OptionError(f"module: want a shape for every input, found none for {', '.join(missing)}")
         symbol, arg, aux = to_mxnet(self.lowered)
@@ -135,6 +141,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if online and (calib_table is not None or options.calib_table is not None):
         raise OptionError(f"--calib {ONLINE}: takes the ranges from the batch that is run, and no --calib-table")
     refuse_frozen(opened)
+    if (calib_table is not None or options.calib_table is not None) and options.calib != FreezeOptions.calib:
+        raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table; leave one of them out")
     given = calib_table if calib_table is not None else options.calib_table
     if isinstance(given, (str, os.PathLike)):
         given = CalibrationTable.load(given)
@@ -184,7 +192,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if isinstance(lowered, TengineModel):
         checks["tengine"] = tengine_facts(g, lowered, table, None if first is None else {
             name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in first.feeds.items()})
-    frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
+    frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "", opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
         records=records, findings=[f for step in after for f in getattr(step, "findings", ())],
@@ -224,6 +232,13 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
 
     Its ranges are chosen for the codes of the targets, or, where these differ, for what a tensor's signs allow.
     """
+    writers: dict[str, str] = {}
+    for options in wanted:  # before minutes of work
+        pipeline(options)
+        suffix = targets.SUFFIXES[targets.get_target(options.target).flow]
+        if writers.setdefault(suffix, options.target) != options.target:
+            raise OptionError(f"--target {options.target}: writes {prefix}{suffix}, as another target does; freeze it "
+                              "on its own with another --output")
     kinds = {_signed(options) for options in wanted}
     signed = kinds.pop() if len(kinds) == 1 else None
     frozen: list[Frozen] = []
@@ -235,10 +250,8 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
         for path, content in frozen[-1].files(prefix).items():
             if path.endswith(".report.json") and len(wanted) > 1:
                 path = f"{prefix}.{options.target}.report.json"
-            elif path in files and not path.endswith(".calib.json"):
-                raise OptionError(f"--target {options.target}: writes {path}, as another target does; freeze it on its "
-                                  "own with another --output")
             files[path] = content
+    check_output(prefix, list(files), frozen[0].source)
     write_files(files)
     return frozen, list(files)
 
@@ -272,19 +285,6 @@ def model_files(lowered: Graph | OnnxModel | NcnnModel | TengineModel, prefix: s
     from qgraph.formats.mxnet import checkpoint_files
 
     return checkpoint_files(lowered, prefix)
-
-
-def check_output(model: str, prefix: str) -> None:
-    """Before minutes of work: the folder is there and may be written, and the model itself is not overwritten."""
-    folder = os.path.dirname(prefix) or "."
-    if not os.path.isdir(folder):
-        raise OptionError(f"--output {prefix}: the folder {folder} does not exist; create it first")
-    if not os.path.basename(prefix):
-        raise OptionError(f"--output {prefix}: this is a folder, want a prefix for files, such as {prefix}model-int8")
-    if not os.access(folder, os.W_OK):
-        raise OptionError(f"--output {prefix}: no permission to write in the folder {folder}")
-    if os.path.realpath(f"{prefix}-symbol.json") == os.path.realpath(find_symbol(model)[0]):
-        raise OptionError(f"--output {prefix}: would overwrite the model itself, want another prefix")
 
 
 def refuse_frozen(opened: Model) -> None:

@@ -79,7 +79,8 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
         checks = run_checks(g, float_graph, lowered, data, target, executor)
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
-    frozen = freezing.Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "")
+    frozen = freezing.Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "",
+                             opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
         records=records, findings=findings, options=options.to_dict(), target=target,

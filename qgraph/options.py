@@ -90,18 +90,28 @@ class FreezeOptions(DataOptions):
     runtime: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("input_shape", "exclude", "user_passes"):
+        for name, example in (("input_shape", "data:1,3,224,224"), ("exclude", "conv0"),
+                              ("user_passes", "my_passes:MyPass@canonicalize")):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            texts = (value,) if isinstance(value, str) else value
+            if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
+                raise OptionError(f"{name} is {value!r}, want texts, such as {example!r}")
+            object.__setattr__(self, name, tuple(texts))
+        for item in dataclasses.fields(self):
+            _check_kind(item.name, str(item.type).split(" | "), getattr(self, item.name))
         if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
             raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
                               "to qgraph.freeze(..., calib_data=...)")
         if self.int4:
             if self.target != "onnx":
                 raise OptionError(f"--int4: target {self.target} has no 4-bit storage; --target onnx has")
+            if self.act_bits != 8:
+                raise OptionError("--act-bits: with --int4 activations stay in float")
             object.__setattr__(self, "weight_bits", min(self.weight_bits, 4))
         if self.fast and self.target != "mxnet":
             raise OptionError(f"--fast: target {self.target} has no choice; it is for --target mxnet")
+        if self.isa != "auto" and self.target != "onnx":
+            raise OptionError(f"--isa: target {self.target} has no choice; it is for --target onnx")
         for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
@@ -112,6 +122,16 @@ class FreezeOptions(DataOptions):
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                  if f.name not in ("output", "dump_passes", "runtime") and getattr(self, f.name) != f.default}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
+
+
+def _check_kind(name: str, kinds: list[str], value: Any) -> None:
+    """OptionError for what is no text, or neither true nor false, where that is wanted."""
+    if value is None and "None" in kinds:
+        return
+    if "str" in kinds and name != "calib_data" and not isinstance(value, (str, os.PathLike)):
+        raise OptionError(f"{name} is {value!r}, want a text")
+    if "bool" in kinds and not isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}, want True or False")
 
 
 def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:

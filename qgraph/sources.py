@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import tempfile
 import weakref
 import zipfile
@@ -121,7 +122,10 @@ class Records(Items):
 
 
 class Folder(Items):
-    """Images below a folder: label = number of the sub-folder, in sorted order; a flat folder has no labels."""
+    """Images below a folder. A flat one has no labels.
+
+    A label is the name of the sub-folder where all names are whole numbers, else its number in sorted order.
+    """
 
     threads = True
 
@@ -137,7 +141,7 @@ class Folder(Items):
             )
         self._files: list[tuple[str, int | None]] = [(name, None) for name in flat] or [
             (os.path.relpath(os.path.join(folder, name), path), label)
-            for label, top in enumerate(classes)
+            for label, top in _labelled(classes)
             for folder, _, names in sorted(os.walk(top))
             for name in sorted(names)
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
@@ -156,6 +160,13 @@ class Folder(Items):
 
     def labels(self, indices: Iterable[int]) -> Iterator[Any]:
         return (self._files[index][1] for index in indices)
+
+
+def _labelled(folders: Sequence[Path]) -> list[tuple[int, Path]]:
+    names = [folder.name for folder in folders]
+    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names) and len(set(map(int, names))) == len(names):
+        return sorted((int(folder.name), folder) for folder in folders)
+    return list(enumerate(folders))
 
 
 class Arrays(Items):

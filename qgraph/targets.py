@@ -104,6 +104,9 @@ def _refuse_tengine(g: Graph, node: Node) -> str:
     return ""
 
 
+# flow -> the ending of the file that a model is called by
+SUFFIXES = {"fused": "-symbol.json", "simulated": "-symbol.json", "qdq": ".onnx", "float-between": ".param",
+            "whole": ".tmfile"}
 BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
 _BITS, _MORE_BITS = tuple(range(2, 9)), tuple(range(2, 17))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)

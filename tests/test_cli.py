@@ -139,6 +139,13 @@ MISTAKES = {
     "no output folder": ([*FREEZE, "--output", "no/where"], "does not exist"),
     "output is a folder": ([*FREEZE, "--output", "empty/"], "want a prefix"),
     "output is the model": ([*FREEZE, "--output", "net"], "overwrite the model"),
+    "output is its symbol": ([*FREEZE, "--output", "net-symbol.json"], "overwrite the model"),
+    "output are the params": ([*FREEZE, "--params", "best-0000.params", "--output", "best"], "overwrite the model"),
+    "output is a dot": ([*FREEZE, "--output", "."], "want a prefix"),
+    "two ways to ranges": ([*FREEZE, "--calib-table", "net.json", "--calib", "kl"], "leave one of them out"),
+    "instructions of another target": ([*FREEZE, "--isa", "avx2"], "it is for --target onnx"),
+    "bits that 4-bit storage ignores": ([*FREEZE, "--target", "onnx", "--int4", "--act-bits", "4"], "stay in float"),
+    "two targets for one file": ([*FREEZE, "--target", "mxnet", "--target", "mxnet-sim"], "as another target does"),
     "bits": ([*FREEZE, "--weight-bits", "4"], "--target mxnet-sim"),
     "bits that only a simulation has": ([*FREEZE, "--target", "onnx", "--act-bits", "12"], "--target mxnet-sim"),
     "BatchNorms apart": ([*FREEZE, "--no-merge-bn"], "mxnet cannot carry --no-merge-bn; mxnet-sim can"),
@@ -168,6 +175,7 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
     pytest.importorskip("mxnet")
     Path("empty").mkdir()
     Path("text").write_text("this is not what you think")
+    shutil.copy("net-0000.params", "best-0000.params")
     user_pass = "from qgraph import Pass, register\n@register\nclass X(Pass):\n  {}\n  def run(self, g): return 0\n"
     Path("nameless_cli.py").write_text(user_pass.format("k: int = 0"))
     Path("wanting_cli.py").write_text(user_pass.format("name = 'x'; k: int"))

@@ -386,6 +386,15 @@ def test_folder_labels_are_subfolders_in_sorted_order(tmp_path):
     assert np.array_equal(x[1], pixels(1).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize(("names", "labels"), [
+    (["2", "10", "7"], [2, 7, 10]), (["02", "10"], [2, 10]), (["1", "01"], [0, 1]), (["1", "cat"], [0, 1])])
+def test_names_of_folders_that_are_numbers_are_the_labels(tmp_path, names, labels):
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(png(pixels(0)))
+    assert everything(open_data(tmp_path))[1].tolist() == labels
+
+
 def test_flat_folder_has_no_labels(tmp_path):
     for i in (3, 1):
         (tmp_path / f"{i}.PNG").write_bytes(png(pixels(i)))

@@ -37,6 +37,30 @@ def frozen() -> dict[str, Frozen]:
     return {t: qgraph.freeze(MODEL, FreezeOptions(target=t, exclude=("conv0",), calib="kl")) for t in TARGETS}
 
 
+@pytest.mark.parametrize("options", [
+    {"target": ["mxnet", "onnx"]}, {"exclude": None}, {"calib": None}, {"input_shape": (1, 1, 24, 24)},
+    {"input_shape": {"data": (1, 1, 24, 24)}}, {"int4": "no"}, {"runtime": 3}])
+def test_options_of_the_wrong_kind_are_named(options: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        FreezeOptions(**options)  # type: ignore[arg-type]
+
+
+def test_the_float_model_is_not_overwritten(tmp_path: Path) -> None:
+    for name in ("symbol.json", "0000.params", "calib.npz"):
+        shutil.copy(DIGITS / f"digits-{name}", tmp_path / f"m-{name}")
+    before = (tmp_path / "m-0000.params").read_bytes()
+    frozen = qgraph.freeze(str(tmp_path / "m-symbol.json"))
+    with pytest.raises(OptionError, match="overwrite the model"):
+        frozen.save(tmp_path / "m")
+    assert (tmp_path / "m-0000.params").read_bytes() == before
+
+
+@pytest.mark.parametrize("shapes", ["x", {"data": "1,1,24,24"}, {"data": None}])
+def test_module_wants_shapes(shapes: object, frozen: dict[str, Frozen]) -> None:
+    with pytest.raises(OptionError, match="want a shape"):
+        frozen["mxnet"].module(shapes)  # type: ignore[arg-type]
+
+
 def float_graph() -> Graph:
     return qgraph.load(MODEL, str(DIGITS / "digits-0000.params"))
 
