@@ -149,9 +149,10 @@ def _summary(report: dict[str, Any]) -> list[str]:
         lines.append("onnxruntime weights are read from 4 bits, the arithmetic is float")
     elif engine := report.get("onnxruntime"):
         left = engine["float"]
+        rest = ", every quantized layer among them" if quantized else ": no layer is quantized"
         lines.append(f"onnxruntime {engine['integer']} integer ops"
                      + (f"; in float: {', '.join(list(left)[:4])}{', ...' if len(left) > 4 else ''} "
-                        f"({next(iter(left.values()))})" if left else ", every quantized layer among them"))
+                        f"({next(iter(left.values()))})" if left else rest))
     if found := report.get("ncnn"):
         lines.append(f"ncnn        {found['int8']} int8 layers, {found['requantized']} of them write int8"
                      + (f", {len(found['without_winograd'])} do without Winograd" if found["without_winograd"] else ""))

@@ -1,6 +1,7 @@
 """The `qgraph` command: subcommands, exit codes, and what is printed when something goes wrong.
 
-Exit codes: 0 done, 1 could not, 2 usage, 3 a check failed, 130 interrupted.
+Exit codes: 0 done, 1 could not (also a flag's value that cannot be used), 2 usage (what click refuses), 3 a check
+failed, 130 interrupted.
 """
 
 from __future__ import annotations

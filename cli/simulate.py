@@ -27,15 +27,16 @@ class _Several(click.ParamType):
     """A comma-separated list of choices, or of whole numbers."""
 
     def __init__(self, *choices: str, **aliases: str) -> None:
-        self.choices, self.aliases = choices, aliases
+        self.choices = choices
+        self.meant = {**{choice.lower(): choice for choice in choices}, **aliases}
         self.name = "LIST"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        found = tuple(self.aliases.get(part.strip().lower(), part.strip().lower()) for part in value.split(","))
-        for part in found:
-            if part not in self.choices:
+        parts = [part.strip() for part in value.split(",")]
+        for part in parts:
+            if part.lower() not in self.meant:
                 self.fail(f"found {part!r}, want a comma-separated list of {', '.join(self.choices)}", param, ctx)
-        return found
+        return tuple(self.meant[part.lower()] for part in parts)
 
 
 _BITS = _Several(*map(str, range(2, 17)))
@@ -58,7 +59,7 @@ _BITS = _Several(*map(str, range(2, 17)))
               help="Fold BatchNorms into the weights before these are quantized.")
 @click.option("--exclude-first", type=click.Choice(list(_YES)), default="no", show_default=True,
               help="Leave the first convolution in float.")
-@click.option("--winograd", type=_Several("none", "f23", "f43", "f63"), default="none", show_default=True,
+@click.option("--winograd", type=_Several("none", "F23", "F43", "F63"), default="none", show_default=True,
               help="Quantize the weights of 3 x 3 convolutions in the domain of F(2,3), F(4,3) or F(6,3).")
 @model_options
 @click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-simulated]")
@@ -106,7 +107,6 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
     else:
         axes.update({name: tuple(map(int, axes[name])) for name in ("weight_bits", "act_bits")})
         axes.update({name: _YES[axes[name]] for name in ("merge_bn", "exclude_first")})
-        axes["winograd"] = tuple(part.upper() if part != "none" else part for part in axes["winograd"])
         strategies = grid(**axes)
     prefix = output or find_symbol(model)[1] + "-simulated"
     check_output(prefix, [f"{prefix}.json"], [find_symbol(model)[0]])

@@ -24,7 +24,7 @@ from qgraph.formats.onnx import to_onnx
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.formats.tengine import to_tengine
 from qgraph.formats.tengine_model import TengineModel, with_export
-from qgraph.freezing import model_files
+from qgraph.freezing import model_files, refuse_frozen
 from qgraph.ir import Graph, Port
 from qgraph.models import Model, find_symbol, hinted_shapes, inputs_of, is_quantized_op, open_model
 from qgraph.options import block_shapes, parse_shapes
@@ -80,7 +80,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     outputs, input_shape = _several(outputs), _several(input_shape)
     opened = open_model(model, params, epoch, block_shapes(input_shape))
     g = opened.as_graph("converting")
-    _refuse_frozen(opened)
+    _refuse_frozen(opened, to)
     before = count_ops(g)
     if outputs:
         g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
@@ -153,7 +153,10 @@ def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
-def _refuse_frozen(opened: Model) -> None:
+def _refuse_frozen(opened: Model, to: str) -> None:
+    """A quantization that is simulated in float (mxnet-sim) stays exact in ONNX and MXNet, and only there."""
+    if to in ("ncnn", "tengine"):
+        refuse_frozen(opened)
     for node in opened.graph.toposort():
         if is_quantized_op(node):
             raise OptionError(f"{opened.prefix or 'model'}: is frozen for MXNet's own integer operators ({node}), want "

@@ -161,7 +161,8 @@ class Data:
         elif len(shape) == len(want) and all(w in (0, -1, f) for f, w in zip(found, want[1:])):
             return
         else:
-            wanted = f"{tuple(want[1:])} as the model does (for images, --crop and --resize set the size)"
+            sizes = ", ".join(str(w) if w > 0 else "?" for w in want[1:])
+            wanted = f"({sizes}) as the model does (for images, --crop and --resize set the size)"
         raise DataError(f"{where}: {name} has the shape {found} without the batch axis, want {wanted}")
 
 

@@ -20,6 +20,14 @@ from qgraph.shapes import value_inputs
 log = logging.getLogger("qgraph")
 
 _SUFFIX = "-symbol.json"
+_NOT_MODELS = {  # what lies beside a model -> what it is, and what to give instead
+    ".params": f"these are parameters, want the MODEL{_SUFFIX} that goes with them (and --params)",
+    ".bin": f"these are the weights of an ncnn model, give its .param, or a MODEL{_SUFFIX}",
+    ".table": f"these are the scales of an ncnn model, give its .param, or a MODEL{_SUFFIX}",
+    ".scale": f"these are the scales of a Tengine model, give its .tmfile, or a MODEL{_SUFFIX}",
+    ".calib.json": f"this is a table of ranges (for --calib-table), give a MODEL{_SUFFIX}",
+    ".report.json": f"this is the report of an earlier run, give a MODEL{_SUFFIX}",
+}
 
 
 @dataclass
@@ -128,8 +136,9 @@ def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:
     if not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "no such file"
         raise OptionError(f"{path}: {what}, want a MODEL{_SUFFIX} (or its prefix){_close(path)}")
-    if path.endswith(".params"):
-        raise OptionError(f"{path}: these are parameters, want the MODEL{_SUFFIX} that goes with them (and --params)")
+    for suffix, what in _NOT_MODELS.items():
+        if path.endswith(suffix):
+            raise OptionError(f"{path}: {what}")
     return path, path[: -len(_SUFFIX)] if path.endswith(_SUFFIX) else os.path.splitext(path)[0]
 
 
@@ -139,7 +148,9 @@ def _close(path: str, suffix: str = _SUFFIX) -> str:
         names = sorted(n for n in os.listdir(folder) if n.endswith(suffix))
     except OSError:
         return f"; the folder {folder} is not there"
-    close = difflib.get_close_matches(os.path.basename(path), names, 3, 0.5) or names[:3]
+    base = os.path.basename(path)
+    wanted = base if base.endswith(suffix) else re.sub(r"(-\d{4,})?\.\w+$", "", base) + suffix
+    close = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:3]
     return f"; did you mean {' or '.join(str(folder / n) for n in close)}?" if close else ""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from qgraph.errors import DataError, OptionError
+from qgraph.errors import DataError, OptionError, QGraphError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")  # no EPS (runs ghostscript) and other exotic decoders
@@ -54,7 +54,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = _floats(name, getattr(self, name))
-            if len(values) not in (1, self.channels):
+            if len(values) not in (1, 3):  # three for a grey network are refused when an image comes
                 want = "1" if self.channels == 1 else f"1 or {self.channels} (one per channel)"
                 raise OptionError(f"--{name} has {len(values)} values, want {want}")
             object.__setattr__(self, name, values)
@@ -88,8 +88,19 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def _check_channels(self) -> None:
+        """OptionError for three values where the network reads grey images, which only the data's opening tells."""
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) not in (1, self.channels):
+                preset = next((preset for preset, p in PRESETS.items() if getattr(p, name) == values), "")
+                what = f"--preprocess {preset}: its {name}" if preset else f"--{name}"
+                raise OptionError(f"{what} has {len(values)} values, want 1, as the network reads grey images: give "
+                                  "--mean and --std of one value each")
+
     def __call__(self, image: Image.Image, where: str = "image") -> np.ndarray:
         """PIL image -> C x H x W float32."""
+        self._check_channels()
         image = image.convert("L" if self.channels == 1 else "RGB")
         width, height = image.size
         if self.resize and self.resize != min(width, height):
@@ -152,7 +163,7 @@ def decode(source: Any, where: str, preprocess: Preprocess) -> np.ndarray:
             if image.mode.startswith("I"):  # 16 bits: the upper 8, as OpenCV (so MXNet) does; convert() would clip
                 return preprocess(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), where)
             return preprocess(image, where)
-    except DataError:
+    except QGraphError:
         raise
     except Exception as error:  # on hostile bytes Pillow's decoders raise nearly every class there is
         raise DataError(f"{where}: cannot be decoded as an image: {error}") from error

@@ -24,9 +24,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import os
 import re
 import sys
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -111,11 +113,14 @@ class PassRecord:
         return f"{self.name:<22} {self.changed:>5} changed, {self.nodes} nodes, {self.seconds:.2f} s"
 
 
+_DUMPED = re.compile(r"\d\d-[\w\-]+\.txt")
+
+
 @dataclass(frozen=True)
 class PassManager(Pass):
     """Runs passes once each, in the written order: verify, run, verify, honesty check, one log line, a dump on request.
 
-    dump_dir: where ``NN-name.txt`` is written after every pass.
+    dump_dir: where ``NN-name.txt`` is written after every pass; those of an earlier run are removed.
     records: what was done; given to a second manager it continues the first one's line.
     """
 
@@ -153,10 +158,18 @@ class PassManager(Pass):
         return sum(r.changed for r in self.records)
 
     def _dump(self, g: Graph, number: int, name: str) -> None:
-        if self.dump_dir:
-            folder = Path(self.dump_dir)
+        if not self.dump_dir:
+            return
+        folder = Path(self.dump_dir)
+        try:
             folder.mkdir(parents=True, exist_ok=True)
+            if number == 0:
+                for old in filter(_DUMPED.fullmatch, os.listdir(folder)):
+                    (folder / old).unlink()
             (folder / f"{number:02d}-{name}.txt").write_text(g.text(), encoding="utf-8")
+        except OSError as error:
+            raise OptionError(f"--dump-passes {folder}: {error.strerror}, want a folder to write in, which is made if "
+                              "it is not there; give another one") from error
 
 
 # ---- passes from the command line -----------------------------------------------------------------------------------
@@ -221,10 +234,12 @@ def load_user_pass(spec: str) -> tuple[Pass, str]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name.split(".")[0]:
-            raise
-        raise OptionError(f"--pass: no module {module_name!r} in the current folder or the environment") from None
+    except QGraphError:  # of `register`: it says what is wrong with the class
+        raise
+    except Exception as error:  # whatever the user's file raises
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise OptionError(f"--pass: no module {module_name!r} in the current folder or the environment") from None
+        raise OptionError(f"--pass: module {module_name!r} cannot be imported: {_described(error)}") from error
     finally:
         sys.path.pop(0)
     cls = getattr(module, class_name, None)
@@ -234,6 +249,13 @@ def load_user_pass(spec: str) -> tuple[Pass, str]:
         return cls(), after
     except TypeError as error:
         raise OptionError(f"--pass: {class_name} needs arguments that --pass cannot give: {error}") from None
+
+
+def _described(error: Exception) -> str:
+    """An error with its file and line, which a syntax error names itself: its file has not run."""
+    words = f"{type(error).__name__}: {error}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return words if isinstance(error, SyntaxError) else f"{words} ({frame.filename}, line {frame.lineno})"
 
 
 def insert_after(passes: Sequence[Pass], new: Pass, after: str) -> tuple[Pass, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qgraph.cli import console
 from qgraph.cli.freeze import command as freeze_command
@@ -92,8 +93,10 @@ def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixt
 
 
 def test_checks_exit_with_3(net: Path, frozen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load("test.npz") as test:  # one label is wrong
+        np.savez("test.npz", data=test["data"], label=[(test["label"][0] + 1) % 10, *test["label"][1:]])
     assert main(["eval", frozen, "--data", "test.npz", "--min-top1", "50", "-q"]) == 0
-    assert main(["eval", frozen, "--data", "test.npz", "--min-top1", "100.5", "-q"]) == 3
+    assert main(["eval", frozen, "--data", "test.npz", "--min-top1", "100", "-q"]) == 3
     assert main(["compare", "net", frozen, "--data", "test.npz", "--min-sqnr", "200", "-q"]) == 3
     _, err = lines_of(capsys)
     assert len(err) == 2 and all(line.startswith("qgraph: check failed: ") for line in err)
@@ -117,6 +120,30 @@ def test_dump_and_a_pass_of_ones_own(net: Path, capsys: pytest.CaptureFixture[st
     names = sorted(os.listdir("dump"))
     assert names[:4] == ["00-input.txt", "01-canonicalize.txt", "02-fold-bn.txt", "03-nothing.txt"]
     assert names[-1].endswith("-bake-weights.txt") and len(set(n[:2] for n in names)) == len(names)
+
+    own = {"notes.txt", "2024-notes.txt", "99-x.md"}
+    for name in (*own, "99-x.txt"):
+        Path("dump", name).write_text("")
+    assert main(["freeze", "net-symbol.json", "--dump-passes", "dump", "-q"]) == 0
+    assert {"01-canonicalize.txt", *own} < set(os.listdir("dump"))
+    assert not {"99-x.txt", "03-nothing.txt"} & set(os.listdir("dump"))
+
+
+@pytest.mark.parametrize("data", ["net-calib.npz", "misnamed.npz", "flat"])
+def test_eval_says_why_there_is_no_top1(data: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load("test.npz") as test:
+        np.savez("misnamed.npz", data=test["data"], labels=test["label"])
+    Path("flat").mkdir()
+    Image.new("L", (24, 24)).save("flat/0.png")
+    assert main(["eval", "net", "--data", data, "-q"]) == 0
+    line = lines_of(capsys)[0][1]
+    assert line.startswith(f"top1          not known: {data} has no labels; ") and "`label` of an .npz" in line
+
+
+def test_a_summary_of_nothing_quantized(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exclude = [word for op in ("Convolution", "FullyConnected") for word in ("--exclude", f"op:{op}")]
+    assert main(["freeze", "net", "--target", "onnx", *exclude, "-q"]) == 0
+    assert "onnxruntime 0 integer ops: no layer is quantized" in lines_of(capsys)[0]
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------
@@ -158,12 +185,28 @@ MISTAKES = {
     "user's pass without a name": ([*FREEZE, "--pass", "nameless_cli:X@fold-bn"], "a pass needs a name"),
     "user's pass that wants arguments": ([*FREEZE, "--pass", "wanting_cli:X@fold-bn"], "needs arguments"),
     "user's pass": ([*FREEZE, "--pass", "nomodule:X@fold-bn"], "no module 'nomodule'"),
+    "user's pass of a damaged file": ([*FREEZE, "--pass", "broken_cli:X@fold-bn"], "invalid syntax (broken_cli.py, "),
+    "user's pass that imports nothing": ([*FREEZE, "--pass", "wanting2_cli:X@fold-bn"],
+                                         "'wanting2_cli' cannot be imported: ModuleNotFoundError: No module named "
+                                         "'no_such'"),
+    "user's pass of no file in a package": ([*FREEZE, "--pass", "json.nomodule:X@fold-bn"],
+                                            "no module 'json.nomodule'"),
     "table": ([*FREEZE, "--calib-table", "text"], "not JSON"),
     "no table": ([*FREEZE, "--calib-table", "none.json"], "none.json"),
-    "dump into a file": ([*FREEZE, "--dump-passes", "text"], "text"),
+    "dump into a file": ([*FREEZE, "--dump-passes", "text"],
+                         "--dump-passes text: File exists, want a folder to write in"),
+    "dump below a file": ([*FREEZE, "--dump-passes", "text/d"], "--dump-passes text/d: Not a directory, want a folder"),
     "damaged symbol": (["freeze", "bad-symbol.json", "--params", "net-0000.params"], "bad-symbol.json"),
     "damaged params": ([*FREEZE, "--params", "text"], "text"),
-    "no labels": (["eval", "net", "--data", "net-calib.npz", "--min-top1", "1"], "no labels"),
+    "no labels": (["eval", "net", "--data", "net-calib.npz", "--min-top1", "1"],
+                  "cannot be checked; labels come from"),
+    "weights of ncnn": (["eval", "net.bin", "--data", "test.npz"], "these are the weights of an ncnn model, give"),
+    "scales of ncnn": (["inspect", "net.table"], "these are the scales of an ncnn model, give its .param"),
+    "scales of Tengine": (["inspect", "net.scale"], "these are the scales of a Tengine model, give its .tmfile"),
+    "ranges": (["inspect", "net.calib.json"], "this is a table of ranges (for --calib-table), give a MODEL-symbol"),
+    "no such params": (["inspect", "net.params"], "did you mean net-symbol.json or "),
+    "no such epoch": (["inspect", "net-0003.params"], "did you mean net-symbol.json or "),
+    "preset for ready data": (["eval", "net", "--data", "test.npz", "--preprocess", "imagenet"], "is taken as ready"),
     "missing reference": (["eval", "net", "--data", "test.npz", "--reference", "nett"], "nett"),
     "shape": (["inspect", "net", "--input-shape", "data:1,5,8,8"], "digits_conv0_fwd"),
     "no pass": (["passes", "fold-bm"], "did you mean fold-bn"),
@@ -179,6 +222,10 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
     user_pass = "from qgraph import Pass, register\n@register\nclass X(Pass):\n  {}\n  def run(self, g): return 0\n"
     Path("nameless_cli.py").write_text(user_pass.format("k: int = 0"))
     Path("wanting_cli.py").write_text(user_pass.format("name = 'x'; k: int"))
+    Path("broken_cli.py").write_text("def x(:\n")
+    Path("wanting2_cli.py").write_text("import no_such\n")
+    for name in ("net.bin", "net.table", "net.scale", "net.calib.json", "net-folded-symbol.json"):
+        Path(name).write_bytes(b"\xff")
     Path("bad-symbol.json").write_text(Path("net-symbol.json").read_text()[:500])
     for suffix in SUFFIXES:
         Path(f"net-quantized{suffix}").write_text("old")
@@ -197,7 +244,8 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
                                   ["freeze", "x", "--calib", "best"], ["freeze", "x", "--target", "tpu"],
                                   ["inspect", "x", "--target", "tpu"],
                                   ["eval", "x"], ["passes", "a", "b"],
-                                  ["freeze", "x", "-q", "-v"], ["freeze", "x", "--num-calib", "0"]])
+                                  ["freeze", "x", "-q", "-v"], ["freeze", "x", "--num-calib", "0"],
+                                  ["eval", "x", "--data", "y", "--min-top1", "995"]])
 def test_usage_errors_exit_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     out, err = lines_of(capsys)

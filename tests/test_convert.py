@@ -310,6 +310,14 @@ def test_frozen_models_are_refused(net: Path, capsys: pytest.CaptureFixture[str]
         assert "is frozen for MXNet's own integer operators" in error_of(["convert", "int8", "--to", to], capsys)
 
 
+@pytest.mark.parametrize("to", ["ncnn", "tengine"])
+def test_a_simulated_model_is_no_float_model(to: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mxnet")
+    assert main(["freeze", "net", "--output", "sim", "--target", "mxnet-sim", "-q"]) == 0
+    error = error_of(["convert", "sim", "--to", to, *SHAPE], capsys)
+    assert "sim: is quantized already" in error and "want the float model" in error
+
+
 def test_an_onnx_model_is_refused(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "net", "--to", "onnx", *SHAPE, "-q"]) == 0
     assert "converting wants an MXNet model" in error_of(["convert", "net.onnx", "--to", "mxnet"], capsys)

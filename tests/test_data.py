@@ -165,6 +165,27 @@ def test_bad_preprocessing_options(options, message):
         Preprocess.from_options(**options)
 
 
+@pytest.mark.parametrize(
+    "options, what",
+    [
+        (dict(preset="imagenet"), "^--preprocess imagenet: its mean"),
+        (dict(preset="caffe", bgr=False), "^--preprocess caffe: its mean"),
+        (dict(preset="imagenet", mean=0.5), "^--preprocess imagenet: its std"),
+        (dict(mean="1,2,3"), "^--mean"),
+    ],
+)
+def test_values_per_channel_for_a_grey_network(options, what, tmp_path):
+    Image.new("L", (32, 32)).save(tmp_path / "a.png")
+    data = open_data(tmp_path, Preprocess.from_options(**options, crop=8), input_shapes={"data": (0, 1, 8, 8)})
+    with raises(f"{what} has 3 values, want 1, as the network reads grey images: give --mean", OptionError):
+        list(data)
+
+
+def test_a_size_that_is_not_known_is_no_zero():
+    with raises(r"has the shape \(1, 8, 8\) .*, want \(3, \?, \?\) as the model does", DataError):
+        list(open_data(np.zeros((2, 1, 8, 8), np.float32), input_shapes={"data": (0, 3, 0, 0)}))
+
+
 def test_slices_mean_what_they_mean_in_python():
     items = list(range(20))
     meant = {"::10": items[::10], "5:": items[5:], ":5": items[:5], "-3:": items[-3:], ":-3": items[:-3]}

@@ -223,6 +223,7 @@ def test_rows_of_other_images_are_not_taken(test_file: str, tmp_path: Path, caps
     (["--granularity", "layer,kernel"], "found 'kernel', want a comma-separated list of layer, group, channel"),
     (["--act-signed", "maybe"], "want a comma-separated list of auto, signed, unsigned"),
     (["--calib", "kl,best"], "found 'best'"),
+    (["--winograd", "F32"], "found 'F32', want a comma-separated list of none, F23, F43, F63"),
     (["--grid", "original", "--weight-bits", "4"], "--grid is a ready table and --weight-bits makes another"),
 ])
 def test_wrong_lists_are_one_line(flags: list[str], said: str, test_file: str,

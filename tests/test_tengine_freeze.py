@@ -162,8 +162,15 @@ def test_module_names_the_engine(frozen: tuple[Path, dict[str, Any]]) -> None:
         Frozen(qgraph.Graph(), model, None, {}).module((1, 1, 24, 24))
 
 
+def test_the_note_tells_the_shapes_of_the_outputs(frozen: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    assert main(["convert", MODEL, "--to", "tengine", "-q", "--input-shape", "data:2,1,24,24", "--output",
+                 str(tmp_path / "m")]) == 0
+    for folder in (frozen[0], tmp_path):
+        assert "| `digits_dense_fwd` | output | 1 x 10 | " in (folder / "m.tengine.md").read_text()
+
+
 def test_the_note_in_float_and_with_colours() -> None:
-    text = usage_note("m", {"data": (0, 3, 8, 8)}, ["out"], {}, PRESETS["imagenet"], why="op: why not")
+    text = usage_note("m", {"data": (0, 3, 8, 8)}, {"out": ()}, {}, PRESETS["imagenet"], why="op: why not")
     assert "TENGINE_MODE_FP32" in text and "float* input" in text and "op: why not" in text
     assert "| `out` | output | ? | float |" in text and "stand for no preprocessing" not in text
 

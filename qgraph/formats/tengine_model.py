@@ -78,7 +78,7 @@ class TengineModel:
         inputs = [self.tm.tensors[self.tm.layers[i].outputs[0]] for i in self.tm.inputs]
         steps = {t.name: float(t.scales[0]) for t in (*inputs, *self.output_tensors) if t.scales is not None}
         found[f"{prefix}.tengine.md"] = usage_note(
-            stem, self.inputs, self.outputs, steps, self.preprocess,
+            stem, self.inputs, {t.name: t.dims for t in self.output_tensors}, steps, self.preprocess,
             os.path.basename(beside) if self.export is not None else "", self.why)
         return found
 

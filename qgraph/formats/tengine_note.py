@@ -8,8 +8,9 @@ from qgraph.formats.ncnn_note import mean_norm
 from qgraph.preprocess import Preprocess
 
 
-def usage_note(stem: str, inputs: Mapping[str, Sequence[int]], outputs: Sequence[str], steps: Mapping[str, float],
-               preprocess: Preprocess | None = None, export: str = "", why: str = "") -> str:
+def usage_note(stem: str, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]],
+               steps: Mapping[str, float], preprocess: Preprocess | None = None, export: str = "",
+               why: str = "") -> str:
     """Names, shapes and steps of inputs and outputs, the lines of C, the recipe with Tengine's own tools.
 
     steps: of int8 inputs and outputs, empty in float.  export: prefix of the float checkpoint, "" with `why` there is
@@ -17,10 +18,10 @@ def usage_note(stem: str, inputs: Mapping[str, Sequence[int]], outputs: Sequence
     """
     lines = [f"# {stem}", "", "| tensor | | shape | step |", "|---|---|---|---|"]
     lines += [f"| `{name}` | {what} | {' x '.join(str(d or 1) for d in shape) or '?'} | {_step(steps.get(name))} |"
-              for what, rows in (("input", dict(inputs)), ("output", dict.fromkeys(outputs, ())))
+              for what, rows in (("input", inputs), ("output", outputs))
               for name, shape in rows.items()]
     name, shape = next(iter(inputs.items()), ("data", ()))
-    lines += ["", *_c(stem, shape, steps.get(name), steps.get(outputs[0]), preprocess)]
+    lines += ["", *_c(stem, shape, steps.get(name), steps.get(next(iter(outputs))), preprocess)]
     if preprocess is None or preprocess.is_identity:
         lines += ["", "The mean and norm above stand for no preprocessing: put in those that it was trained with."]
     if export:
