@@ -24,7 +24,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-import os
 import re
 import sys
 import time
@@ -113,14 +112,11 @@ class PassRecord:
         return f"{self.name:<22} {self.changed:>5} changed, {self.nodes} nodes, {self.seconds:.2f} s"
 
 
-_DUMPED = re.compile(r"\d\d-[\w\-]+\.txt")
-
-
 @dataclass(frozen=True)
 class PassManager(Pass):
     """Runs passes once each, in the written order: verify, run, verify, honesty check, one log line, a dump on request.
 
-    dump_dir: where ``NN-name.txt`` is written after every pass; those of an earlier run are removed.
+    dump_dir: where ``NN-name.txt`` is written after every pass.
     records: what was done; given to a second manager it continues the first one's line.
     """
 
@@ -163,9 +159,6 @@ class PassManager(Pass):
         folder = Path(self.dump_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if number == 0:
-                for old in filter(_DUMPED.fullmatch, os.listdir(folder)):
-                    (folder / old).unlink()
             (folder / f"{number:02d}-{name}.txt").write_text(g.text(), encoding="utf-8")
         except OSError as error:
             raise OptionError(f"--dump-passes {folder}: {error.strerror}, want a folder to write in, which is made if "
