@@ -122,7 +122,6 @@ def test_dump_and_a_pass_of_ones_own(net: Path, capsys: pytest.CaptureFixture[st
     assert names[-1].endswith("-bake-weights.txt") and len(set(n[:2] for n in names)) == len(names)
 
 
-
 @pytest.mark.parametrize("data", ["net-calib.npz", "misnamed.npz", "flat"])
 def test_eval_says_why_there_is_no_top1(data: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with np.load("test.npz") as test:
