@@ -280,7 +280,7 @@ def _common(first: Any, second: Any) -> list[str]:
 
 
 def _is_tensor(node: Node) -> bool:
-    return node.n_out >= 3 if is_quantized_op(node) and node.op != "_contrib_dequantize" else node.n_out == 1
+    return node.n_out >= 3 if is_quantized_op(node) else node.n_out == 1
 
 
 def _layers(g: Graph, found: Mapping[str, Difference]) -> list[dict[str, Any]]:

@@ -305,6 +305,12 @@ def test_compare_finds_the_damaged_layer(target: str, frozen: dict[str, Frozen],
     assert len(again.report["float"]) == len(bad["worst"])
 
 
+def test_compare_an_integer_model_with_itself(frozen: dict[str, Frozen], images: tuple[np.ndarray, np.ndarray]) -> None:
+    found = qgraph.compare(frozen["mxnet"], frozen["mxnet"], images[0])
+    assert {"digits_conv0_fwd_q", "digits_res1_conv2_fwd", "digits_res2__plus0"} <= {r["name"] for r in found["layers"]}
+    assert all(row["sqnr_db"] is None for row in [found["output"], *found["layers"]])
+
+
 def test_difference_against_a_plain_computation() -> None:
     rng = np.random.default_rng(1)
     a = rng.standard_normal((6, 50)).astype(np.float32)
