@@ -10,7 +10,7 @@ import numpy as np
 from qgraph import ops
 from qgraph.channels import channel_order
 from qgraph.departure import Difference, class_scores
-from qgraph.errors import DataError, OptionError
+from qgraph.errors import DataError, FormatError, OptionError
 from qgraph.evaluation import open_for, runnable
 from qgraph.formats.ncnn_int8 import output_scale
 from qgraph.formats.ncnn_model import NcnnModel
@@ -63,28 +63,21 @@ class _Side:
         """The tensors to watch: one per float name, codes with their minimum and maximum per integer name."""
         return [Port(self.nodes[name], i) for name in names for i in range(1 if self.is_float(name) else 3)]
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
-        """What the watched tensors stand for. other: the side that they will be compared with."""
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """What the watched tensors stand for."""
         rest = iter(values)
-        return {name: self._in_users_order(name, next(rest) if self.is_float(name) else _dequantize(
-                    next(rest), next(rest), next(rest), 128 if self._is_shifted(name, other) else 0))
-                for name in names}
+        return {name: self._as_the_users(name, next(rest) if self.is_float(name) else _dequantize(
+                    next(rest), next(rest), next(rest))) for name in names}
 
-    def _in_users_order(self, name: str, value: np.ndarray) -> np.ndarray:
-        """`pair-channels` may have changed the order of channels, and says so on the node."""
-        order = channel_order(self.nodes[name])
-        return value if order is None else _reordered(value, order)
+    def _as_the_users(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Passes may have reordered channels and shifted values, and say so on the node."""
+        node = self.nodes[name]
+        order = channel_order(node)
+        value = value if order is None else _reordered(value, order)
+        return value - _shift(node) if ops.SHIFT in node.attrs else value
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         return _layers(self.graph, found)
-
-    def _is_shifted(self, name: str, other: Any) -> bool:
-        """Unsigned codes of a convolution without activation: `signed-residual` has moved them by half their range."""
-        if not isinstance(other, _Side):
-            return False
-        mine, theirs = self.nodes[name], other.nodes[name]
-        return (mine.op == "_sg_mkldnn_conv" and mine.attrs.get("min_calib_range") == "0.0"
-                and theirs.op == "Convolution" and "act_type" not in theirs.attrs)
 
 
 class _OnnxSide:
@@ -114,7 +107,7 @@ class _OnnxSide:
         tensors = [self.tensors[name] for name in names]
         return [self.graph.outputs[0], *(self.codes[t].tensor if t in self.codes else t for t in tensors)]
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
         found = {}
         for name, value in zip(names, values):
             tensor = self.tensors[name]
@@ -150,7 +143,7 @@ class _NcnnSide:
     def watch(self, names: Sequence[str]) -> list[Any]:
         return [self.graph.outputs[0], *(self.layers[name].outputs[0] for name in names)]
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
         """What an int8 layer writes in codes is divided by its output scale."""
         return {name: value / output_scale(self.layers[name]) for name, value in zip(names, values)}
 
@@ -184,7 +177,7 @@ class _TengineSide:
             found = readers[0]
         return Port(found)
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(names, values))
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
@@ -210,10 +203,22 @@ def _reordered(value: np.ndarray, order: np.ndarray) -> np.ndarray:
     return back
 
 
-def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray, zero: int) -> np.ndarray:
+def _shift(node: Node) -> np.float32:
+    """Raises FormatError if a file says nonsense."""
+    text = node.attrs[ops.SHIFT]
+    try:
+        shift = np.float32(text)
+    except ValueError:
+        shift = np.float32("nan")
+    if not np.isfinite(shift):
+        raise FormatError(f"{node}: {ops.SHIFT}: found {text[:40]!r}, want a number")
+    return shift
+
+
+def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     lowest, highest = float(low.ravel()[0]), float(high.ravel()[0])
     step = max(abs(lowest), abs(highest)) / (_SIGNED if lowest < 0 else _UNSIGNED)
-    return (codes.astype(np.float32) - zero) * np.float32(step)
+    return codes.astype(np.float32) * np.float32(step)
 
 
 def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
@@ -247,8 +252,8 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
         classifies = classifies and scores[0] is not None
         if scores[0] is not None and scores[1] is not None:
             same += int((scores[0].argmax(1) == scores[1].argmax(1)).sum())
-        got_reals = second.reals(names, got, first)
-        for name, real in first.reals(names, want, second).items():
+        got_reals = second.reals(names, got)
+        for name, real in first.reals(names, want).items():
             if name in found and real.shape == got_reals[name].shape:
                 found[name].update(real, got_reals[name])
             else:
