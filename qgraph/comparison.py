@@ -17,7 +17,7 @@ from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.formats.tengine_model import TengineModel
 from qgraph.ir import Graph, Node, Port
-from qgraph.models import input_sizes, is_frozen_op, is_quantized_op, open_model
+from qgraph.models import Model, input_sizes, is_frozen_op, is_quantized_op, open_model
 from qgraph.options import DataOptions, Progress
 from qgraph.passes import PIPELINES
 from qgraph.passes.fuse_relu import FuseRelu
@@ -38,8 +38,8 @@ class _Side:
 
     def __init__(self, model: Any) -> None:
         self.graph = runnable(open_model(model).graph)
-        frozen = any(is_frozen_op(node) for node in self.graph.dag)
-        for step in (FuseRelu(),) if frozen else PIPELINES["float"]:
+        self.frozen = any(is_frozen_op(node) for node in self.graph.dag)
+        for step in (FuseRelu(),) if self.frozen else PIPELINES["float"]:
             step.run(self.graph)
         self.nodes = {n.name: n for n in self.graph.toposort() if n.op != "null"}
 
@@ -121,7 +121,7 @@ class _OnnxSide:
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         """One row per tensor; what a layer adds is not told apart where there is no graph of ours."""
         return [{"name": name, "op": self.made[self.tensors[name]], "origin": [name], **difference.to_dict(),
-                 "added_noise": 0.0} for name, difference in found.items()]
+                 "added_noise": None} for name, difference in found.items()]
 
 
 class _NcnnSide:
@@ -149,7 +149,7 @@ class _NcnnSide:
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         return [{"name": name, "op": self.layers[name].type, "origin": [name], **difference.to_dict(),
-                 "added_noise": 0.0} for name, difference in found.items()]
+                 "added_noise": None} for name, difference in found.items()]
 
 
 class _TengineSide:
@@ -182,7 +182,7 @@ class _TengineSide:
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         return [{"name": name, "op": self.nodes[name].op, "origin": [name], **difference.to_dict(),
-                 "added_noise": 0.0} for name, difference in found.items()]
+                 "added_noise": None} for name, difference in found.items()]
 
 
 def _open_side(model: Any) -> Any:
@@ -226,9 +226,9 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
     """`b` judged by `a` on the same images; both are what `open_model` takes.
 
     Returns {"images", "agreement": top-1 in percent or None, "output": DIFF, "layers": [{"name", "op", "origin",
-    **DIFF, "added_noise"}], "worst": [names], "exclude": "--exclude ..."} with DIFF = sqnr_db (None: equal to the last
-    bit), cosine, max_error.  added_noise is the layer's noise / signal less that of what it reads.  Integer tensors are
-    compared as the reals that they stand for.
+    **DIFF, "added_noise"}], "worst": [names], "exclude": "--exclude ...", "no_advice": why these are empty or ""} with
+    DIFF = sqnr_db (None: equal to the last bit), cosine, max_error.  added_noise is the layer's noise / signal less
+    that of what it reads; None if `a` is no MXNet model.  Integer tensors are compared as what they stand for.
     """
     first, second = _open_side(a), _open_side(b)
     if isinstance(first, _OnnxSide) and isinstance(second, _OnnxSide):
@@ -264,10 +264,11 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
     if not images:
         raise DataError(f"{opened.name}: no image was read")
     layers = first.rows(found)
-    worst = _worst(layers, first) if isinstance(first, _Side) else []
+    no_advice = _no_advice(first)
+    worst = [] if no_advice else _worst(layers, first)
     return {"images": images, "agreement": round(100 * same / images, 2) if classifies else None,
             "output": output.to_dict(), "layers": layers, "worst": worst,
-            "exclude": " ".join(f"--exclude {name}" for name in worst)}
+            "exclude": " ".join(f"--exclude {name}" for name in worst), "no_advice": no_advice}
 
 
 def _common(first: Any, second: Any) -> list[str]:
@@ -302,6 +303,13 @@ def _layers(g: Graph, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         rows.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
                      **difference.to_dict(), "added_noise": float(f"{max(noise[node] - before, 0.0):.4g}")})
     return rows
+
+
+def _no_advice(side: Any) -> str:
+    """Why it cannot be told from the first model which layers `freeze` should leave in float, or ""."""
+    if isinstance(side, _Side) and not side.frozen:
+        return ""
+    return f"A is {'frozen' if isinstance(side, _Side) else Model(side.graph).kind}, want the float MXNet model"
 
 
 def _worst(layers: list[dict[str, Any]], side: _Side) -> list[str]:
