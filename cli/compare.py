@@ -24,8 +24,8 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
             quiet: bool, verbose: bool, **flags: Any) -> None:
     """Where model B (frozen) departs from model A (float): signal to noise, cosine, largest error of every layer.
 
-    A and B are -symbol.json files or their prefixes, or .onnx files. "added" is noise / signal that the layer adds to
-    what it reads; it is known where A is an MXNet model.
+    A and B are -symbol.json files or their prefixes, or .onnx, .param or .tmfile files. "added" is noise / signal that
+    the layer adds to what it reads; it is known where A is an MXNet model.
 
     \b
     Examples:

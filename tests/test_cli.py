@@ -307,6 +307,12 @@ def test_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.get_command(None, name).get_short_help_str(120).rstrip(".")  # type: ignore[union-attr, arg-type]
 
 
+def test_help_of_compare_names_every_kind_of_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(suffix in out for suffix in ("-symbol.json", ".onnx", ".param", ".tmfile"))
+
+
 def test_bars_show_rate_and_time_left_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
