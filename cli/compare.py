@@ -24,8 +24,8 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
             quiet: bool, verbose: bool, **flags: Any) -> None:
     """Where model B (frozen) departs from model A (float): signal to noise, cosine, largest error of every layer.
 
-    A and B are -symbol.json files or their prefixes, or .onnx files. "added" is noise / signal that the layer adds to
-    what it reads.
+    A and B are -symbol.json files or their prefixes, or .onnx, .param or .tmfile files. "added" is noise / signal that
+    the layer adds to what it reads; it is known where A is an MXNet model.
 
     \b
     Examples:
@@ -42,7 +42,7 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
     output = found["output"]
     if not as_json:
         rows = [(x["name"], x["op"], _db(x["sqnr_db"]), f"{x['cosine']:.6f}", f"{x['max_error']:.4g}",
-                 f"{x['added_noise']:.2g}") for x in found["layers"]]
+                 None if x["added_noise"] is None else f"{x['added_noise']:.2g}") for x in found["layers"]]
         rows.append(("output", "", _db(output["sqnr_db"]), f"{output['cosine']:.6f}", f"{output['max_error']:.4g}", ""))
         console.table("", ("layer", "op", "SQNR dB", "cosine", "max error", "added"), rows, to_stdout=True)
     lines = [f"images      {found['images']}"]
@@ -50,6 +50,8 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
         lines.append(f"agreement   {found['agreement']:.2f} % top-1")
     if found["worst"]:
         lines += [f"worst       {', '.join(found['worst'])}", f"try         qgraph freeze ... {found['exclude']}"]
+    if found["no_advice"]:
+        lines.append(f"no advice   {found['no_advice']}")
     console.result(found, as_json, lines)
     if min_agreement is not None and found["agreement"] is None:
         raise DataError(f"{a}: is no classifier, so --min-agreement cannot be checked (--min-sqnr can)")

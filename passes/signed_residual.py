@@ -16,8 +16,9 @@ from qgraph.rewrite import Pass, register
 class SignedResidual(Pass):
     """relu(conv1 + fq{s8 step s}(y)): MXNet writes such a sum in the type of its operand, so it ends at code 127.
 
-    Case 1, shift: y is a convolution that nobody else reads.  Moving both biases by 128 steps turns the codes -128..127
-    of the operand into 0..255: the same grid, the same saturation, nothing lost.
+    Case 1, shift: y is a convolution that nobody else reads, with no pooling in between.  Moving both biases by 128
+    steps turns the codes -128..127 of the operand into 0..255: the same grid, the same saturation, nothing lost.  The
+    nodes remember it (`ops.SHIFT`), so that their outputs can be compared with the user's model.
 
         relu(conv1 + fq{s8}(conv2))  ->  relu((conv1 - 128 s) + fq{u8}(relu(conv2 + 128 s)))
 
@@ -35,13 +36,14 @@ class SignedResidual(Pass):
                 continue
             main, fq, result = found
             branch = g.inputs(fq)[0].node
-            if (g.has_one_use(fq) and branch.op == "Convolution" and g.has_one_use(branch)
+            if (g.has_one_use(fq) and g.readers(fq) == [add] and branch.op == "Convolution" and g.has_one_use(branch)
                     and not ops.attr(branch, "act_type") and _can_move(g, main) and _can_move(g, branch)):
                 assert isinstance(fq.quant, QParams)
                 shift = np.float32(128 * float(fq.quant.scale))
                 _move_bias(g, main, -shift)
                 _move_bias(g, branch, shift)
                 branch.attrs["act_type"] = "relu"
+                branch.attrs[ops.SHIFT] = fq.attrs[ops.SHIFT] = repr(float(shift))
                 fq.quant = dataclasses.replace(fq.quant, signed=False)
                 count += 1
             elif result.quant.limit == 0:  # type: ignore[union-attr]

@@ -10,14 +10,14 @@ import numpy as np
 from qgraph import ops
 from qgraph.channels import channel_order
 from qgraph.departure import Difference, class_scores
-from qgraph.errors import DataError, OptionError
+from qgraph.errors import DataError, FormatError, OptionError
 from qgraph.evaluation import open_for, runnable
 from qgraph.formats.ncnn_int8 import output_scale
 from qgraph.formats.ncnn_model import NcnnModel
 from qgraph.formats.onnx_model import OnnxModel
 from qgraph.formats.tengine_model import TengineModel
 from qgraph.ir import Graph, Node, Port
-from qgraph.models import input_sizes, is_frozen_op, is_quantized_op, open_model
+from qgraph.models import Model, input_sizes, is_frozen_op, is_quantized_op, open_model
 from qgraph.options import DataOptions, Progress
 from qgraph.passes import PIPELINES
 from qgraph.passes.fuse_relu import FuseRelu
@@ -38,8 +38,8 @@ class _Side:
 
     def __init__(self, model: Any) -> None:
         self.graph = runnable(open_model(model).graph)
-        frozen = any(is_frozen_op(node) for node in self.graph.dag)
-        for step in (FuseRelu(),) if frozen else PIPELINES["float"]:
+        self.frozen = any(is_frozen_op(node) for node in self.graph.dag)
+        for step in (FuseRelu(),) if self.frozen else PIPELINES["float"]:
             step.run(self.graph)
         self.nodes = {n.name: n for n in self.graph.toposort() if n.op != "null"}
 
@@ -63,28 +63,21 @@ class _Side:
         """The tensors to watch: one per float name, codes with their minimum and maximum per integer name."""
         return [Port(self.nodes[name], i) for name in names for i in range(1 if self.is_float(name) else 3)]
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
-        """What the watched tensors stand for. other: the side that they will be compared with."""
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """What the watched tensors stand for."""
         rest = iter(values)
-        return {name: self._in_users_order(name, next(rest) if self.is_float(name) else _dequantize(
-                    next(rest), next(rest), next(rest), 128 if self._is_shifted(name, other) else 0))
-                for name in names}
+        return {name: self._as_the_users(name, next(rest) if self.is_float(name) else _dequantize(
+                    next(rest), next(rest), next(rest))) for name in names}
 
-    def _in_users_order(self, name: str, value: np.ndarray) -> np.ndarray:
-        """`pair-channels` may have changed the order of channels, and says so on the node."""
-        order = channel_order(self.nodes[name])
-        return value if order is None else _reordered(value, order)
+    def _as_the_users(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Passes may have reordered channels and shifted values, and say so on the node."""
+        node = self.nodes[name]
+        order = channel_order(node)
+        value = value if order is None else _reordered(value, order)
+        return value - _shift(node) if ops.SHIFT in node.attrs else value
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         return _layers(self.graph, found)
-
-    def _is_shifted(self, name: str, other: Any) -> bool:
-        """Unsigned codes of a convolution without activation: `signed-residual` has moved them by half their range."""
-        if not isinstance(other, _Side):
-            return False
-        mine, theirs = self.nodes[name], other.nodes[name]
-        return (mine.op == "_sg_mkldnn_conv" and mine.attrs.get("min_calib_range") == "0.0"
-                and theirs.op == "Convolution" and "act_type" not in theirs.attrs)
 
 
 class _OnnxSide:
@@ -114,7 +107,7 @@ class _OnnxSide:
         tensors = [self.tensors[name] for name in names]
         return [self.graph.outputs[0], *(self.codes[t].tensor if t in self.codes else t for t in tensors)]
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
         found = {}
         for name, value in zip(names, values):
             tensor = self.tensors[name]
@@ -128,7 +121,7 @@ class _OnnxSide:
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         """One row per tensor; what a layer adds is not told apart where there is no graph of ours."""
         return [{"name": name, "op": self.made[self.tensors[name]], "origin": [name], **difference.to_dict(),
-                 "added_noise": 0.0} for name, difference in found.items()]
+                 "added_noise": None} for name, difference in found.items()]
 
 
 class _NcnnSide:
@@ -150,13 +143,13 @@ class _NcnnSide:
     def watch(self, names: Sequence[str]) -> list[Any]:
         return [self.graph.outputs[0], *(self.layers[name].outputs[0] for name in names)]
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
         """What an int8 layer writes in codes is divided by its output scale."""
         return {name: value / output_scale(self.layers[name]) for name, value in zip(names, values)}
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         return [{"name": name, "op": self.layers[name].type, "origin": [name], **difference.to_dict(),
-                 "added_noise": 0.0} for name, difference in found.items()]
+                 "added_noise": None} for name, difference in found.items()]
 
 
 class _TengineSide:
@@ -184,12 +177,12 @@ class _TengineSide:
             found = readers[0]
         return Port(found)
 
-    def reals(self, names: Iterable[str], values: list[np.ndarray], other: Any) -> dict[str, np.ndarray]:
+    def reals(self, names: Iterable[str], values: list[np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(names, values))
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         return [{"name": name, "op": self.nodes[name].op, "origin": [name], **difference.to_dict(),
-                 "added_noise": 0.0} for name, difference in found.items()]
+                 "added_noise": None} for name, difference in found.items()]
 
 
 def _open_side(model: Any) -> Any:
@@ -210,10 +203,22 @@ def _reordered(value: np.ndarray, order: np.ndarray) -> np.ndarray:
     return back
 
 
-def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray, zero: int) -> np.ndarray:
+def _shift(node: Node) -> np.float32:
+    """Raises FormatError if a file says nonsense."""
+    text = node.attrs[ops.SHIFT]
+    try:
+        shift = np.float32(text)
+    except ValueError:
+        shift = np.float32("nan")
+    if not np.isfinite(shift):
+        raise FormatError(f"{node}: {ops.SHIFT}: found {text[:40]!r}, want a number")
+    return shift
+
+
+def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     lowest, highest = float(low.ravel()[0]), float(high.ravel()[0])
     step = max(abs(lowest), abs(highest)) / (_SIGNED if lowest < 0 else _UNSIGNED)
-    return (codes.astype(np.float32) - zero) * np.float32(step)
+    return codes.astype(np.float32) * np.float32(step)
 
 
 def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
@@ -221,9 +226,9 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
     """`b` judged by `a` on the same images; both are what `open_model` takes.
 
     Returns {"images", "agreement": top-1 in percent or None, "output": DIFF, "layers": [{"name", "op", "origin",
-    **DIFF, "added_noise"}], "worst": [names], "exclude": "--exclude ..."} with DIFF = sqnr_db (None: equal to the last
-    bit), cosine, max_error.  added_noise is the layer's noise / signal less that of what it reads.  Integer tensors are
-    compared as the reals that they stand for.
+    **DIFF, "added_noise"}], "worst": [names], "exclude": "--exclude ...", "no_advice": why these are empty or ""} with
+    DIFF = sqnr_db (None: equal to the last bit), cosine, max_error.  added_noise is the layer's noise / signal less
+    that of what it reads; None if `a` is no MXNet model.  Integer tensors are compared as what they stand for.
     """
     first, second = _open_side(a), _open_side(b)
     if isinstance(first, _OnnxSide) and isinstance(second, _OnnxSide):
@@ -247,8 +252,8 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
         classifies = classifies and scores[0] is not None
         if scores[0] is not None and scores[1] is not None:
             same += int((scores[0].argmax(1) == scores[1].argmax(1)).sum())
-        got_reals = second.reals(names, got, first)
-        for name, real in first.reals(names, want, second).items():
+        got_reals = second.reals(names, got)
+        for name, real in first.reals(names, want).items():
             if name in found and real.shape == got_reals[name].shape:
                 found[name].update(real, got_reals[name])
             else:
@@ -259,10 +264,11 @@ def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
     if not images:
         raise DataError(f"{opened.name}: no image was read")
     layers = first.rows(found)
-    worst = _worst(layers, first) if isinstance(first, _Side) else []
+    no_advice = _no_advice(first)
+    worst = [] if no_advice else _worst(layers, first)
     return {"images": images, "agreement": round(100 * same / images, 2) if classifies else None,
             "output": output.to_dict(), "layers": layers, "worst": worst,
-            "exclude": " ".join(f"--exclude {name}" for name in worst)}
+            "exclude": " ".join(f"--exclude {name}" for name in worst), "no_advice": no_advice}
 
 
 def _common(first: Any, second: Any) -> list[str]:
@@ -280,7 +286,7 @@ def _common(first: Any, second: Any) -> list[str]:
 
 
 def _is_tensor(node: Node) -> bool:
-    return node.n_out >= 3 if is_quantized_op(node) and node.op != "_contrib_dequantize" else node.n_out == 1
+    return node.n_out >= 3 if is_quantized_op(node) else node.n_out == 1
 
 
 def _layers(g: Graph, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
@@ -297,6 +303,13 @@ def _layers(g: Graph, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         rows.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
                      **difference.to_dict(), "added_noise": float(f"{max(noise[node] - before, 0.0):.4g}")})
     return rows
+
+
+def _no_advice(side: Any) -> str:
+    """Why it cannot be told from the first model which layers `freeze` should leave in float, or ""."""
+    if isinstance(side, _Side) and not side.frozen:
+        return ""
+    return f"A is {'frozen' if isinstance(side, _Side) else Model(side.graph).kind}, want the float MXNet model"
 
 
 def _worst(layers: list[dict[str, Any]], side: _Side) -> list[str]:

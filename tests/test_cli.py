@@ -82,6 +82,7 @@ def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixt
     assert found["output"]["sqnr_db"] > 25 and found["exclude"].startswith("--exclude ")
     assert {"digits_depthwise_fwd", "digits_res1_conv2_fwd"} <= {x["name"] for x in found["layers"]}
     assert all(x["sqnr_db"] is None or x["sqnr_db"] > 25 for x in found["layers"])
+    assert found["no_advice"] == "" and any(x["added_noise"] > 0 for x in found["layers"])
 
     assert main(["inspect", "net", "--exclude", "first", "--input-shape", "data:1,1,24,24", "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -90,6 +91,26 @@ def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixt
     assert main(["inspect", frozen, "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["frozen"] is True and found["ops"]["_sg_mkldnn_conv"] >= 8
+
+
+@pytest.mark.parametrize(("target", "a", "kind", "added"), [
+    ("onnx", "a.onnx", "an ONNX model", 0), ("tengine", "a.tmfile", "a Tengine model", 0),
+    ("ncnn", "a.param", "an ncnn model", 0), ("mxnet-sim", "a", "frozen", 1)])
+def test_compare_says_why_it_has_no_advice(net: Path, target: str, a: str, kind: str, added: int,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ncnn" if target == "ncnn" else "numpy")
+    assert main(["freeze", "net-symbol.json", "--target", target, "--output", "a", "-q"]) == 0
+    assert main(["convert", "net-symbol.json", "--to", "mxnet", "--output", "b", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["compare", a, "b", "--data", "test.npz", "-q"]) == 0
+    out, _ = lines_of(capsys)
+    assert out[-1] == f"no advice   A is {kind}, want the float MXNet model"
+    row = next(line.split() for line in out if line.startswith("digits_res"))
+    assert len(row) == 5 + added and float(row[3]) > 0.99
+    assert not any(line.startswith(("worst", "try")) for line in out)
+    assert main(["compare", a, "b", "--data", "test.npz", "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all((x["added_noise"] is None) == (not added) for x in found["layers"]) and found["worst"] == []
 
 
 def test_checks_exit_with_3(net: Path, frozen: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,6 +354,12 @@ def test_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert "Examples:" in out and f"qgraph {name}" in out
     assert cli.get_command(None, name).get_short_help_str(120).rstrip(".")  # type: ignore[union-attr, arg-type]
+
+
+def test_help_of_compare_names_every_kind_of_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(suffix in out for suffix in ("-symbol.json", ".onnx", ".param", ".tmfile"))
 
 
 def test_bars_show_rate_and_time_left_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

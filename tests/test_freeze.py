@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qgraph
-from qgraph import FreezeOptions, Graph, Pass, Port
+from qgraph import FreezeOptions, Graph, Pass, Port, ops
 from qgraph.departure import Difference, kernel_departure
 from qgraph.errors import CalibrationError, FormatError, OptionError, PassError
 from qgraph.floatcheck import relative_error, run_checked
@@ -327,6 +327,34 @@ def test_compare_finds_the_damaged_layer(target: str, frozen: dict[str, Frozen],
     assert "digits_res2_conv1_fwd" in bad["worst"] and "--exclude digits_res2_conv1_fwd" in bad["exclude"]
     again = qgraph.freeze(MODEL, FreezeOptions(target=target, exclude=tuple(bad["exclude"].split()[1::2])))
     assert len(again.report["float"]) == len(bad["worst"])
+
+
+def test_compare_an_integer_model_with_itself(frozen: dict[str, Frozen], images: tuple[np.ndarray, np.ndarray]) -> None:
+    found = qgraph.compare(frozen["mxnet"], frozen["mxnet"], images[0])
+    assert {"digits_conv0_fwd_q", "digits_res1_conv2_fwd", "digits_res2__plus0"} <= {r["name"] for r in found["layers"]}
+    assert all(row["sqnr_db"] is None for row in [found["output"], *found["layers"]])
+
+
+def test_compare_undoes_what_passes_did_to_codes(frozen: dict[str, Frozen], tmp_path: Path,
+                                                 images: tuple[np.ndarray, np.ndarray]) -> None:
+    """`signed-residual` shifts res1_conv2, in float too; `pair-channels` reorders conv0 and its quantizer."""
+    onnx, other, excluded = (qgraph.freeze(MODEL, FreezeOptions(target=target, exclude=exclude))
+                             for target, exclude in (("onnx", ()), ("mxnet", ()), ("mxnet", ("res1_conv2",))))
+    excluded.save(tmp_path / "excluded")
+    for a, b in ((frozen["mxnet"], onnx), (onnx, frozen["mxnet"]), (frozen["mxnet"], other),
+                 (frozen["mxnet"], frozen["mxnet-sim"]), (MODEL, str(tmp_path / "excluded")), (excluded, onnx)):
+        rows = {row["name"]: row["sqnr_db"] for row in qgraph.compare(a, b, images[0])["layers"]}
+        assert "digits_res1_conv2_fwd" in rows
+        assert all(sqnr is None or sqnr > 25 for sqnr in rows.values()), rows
+
+
+@pytest.mark.parametrize("text", ["", "x", "nan", "1e400"])
+def test_compare_refuses_a_wrong_shift(text: str, frozen: dict[str, Frozen],
+                                       images: tuple[np.ndarray, np.ndarray]) -> None:
+    damaged = frozen["mxnet"].lowered.copy()
+    damaged.find("digits_res1_conv2_fwd").attrs[ops.SHIFT] = text
+    with pytest.raises(FormatError, match="digits_res1_conv2_fwd.*__shift__.*want a number"):
+        qgraph.compare(MODEL, damaged, images[0])
 
 
 def test_difference_against_a_plain_computation() -> None:

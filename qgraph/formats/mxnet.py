@@ -187,7 +187,7 @@ def _variable_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
-    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (ops.CHANNEL_ORDER, MARK)}
+    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (ops.CHANNEL_ORDER, ops.SHIFT, MARK)}
     if version < 905 and item.op in ("argmax", "argmin") and attrs.get("axis") == "-1":
         del attrs["axis"]  # meant "all axes" then
     if item.subgraphs:

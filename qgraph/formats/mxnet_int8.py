@@ -31,7 +31,8 @@ from qgraph.quant.spec import QParams, mxnet_range, quantize
 
 _STEP = np.array([1.3], np.float32)  # of weights that are written for their codes alone; near it is one below the tie
 _RANGES = ((-128, 127), (0, 255))
-_FUSION_ATTRS = ("act_type", "a_min", "a_max", ops.CHANNEL_ORDER)
+_OWN_ATTRS = (ops.CHANNEL_ORDER, ops.SHIFT)
+_FUSION_ATTRS = ("act_type", "a_min", "a_max", *_OWN_ATTRS)
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ class _Lowering:
         else:
             node = quantize_v2(self.out, self.as_float(source), qp, fq.name)
             node.origin = fq.origin
+            node.attrs.update(_own_attrs(fq))
             self.codes[Port(fq)] = Codes((Port(node), Port(node, 1), Port(node, 2)), qp)
 
     def _pass_on(self, node: Node) -> None:
@@ -297,7 +299,7 @@ class _Lowering:
             raise UnsupportedError(f"{add}: MXNet's int8 addition has no fused activation")
         return self.out.add("_contrib_quantized_elemwise_add",
                             [left.ports[0], right.ports[0], *left.ports[1:], *right.ports[1:]], add.name, n_out=3,
-                            origin=add.origin, attrs={**self._range(qp), **_order_of(add)})
+                            origin=add.origin, attrs={**self._range(qp), **_own_attrs(add)})
 
     def _codes_of(self, layer: Node) -> Codes:
         """What a layer with integer weights reads."""
@@ -357,7 +359,7 @@ class _Lowering:
                 entry["attrs"] = dict(sorted(step_attrs.items()))
             nodes.append(entry)
         graph = {"nodes": nodes, "arg_nodes": list(range(len(names))), "heads": [[len(nodes) - 1, 0, 0]]}
-        attrs.update(_order_of(last))
+        attrs.update(_own_attrs(last))
         attrs[SUBGRAPHS] = json.dumps([graph], separators=(",", ":"))
         names_of = [name for n in origin for name in (n.origin or (n.name,))]
         return self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, attrs=attrs)
@@ -370,8 +372,8 @@ def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
                    min_calib_range=-high if qp.signed else 0.0, max_calib_range=high)
 
 
-def _order_of(node: Node) -> dict[str, str]:
-    return {key: node.attrs[key] for key in (ops.CHANNEL_ORDER,) if key in node.attrs}
+def _own_attrs(node: Node) -> dict[str, str]:
+    return {key: node.attrs[key] for key in _OWN_ATTRS if key in node.attrs}
 
 
 def _activation(act: str) -> tuple[str, dict[str, str], list[str]]:
