@@ -598,8 +598,9 @@ def test_from_gluon_several_inputs_and_outputs():
     assert [h.index for h in g.heads] == [0, 0, 0, 1, 2]
     named = from_gluon(net, {"left": (2, 4), "right": (2, 3)})
     assert [n.name for n in named.data_inputs()] == ["left", "right"]
+    assert [n.name for n in from_gluon(net).data_inputs()] == ["data0", "data1"]
     with pytest.raises(UnsupportedError, match="1 symbols"):
-        from_gluon(net)
+        from_gluon(net, (2, 4))
     with pytest.raises(UnsupportedError, match="HybridBlock"):
         from_gluon(mx.gluon.Block())
     with pytest.raises(OptionError, match="positive"):
