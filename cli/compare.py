@@ -15,7 +15,8 @@ from qgraph.errors import CheckFailed, DataError
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--data", required=True, metavar="PATH", help=".rec, folder of images, .npz or .npy")
-@click.option("--min-agreement", type=click.FloatRange(0, 100), metavar="X", help="Exit with 3 if the top-1 agreement is below X percent.")
+@click.option("--min-agreement", type=click.FloatRange(0, 100), metavar="X",
+              help="Exit with 3 if the top-1 agreement is below X percent.")
 @click.option("--min-sqnr", type=float, metavar="X", help="Exit with 3 if the output's SQNR is below X dB.")
 @image_options
 @runtime_option
