@@ -658,6 +658,8 @@ def test_what_is_no_observation_moves_no_range() -> None:
 @pytest.mark.parametrize("hybrid", [False, True])
 def test_several_passes_of_one_step_are_averaged(hybrid: bool) -> None:
     one, two, apart = (converted(hybrid) for _ in range(3))
+    with autograd.train_mode():  # is not recorded, and does not count
+        one(images())
     step_of(one, lambda: (one(images()) ** 2).mean())
     step_of(two, lambda: (two(images()) ** 2).mean() + (two(images()) ** 2).mean())
     for _ in range(2):  # each with its own backward pass

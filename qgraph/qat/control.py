@@ -201,13 +201,14 @@ class Control:
             self._started = True
         self.switch(training)
         if training:
+            self.sample = tuple(inputs)
+        if mx.autograd.is_recording():
             context = inputs[0].context
             if any(parameter.sent(context) for parameter in self._statistics):  # by a backward pass in between
                 self.passes.pop(context, None)
                 for parameter in self._statistics:
                     parameter.forget(context)
             self.passes[context] = self.passes.get(context, 0) + 1
-            self.sample = tuple(inputs)
 
     def switch(self, training: bool) -> None:
         """Training and inference have graphs of their own: the one not in use is put aside."""
