@@ -16,6 +16,7 @@ from qgraph.cli.options import (
     runtime_option,
     targets_option,
 )
+from qgraph.errors import OptionError
 
 
 @click.command("freeze")
@@ -81,6 +82,8 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
     from qgraph.options import FreezeOptions
     from qgraph.targets import SUFFIXES, get_target
 
+    if flags["isa"] != FreezeOptions.isa and "onnx" not in targets:
+        raise OptionError(f"--isa: target {targets[0]} has no choice; it is for --target onnx")
     wanted = [FreezeOptions(target=target, **flags) for target in dict.fromkeys(targets)]
     prefix = wanted[0].output or default_prefix(model)
     for target in targets:

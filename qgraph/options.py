@@ -110,8 +110,6 @@ class FreezeOptions(DataOptions):
             object.__setattr__(self, "weight_bits", min(self.weight_bits, 4))
         if self.fast and self.target != "mxnet":
             raise OptionError(f"--fast: target {self.target} has no choice; it is for --target mxnet")
-        if self.isa != "auto" and self.target != "onnx":
-            raise OptionError(f"--isa: target {self.target} has no choice; it is for --target onnx")
         for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
