@@ -183,7 +183,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     lowered = lower(g, target, shapes, options.int4)
     if isinstance(lowered, (NcnnModel, TengineModel)):
         lowered.preprocess = _preprocess(table, options)
-    checks: dict[str, Any] = run_checks(g, float_graph, lowered, data, target, executor) if data is not None else {
+    checks: dict[str, Any] = run_checks(g, bare, lowered, data, target, executor) if data is not None else {
         "agreement": None, "departure": None}
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)

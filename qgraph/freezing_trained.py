@@ -76,7 +76,7 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
     lowered = freezing.lower(g, target, shapes)
     checks: dict[str, Any] = {"agreement": None, "departure": None}
     if data is not None:
-        checks = run_checks(g, float_graph, lowered, data, target, executor)
+        checks = run_checks(g, bare, lowered, data, target, executor)
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
     frozen = freezing.Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "",

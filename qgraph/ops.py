@@ -34,7 +34,6 @@ class OpInfo:
     defaults: dict[str, Any] = field(default_factory=dict)
     kind: str = FLOAT
     out_axis: int = 0
-    n_out: int = 1
 
 
 _CONV = {"kernel": (), "stride": (), "dilate": (), "pad": (), "num_filter": 0, "num_group": 1, "no_bias": False,

@@ -94,6 +94,12 @@ def register(cls: _PassClass) -> _PassClass:
     """Class decorator: make the pass a frozen dataclass and known by its name."""
     if not isinstance(getattr(cls, "name", None), str):
         raise PassError(f'{cls.__module__}.{cls.__name__}: a pass needs a name, such as name = "fold-bn"')
+    if not issubclass(cls, Pass):
+        raise PassError(f"{cls.__module__}.{cls.__name__}: want a class that is derived from qgraph.Pass")
+    known = REGISTRY.get(cls.name)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise PassError(f"{cls.__module__}.{cls.__name__}: the name {cls.name!r} is that of {known.__module__}."
+                        f"{known.__name__}; choose another one")
     cls = dataclass(frozen=True)(cls)  # type: ignore[assignment]
     REGISTRY[cls.name] = cls
     return cls
@@ -135,13 +141,15 @@ class PassManager(Pass):
             if missing:
                 raise PassError(f"{step.name}: needs {', '.join(missing)} before it in the pipeline")
             started = time.perf_counter()
-            changed = step.run(g)
+            changed = _run(step, g)
             seconds = time.perf_counter() - started
             try:
                 g.verify()
             except QGraphError as error:
                 raise PassError(f"pass {step.name} left an invalid graph: {error}") from error
             after = g.digest()
+            if isinstance(changed, bool) or not isinstance(changed, int):
+                raise PassError(f"pass {step.name} returned {changed!r}, want the number of changes it made")
             if (changed == 0) != (after == digest):
                 raise PassError(f"pass {step.name} reported {changed} changes, but the graph "
                                 f"{'changed' if after != digest else 'did not change'}")
@@ -163,6 +171,18 @@ class PassManager(Pass):
         except OSError as error:
             raise OptionError(f"--dump-passes {folder}: {error.strerror}, want a folder to write in, which is made if "
                               "it is not there; give another one") from error
+
+
+def _run(step: Pass, g: Graph) -> int:
+    """PassError for what a pass of the user's own raises; ours show where they broke."""
+    if type(step).__module__.startswith("qgraph."):
+        return step.run(g)
+    try:
+        return step.run(g)
+    except QGraphError:
+        raise
+    except Exception as error:
+        raise PassError(f"pass {step.name} broke: {_described(error)}") from error
 
 
 # ---- passes from the command line -----------------------------------------------------------------------------------

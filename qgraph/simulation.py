@@ -8,13 +8,10 @@ one compiled forward pass over the data.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
-
-import numpy as np
 
 from qgraph import floatcheck, targets, trained
 from qgraph.calibdata import find_data, sample
@@ -110,15 +107,6 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
     return found
 
 
-def _fingerprint(feeds: Mapping[str, np.ndarray]) -> str:
-    """Hash of some images: names and counts of files do not tell what was chosen from them."""
-    found = hashlib.blake2b(digest_size=8)
-    for name in sorted(feeds):
-        found.update(f"{name} {feeds[name].shape}".encode())
-        found.update(feeds[name].tobytes())
-    return found.hexdigest()
-
-
 class _Bench:
     """One model and its images; makes and judges its quantized variants."""
 
@@ -131,6 +119,11 @@ class _Bench:
             raise OptionError(f"--calib {ONLINE}: only MXNet can run ranges of the running batch, and this runs on "
                               f"{self.executor.__module__.rpartition('.')[2]}; leave it out, or pip install "
                               "\"qgraph[mxnet]\"")
+        wide = [s for s in strategies if s.act_bits > 8]
+        if wide and self.executor.__module__ != "qgraph.runtimes.mxnet":
+            raise OptionError(f"--act-bits {wide[0].act_bits}: only MXNet can run activations of more than 8 bits, and "
+                              f"this runs on {self.executor.__module__.rpartition('.')[2]}; leave it out, or pip "
+                              "install \"qgraph[mxnet]\"")
         opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
         self.source = opened.as_graph("simulating").copy()
         refuse_frozen(opened)
@@ -158,11 +151,11 @@ class _Bench:
         options = self.options
         preprocess = {k: list(v) if isinstance(v, tuple) else v for k, v in self.data.preprocess.to_dict().items()}
         return {"model": self.source.digest(), "data": self.data.name, "images": self.data.num_items,
-                "first_images": _fingerprint(sample(self.data)),
+                "digest": self.data.fingerprint(),
                 "select": options.select, "skip": options.skip, "preprocess": preprocess,
                 "calibration": None if self.calib is None else self.calib.name,
                 "calibration_images": None if self.calib is None else self.calib.num_items,
-                "calibration_first_images": None if self.sample is None else _fingerprint(self.sample),
+                "calibration_digest": None if self.calib is None else self.calib.fingerprint(),
                 "exclude": list(options.exclude), "batch_size": options.batch_size, "seed": options.seed,
                 "runtime": self.executor.__module__.rpartition(".")[2]}
 

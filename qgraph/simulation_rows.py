@@ -136,7 +136,7 @@ class Simulation:
             found = cls(dict(body["about"]), [])
             if body["float"] is not None:
                 row = dict(body["float"])
-                found.set_float({key: row[key] for key in _RESULT}, np.array(row["classes"], np.int64))
+                found.set_float({key: _number(row[key], key) for key in _RESULT}, np.array(row["classes"], np.int64))
                 if found.classes.shape != (row["images"],):
                     raise ValueError(f"{row['images']} images, and classes of the shape {found.classes.shape}")
             for row in body["rows"]:

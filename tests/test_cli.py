@@ -199,6 +199,9 @@ MISTAKES = {
     "user's pass without a name": ([*FREEZE, "--pass", "nameless_cli:X@fold-bn"], "a pass needs a name"),
     "user's pass that wants arguments": ([*FREEZE, "--pass", "wanting_cli:X@fold-bn"], "needs arguments"),
     "user's pass": ([*FREEZE, "--pass", "nomodule:X@fold-bn"], "no module 'nomodule'"),
+    "user's pass of a taken name": ([*FREEZE, "--pass", "taken_cli:X@fold-bn"], "is that of qgraph.passes.calibrate"),
+    "user's pass that breaks": ([*FREEZE, "--pass", "breaking_cli:X@fold-bn"], "pass broken broke: ZeroDivisionError"),
+    "user's pass that counts nothing": ([*FREEZE, "--pass", "none_cli:X@fold-bn"], "returned None, want the number"),
     "user's pass of a damaged file": ([*FREEZE, "--pass", "broken_cli:X@fold-bn"], "invalid syntax (broken_cli.py, "),
     "user's pass that imports nothing": ([*FREEZE, "--pass", "wanting2_cli:X@fold-bn"],
                                          "'wanting2_cli' cannot be imported: ModuleNotFoundError: No module named "
@@ -236,6 +239,9 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
     user_pass = "from qgraph import Pass, register\n@register\nclass X(Pass):\n  {}\n  def run(self, g): return 0\n"
     Path("nameless_cli.py").write_text(user_pass.format("k: int = 0"))
     Path("wanting_cli.py").write_text(user_pass.format("name = 'x'; k: int"))
+    Path("taken_cli.py").write_text(user_pass.format("name = 'calibrate'"))
+    Path("breaking_cli.py").write_text(user_pass.format("name = 'broken'").replace("return 0", "return 1 / 0"))
+    Path("none_cli.py").write_text(user_pass.format("name = 'none'").replace("return 0", "pass"))
     Path("broken_cli.py").write_text("def x(:\n")
     Path("wanting2_cli.py").write_text("import no_such\n")
     for name in ("net.bin", "net.table", "net.scale", "net.calib.json", "net-folded-symbol.json"):

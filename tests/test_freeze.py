@@ -61,6 +61,23 @@ def test_module_wants_shapes(shapes: object, frozen: dict[str, Frozen]) -> None:
         frozen["mxnet"].module(shapes)  # type: ignore[arg-type]
 
 
+def test_agreement_is_that_with_the_users_model() -> None:
+    """Whatever a pass that promises nothing has done before."""
+    class Sigmoids(Pass):
+        name = "sigmoids-for-relus"
+
+        def run(self, g: Graph) -> int:
+            for node in g.nodes("Activation"):
+                node.attrs["act_type"] = "sigmoid"
+            return len(g.nodes("Activation"))
+
+    register(Sigmoids)
+    line = ("canonicalize,sigmoids-for-relus,fold-bn,fuse-relu,insert-fake-quantize,calibrate,share-scales,"
+            "signed-residual,quantize-bias,bake-weights")
+    report = qgraph.freeze(MODEL, FreezeOptions(target="mxnet-sim", passes=line)).report
+    assert report["agreement"]["top1"] < 50
+
+
 def float_graph() -> Graph:
     return qgraph.load(MODEL, str(DIGITS / "digits-0000.params"))
 

@@ -578,6 +578,21 @@ def test_from_gluon_equals_export(tmp_path):
     assert from_gluon(net).digest() == exported.digest()
 
 
+@pytest.mark.parametrize("where", ["input", "head"])
+def test_an_output_that_a_layer_does_not_have(where, tmp_path):
+    body = {"nodes": [{"op": "null", "name": n, "inputs": []} for n in ("data", "w")]
+            + [{"op": "FullyConnected", "name": "d", "attrs": {"num_hidden": "3", "no_bias": "True"},
+                "inputs": [[0, 0, 0], [1, 0, 0]]},
+               {"op": "Activation", "name": "a", "attrs": {"act_type": "relu"},
+                "inputs": [[2, int(where == "input"), 0]]}],
+            "arg_nodes": [0, 1], "heads": [[3, 0, 0]] if where == "input" else [[2, 3, 0]],
+            "attrs": {"mxnet_version": ["int", 10901]}}
+    path = tmp_path / "m-symbol.json"
+    path.write_text(json.dumps(body))
+    with pytest.raises(FormatError, match=r"\(d:FullyConnected\): its output [13] is read, but it has one"):
+        load(path)
+
+
 def test_from_gluon_several_inputs_and_outputs():
     mx = pytest.importorskip("mxnet")
     from mxnet.gluon import nn

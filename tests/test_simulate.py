@@ -212,10 +212,29 @@ def test_rows_of_other_images_are_not_taken(test_file: str, tmp_path: Path, caps
     command = ["simulate", MODEL, "--data", test_file, "--output", str(tmp_path / "sim"), "--calib-data", test_file]
     assert main([*command, "--select", "::4", "--calib-select", "::4"]) == 0
     assert main([*command, "--select", "::4", "--calib-select", "1::4"]) == 1
-    assert "the finished rows are of another run (calibration_first_images" in capsys.readouterr().err
+    assert "the finished rows are of another run (calibration_digest" in capsys.readouterr().err
     assert main([*command, "--select", "1::4", "--calib-select", "::4"]) == 1
     assert "the finished rows are of another run (" in capsys.readouterr().err
     assert main([*command, "--select", "::4", "--calib-select", "::4"]) == 0
+
+
+@pytest.mark.parametrize("changed", ["label", "data", "calib"])
+def test_rows_of_a_file_that_was_changed_are_not_taken(changed: str, test_file: str, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind its first images."""
+    with np.load(test_file) as read:
+        arrays = {name: read[name][:200].copy() for name in ("data", "label")}
+    files = {name: str(tmp_path / f"{name}.npz") for name in ("seen", "calib")}
+    command = ["simulate", MODEL, "--data", files["seen"], "--calib-data", files["calib"], "--output",
+               str(tmp_path / "sim")]
+    for name in files.values():
+        np.savez(name, **arrays)
+    assert main(command) == 0
+    key = changed if changed != "calib" else "data"
+    arrays[key][-12:] = 3
+    np.savez(files["seen" if changed != "calib" else "calib"], **arrays)
+    assert main(command) == 1
+    assert "the finished rows are of another run (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "said"), [

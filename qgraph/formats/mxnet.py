@@ -139,6 +139,8 @@ def _build(doc: JsonGraph, where: str) -> Graph:
         n_out = num_outputs(JsonNode("SliceChannel", "", attrs, [], [])) if probe.op == "SliceChannel" else 1
         if n_out > 1 << 16:
             raise FormatError(f"{here}: found num_outputs={n_out}, want at most {1 << 16}")
+        if read[number] > 1 and ops.info(probe.op).kind == ops.COMPUTE:
+            raise FormatError(f"{here}: its output {read[number] - 1} is read, but it has one")
         node = g.add(item.op, inputs, op_name(item), n_out=max(n_out, read[number]))
         node.attrs.update(attrs)
         nodes.append(node)
