@@ -206,6 +206,8 @@ def open_data(
     if batch_size < 1 or (limit is not None and limit < 1) or (workers is not None and workers < 1):
         raise OptionError(f"want at least 1 each: batch size {batch_size}, limit {limit}, workers {workers}")
     preprocess, names, shapes = preprocess or Preprocess(), tuple(input_names), dict(input_shapes or {})
+    if not names:
+        raise OptionError("the model has no input that data could be fed to")
     shape = shapes.get(names[0])
     if shape is not None and len(shape) == 4 and shape[1] == 1:
         preprocess = replace(preprocess, channels=1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zlib
 from typing import Any
@@ -31,9 +32,11 @@ _STRING = r'"(?:[^"\\]|\\.)*"'
 _NAME = rf"%(?P<{{}}>{_STRING}|[\w./\-]+)"
 _REF = re.compile(rf"%({_STRING}|[\w./\-]+)(?::(\d+))?")
 _LINE = re.compile(rf"{_NAME.format('name')} = (?P<op>[\w.]+)(?:\((?P<args>.*?)\))?(?: -> (?P<n_out>\d+))?"
-                   rf"(?: (?P<param>[a-z]+\d+ \([\d, ]*\)))?(?: \{{(?P<attrs>.*)\}})?\Z")
+                   rf"(?: (?P<param>[a-z]+\d* \([\d, ]*\)))?(?: \{{(?P<attrs>.*)\}})?\Z")
 _ATTR = re.compile(rf"([\w.\-]+)=({_STRING}|\([\d., \-]*\)|\[[^\]]*\]|[^\s]+)|(\w+)")
 _MANY = 64
+_MOST_VALUES = 1 << 28  # of a parameter, which gets random values
+_MOST_OUTPUTS = 1 << 16
 
 
 def _name(name: str) -> str:
@@ -126,6 +129,7 @@ def parse_graph(text: str) -> Graph:
     by_name: dict[str, Node] = {}
 
     def ports(args: str, where: str) -> list[Port]:
+        _no_rest(_REF, args)
         found = []
         for match in _REF.finditer(args):
             name = _unquote(match.group(1))
@@ -134,29 +138,50 @@ def parse_graph(text: str) -> Graph:
             found.append(Port(by_name[name], int(match.group(2) or 0)))
         return found
 
-    for number, line in enumerate(text.splitlines(), 1):
-        line, where = line.strip(), f"line {number}"
-        if not line or line.startswith("#"):
-            continue
+    def read(line: str, where: str) -> None:
         if line.startswith("return"):
-            g.heads = ports(line, where)
-            continue
+            g.heads = ports(line[len("return"):], where)
+            return
         match = _LINE.match(line)
         if not match:
-            raise FormatError(f"{where}: found {line[:80]!r}, want %name = op(%input, ...) {{key=value ...}}")
+            raise ValueError("no such line")
         name, op, attrs = _unquote(match["name"]), match["op"], match["attrs"] or ""
+        _no_rest(_ATTR, attrs)
         quant = _parse_quant(attrs) if op == "fake_quantize" else None
-        pairs = {} if quant is not None else {
-            m.group(1): _unquote(m.group(2)) for m in _ATTR.finditer(attrs) if m.group(1)}
-        node = g.add("null" if op in ("input", "param") else op, ports(match["args"] or "", where), name,
-                     n_out=int(match["n_out"] or 1), quant=quant, attrs=pairs)
+        found = [] if quant is not None else list(_ATTR.finditer(attrs))
+        if lone := [m.group(3) for m in found if m.group(3)]:
+            raise ValueError(f"no value of {lone[0]}")
+        pairs = {m.group(1): _unquote(m.group(2)) for m in found}
+        n_out = int(match["n_out"] or 1)
+        if not 1 <= n_out <= _MOST_OUTPUTS:
+            raise ValueError(f"{n_out} outputs")
+        node = g.add("null" if op in ("input", "param") else op, ports(match["args"] or "", where), name, n_out=n_out,
+                     quant=quant, attrs=pairs)
         if node.name != name:
             raise FormatError(f"{where}: %{name} is defined twice")
         if op == "param":
             dtype, shape = (match["param"] or "float32 ()").split(" ", 1)
             size = tuple(int(d) for d in re.findall(r"\d+", shape))
+            if math.prod(size) > _MOST_VALUES:
+                raise ValueError(f"more than {_MOST_VALUES} values")
             noise = np.random.default_rng(zlib.crc32(name.encode())).uniform(0.5, 1.5, size)
             g.params[name] = noise.astype(dtype)
         by_name[name] = node
+
+    for number, line in enumerate(text.splitlines(), 1):
+        line, where = line.strip(), f"line {number}"
+        if not line or line.startswith("#"):
+            continue
+        try:
+            read(line, where)
+        except (IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise FormatError(f"{where}: found {line[:80]!r}, want %name = op(%input, ...) {{key=value ...}} "
+                              f"({type(error).__name__}: {error})") from None
     g.verify()
     return g
+
+
+def _no_rest(pattern: re.Pattern[str], text: str) -> None:
+    """ValueError for what lies between the matches."""
+    if rest := pattern.sub("", text).replace(",", "").strip():
+        raise ValueError(f"cannot read {rest[:40]!r}")

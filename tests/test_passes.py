@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgraph import passes  # noqa: F401  (registers)
+from qgraph.errors import FormatError
 from qgraph.ir import Graph, Node, Port
 from qgraph.passes import PIPELINES
 from qgraph.passes.canonicalize import Canonicalize
@@ -313,3 +314,18 @@ def test_sync_batch_norm_is_a_batch_norm() -> None:
     g = Graph.parse(text.replace("BatchNorm(", "_contrib_SyncBatchNorm(").replace("{eps", "{key=a ndev=8 eps"))
     assert Canonicalize().run(g) == 1
     assert g.text() == Graph.parse(text).text()
+
+
+@pytest.mark.parametrize("line", [
+    "%b = fake_quantize(%a) {}", "%b = fake_quantize(%a) {u8}", "%b = fake_quantize(%a) {zz tensor}",
+    "%b = fake_quantize(%a) {u8 tensor scale=abc}", "%b = param float99 (1)", "%b = param float32 (99999, 99999)",
+    '%"b\\q" = input', "%b = Foo(%a, banana)", "%b = Foo(%a) {k=1 junk}", "%b = Foo(%a) {k=1 !!}", "%b = Foo(%c)",
+    "%b = Foo(%a) -> 99999999999999999999", "%b = Foo(%a) -> 0", "return %a, banana", "what is this"])
+def test_text_that_is_no_graph_is_refused_with_its_line(line: str) -> None:
+    with pytest.raises(FormatError, match="^line 2: "):
+        Graph.parse(f"%a = input\n{line}\nreturn %a")
+
+
+def test_text_of_parameters_reads_back() -> None:
+    text = "%a = param bool (2)\n%b = param float32 ()\n%c = param int8 (2, 3)\nreturn %a, %b, %c\n"
+    assert Graph.parse(text).text() == text

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from qgraph.errors import CalibrationError, FormatError, QGraphError
 from qgraph.quant import table as table_module
-from qgraph.quant.table import CalibrationTable, Entry
+from qgraph.quant.table import LARGEST, CalibrationTable, Entry
 
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.floats(-LARGEST, LARGEST)
 NAMES = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=30)
 
 
@@ -127,6 +127,7 @@ ENTRY = json.loads(example().to_json())["entries"]["conv0_fwd"]
     (edit(entries={"a": {**ENTRY, "low": 10.0}}), "tensor a: .*want low <= high"),
     (edit(entries={"a": {**ENTRY, "max": float("inf")}}), "tensor a: max: found inf"),
     (edit(entries={"a": {**ENTRY, "max": float("nan")}}), "tensor a: max: found nan"),
+    (edit(entries={"a": {**ENTRY, "max": 3e38}}), "tensor a: max: found 3e.38, want a finite number, up to 1e.37"),
     (edit(entries={"a": ENTRY}).replace(b'"max": 0.3', b'"max": 1e999, "x": 0.3'), "tensor a"),
     (edit(entries={"a": ENTRY}).replace(b'"max": 0.3', b'"min": 0.0, "max": 0.3'), "twice"),
     (edit()[:-40], "not JSON"),

@@ -7,7 +7,6 @@ Read as untrusted data: bounded size, every type and number checked, nothing unk
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +19,7 @@ from qgraph.quant.ranges import ALIASES, METHODS
 FORMAT = "qgraph-calibration"
 VERSION = 1
 MAX_BYTES = 64 << 20
+LARGEST = 1e37  # of a range: with more, steps and codes leave float32
 _AGAIN = "calibrate again (without --calib-table)"
 
 
@@ -171,8 +171,8 @@ def _number(value: Any, name: str) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise FormatError(f"{name}: found a {type(value).__name__}, want a finite number") from None
-    if not math.isfinite(number):
-        raise FormatError(f"{name}: found {number}, want a finite number")
+    if not abs(number) <= LARGEST:
+        raise FormatError(f"{name}: found {number}, want a finite number, up to {LARGEST:g}")
     return number
 
 
