@@ -11,7 +11,8 @@ from qgraph.errors import OptionError
 from qgraph.simulation_rows import Simulation, Strategy
 
 _WORDS = {"merge_bn": ("BN apart", "BN merged"), "exclude_first": ("all layers", "w/o 1st conv")}
-_MARKERS = "osD^v<>P*X"
+_MARKERS = "osD^v<>P*X"  # as many as there are colours
+_STYLES = ("-", ":", "-.")
 
 
 def need_matplotlib() -> None:
@@ -39,7 +40,9 @@ def draw(found: Simulation) -> bytes:
     axes = figure.add_subplot()
     for number, (like, points) in enumerate(lines.items()):
         points.sort()
-        axes.plot(*zip(*points), marker=_MARKERS[number % len(_MARKERS)], label=_label(like, axis, rows))
+        again, marker = divmod(number, len(_MARKERS))
+        axes.plot(*zip(*points), marker=_MARKERS[marker], linestyle=_STYLES[again % len(_STYLES)],
+                  label=_label(like, axis, rows))
     if labelled and found.float_row is not None:
         axes.axhline(found.float_row["top1"], color="0.4", linestyle="--", label="float32")
     bits = sorted({getattr(s, axis) for s, _ in rows})
