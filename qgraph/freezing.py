@@ -122,7 +122,15 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     calib_table: a table, or its path, from an earlier run; no data are needed then.
     """
     options = options or FreezeOptions()
+    _check_ranges(options, calib_table)
     return _freeze(model, options, _signed(options), calib_data, calib_table, progress)
+
+
+def _check_ranges(options: FreezeOptions, calib_table: Any = None) -> None:
+    """OptionError for two ways to ranges."""
+    given = calib_table is not None or options.calib_table is not None
+    if given and options.calib not in (FreezeOptions.calib, ONLINE):
+        raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table; leave one of them out")
 
 
 def _signed(options: FreezeOptions) -> bool | None:
@@ -141,8 +149,6 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if online and (calib_table is not None or options.calib_table is not None):
         raise OptionError(f"--calib {ONLINE}: takes the ranges from the batch that is run, and no --calib-table")
     refuse_frozen(opened)
-    if (calib_table is not None or options.calib_table is not None) and options.calib != FreezeOptions.calib:
-        raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table; leave one of them out")
     given = calib_table if calib_table is not None else options.calib_table
     if isinstance(given, (str, os.PathLike)):
         given = CalibrationTable.load(given)
@@ -234,6 +240,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
     """
     writers: dict[str, str] = {}
     for options in wanted:  # before minutes of work
+        _check_ranges(options)
         pipeline(options)
         suffix = targets.SUFFIXES[targets.get_target(options.target).flow]
         if writers.setdefault(suffix, options.target) != options.target:

@@ -174,13 +174,15 @@ def per_axis(values: np.ndarray, spec: QSpec, shape: tuple[int, ...]) -> np.ndar
 
 
 def quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np.ndarray:
-    """Real values -> integer codes (int32, same shape). NaN becomes the code of zero."""
+    """Real values -> integer codes (int32, same shape). NaN becomes the code of zero.
+
+    More than 16 bits are for biases, whose codes no engine computes: they are rounded in float64, ties to even.
+    """
     x = np.asarray(x, np.float32)
     scale, zero = per_axis(qp.scale, qp, x.shape), per_axis(qp.zero_point, qp, x.shape)
     with np.errstate(over="ignore", invalid="ignore"):
-        rounded = ROUNDING[rounding](x, scale, bool(qp.signed))
-    if qp.bits > 16:  # bounds that float32 cannot hold
-        rounded = rounded.astype(np.float64)
+        rounded = (_rint(x / scale.astype(np.float64)) if qp.bits > 16
+                   else ROUNDING[rounding](x, scale, bool(qp.signed)))
     if np.isnan(rounded.min(initial=0.0)):
         rounded = np.nan_to_num(rounded, nan=0.0, posinf=np.inf, neginf=-np.inf)
     bounds = [np.asarray(bound - zero, rounded.dtype) for bound in (qp.qmin, qp.qmax)]
