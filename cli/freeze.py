@@ -86,9 +86,10 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
         raise OptionError(f"--isa: target {targets[0]} has no choice; it is for --target onnx")
     wanted = [FreezeOptions(target=target, **flags) for target in dict.fromkeys(targets)]
     prefix = wanted[0].output or default_prefix(model)
-    for target in targets:
-        prefix = prefix.removesuffix(SUFFIXES[get_target(target).flow])
-    check_output(prefix, [f"{prefix}-symbol.json", f"{prefix}-0000.params"],
+    suffixes = {SUFFIXES[get_target(target).flow] for target in targets}
+    for suffix in suffixes:
+        prefix = prefix.removesuffix(suffix)
+    check_output(prefix, [prefix + suffix for suffix in (*suffixes, "-0000.params")],
                  [find_symbol(model)[0], *([wanted[0].params] if wanted[0].params else [])])
     with console.Bars() as bars:
         frozen, paths = freeze_all(model, wanted, prefix, progress=bars)

@@ -260,6 +260,14 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
     assert all(Path(f"net-quantized{suffix}").read_text() == "old" for suffix in SUFFIXES)
 
 
+def test_an_onnx_model_may_lie_beside_the_float_one(net: Path) -> None:
+    before = Path("net-0000.params").read_bytes(), Path("net-symbol.json").read_bytes()
+    for output in ("net", "net.onnx"):
+        assert main(["freeze", "net-symbol.json", "--target", "onnx", "--output", output, "-q"]) == 0
+        assert {"net.onnx", "net.report.json"} <= set(os.listdir(".")) and "net.onnx.onnx" not in os.listdir(".")
+    assert (Path("net-0000.params").read_bytes(), Path("net-symbol.json").read_bytes()) == before
+
+
 @pytest.mark.parametrize("args", [["freez"], ["freeze"], ["freeze", "x", "--nosuch"],
                                   ["freeze", "x", "--calib", "best"], ["freeze", "x", "--target", "tpu"],
                                   ["inspect", "x", "--target", "tpu"],
