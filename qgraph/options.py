@@ -97,8 +97,12 @@ class FreezeOptions(DataOptions):
             if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
                 raise OptionError(f"{name} is {value!r}, want texts, such as {example!r}")
             object.__setattr__(self, name, tuple(texts))
-        for item in dataclasses.fields(self):
-            _check_kind(item.name, str(item.type).split(" | "), getattr(self, item.name))
+        for name in ("target", "granularity", "act_signed", "calib", "winograd", "isa", "runtime"):
+            if not isinstance(getattr(self, name), str):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, want a text")
+        for name in ("merge_bn", "int4", "fast"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, want True or False")
         if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
             raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
                               "to qgraph.freeze(..., calib_data=...)")
@@ -120,16 +124,6 @@ class FreezeOptions(DataOptions):
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                  if f.name not in ("output", "dump_passes", "runtime") and getattr(self, f.name) != f.default}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
-
-
-def _check_kind(name: str, kinds: list[str], value: Any) -> None:
-    """OptionError for what is no text, or neither true nor false, where that is wanted."""
-    if value is None and "None" in kinds:
-        return
-    if "str" in kinds and name != "calib_data" and not isinstance(value, (str, os.PathLike)):
-        raise OptionError(f"{name} is {value!r}, want a text")
-    if "bool" in kinds and not isinstance(value, bool):
-        raise OptionError(f"{name} is {value!r}, want True or False")
 
 
 def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -45,6 +45,10 @@ def test_options_of_the_wrong_kind_are_named(options: dict[str, object]) -> None
         FreezeOptions(**options)  # type: ignore[arg-type]
 
 
+def test_means_may_be_numbers() -> None:
+    assert FreezeOptions(mean=(0.5, 0.4, 0.3), std=(1, 1, 1)).mean == (0.5, 0.4, 0.3)  # type: ignore[arg-type]
+
+
 def test_the_float_model_is_not_overwritten(tmp_path: Path) -> None:
     for name in ("symbol.json", "0000.params", "calib.npz"):
         shutil.copy(DIGITS / f"digits-{name}", tmp_path / f"m-{name}")
