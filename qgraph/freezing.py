@@ -38,6 +38,7 @@ from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.passes.pipelines import pipeline, split
 from qgraph.preprocess import Preprocess
+from qgraph.quant.ranges import method
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.rewrite import Pass, PassManager, PassRecord
@@ -122,15 +123,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     calib_table: a table, or its path, from an earlier run; no data are needed then.
     """
     options = options or FreezeOptions()
-    _check_ranges(options, calib_table)
     return _freeze(model, options, _signed(options), calib_data, calib_table, progress)
-
-
-def _check_ranges(options: FreezeOptions, calib_table: Any = None) -> None:
-    """OptionError for two ways to ranges."""
-    given = calib_table is not None or options.calib_table is not None
-    if given and options.calib not in (FreezeOptions.calib, ONLINE):
-        raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table; leave one of them out")
 
 
 def _signed(options: FreezeOptions) -> bool | None:
@@ -152,6 +145,9 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     given = calib_table if calib_table is not None else options.calib_table
     if isinstance(given, (str, os.PathLike)):
         given = CalibrationTable.load(given)
+    if given is not None and options.calib != FreezeOptions.calib and method(options.calib).name != given.method:
+        raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table, by {given.method}; leave "
+                          "one of them out")
 
     if trained.is_trained(opened.graph):
         from qgraph.freezing_trained import freeze_trained
@@ -240,7 +236,6 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
     """
     writers: dict[str, str] = {}
     for options in wanted:  # before minutes of work
-        _check_ranges(options)
         pipeline(options)
         suffix = targets.SUFFIXES[targets.get_target(options.target).flow]
         if writers.setdefault(suffix, options.target) != options.target:

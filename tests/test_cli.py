@@ -183,7 +183,6 @@ MISTAKES = {
     "output is its symbol": ([*FREEZE, "--output", "net-symbol.json"], "overwrite the model"),
     "output are the params": ([*FREEZE, "--params", "best-0000.params", "--output", "best"], "overwrite the model"),
     "output is a dot": ([*FREEZE, "--output", "."], "want a prefix"),
-    "two ways to ranges": ([*FREEZE, "--calib-table", "net.json", "--calib", "kl"], "leave one of them out"),
     "instructions of another target": ([*FREEZE, "--isa", "avx2"], "it is for --target onnx"),
     "bits that 4-bit storage ignores": ([*FREEZE, "--target", "onnx", "--int4", "--act-bits", "4"], "stay in float"),
     "two targets for one file": ([*FREEZE, "--target", "mxnet", "--target", "mxnet-sim"], "as another target does"),

@@ -45,6 +45,14 @@ def test_options_of_the_wrong_kind_are_named(options: dict[str, object]) -> None
         FreezeOptions(**options)  # type: ignore[arg-type]
 
 
+def test_a_table_of_another_method_is_refused(frozen: dict[str, Frozen]) -> None:
+    table = frozen["mxnet"].table
+    assert table is not None and table.method == "kl"
+    with pytest.raises(OptionError, match="by kl; leave one of them out"):
+        qgraph.freeze(MODEL, FreezeOptions(calib="mse"), calib_table=table)
+    qgraph.freeze(MODEL, FreezeOptions(calib="kl", exclude=("conv0",)), calib_table=table)
+
+
 def test_means_may_be_numbers() -> None:
     assert FreezeOptions(mean=(0.5, 0.4, 0.3), std=(1, 1, 1)).mean == (0.5, 0.4, 0.3)  # type: ignore[arg-type]
 
