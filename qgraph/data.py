@@ -103,16 +103,16 @@ class Data:
         return _labels(list(self._source.labels(rows)), [self._source.where(i) for i in rows])
 
     def fingerprint(self, images: int = 64) -> str:
-        """Tells other data: a digest of all labels and of so many images, spread evenly (of a stream, the first)."""
+        """Tells other data: a digest of all labels and so many images, spread evenly; of a stream its first batch."""
         digest = hashlib.blake2b(digest_size=8)
         if isinstance(self._source, Items):
             kept = list(self._kept(len(self._source)))
             chosen = kept[::max(1, len(kept) // images)]
             rows = self._source.rows(chosen, self._workers, 2 * self._workers)
-            arrays = [x for columns, _ in rows for x in columns]
+            arrays, labels = [x for columns, _ in rows for x in columns], self.labels()
         else:
-            arrays = list(next(iter(self)).feeds.values())
-        labels = self.labels()
+            first = next(iter(self))
+            arrays, labels = list(first.feeds.values()), first.labels
         for array in arrays if labels is None else [*arrays, labels]:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

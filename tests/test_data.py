@@ -416,6 +416,18 @@ def test_names_of_folders_that_are_numbers_are_the_labels(tmp_path, names, label
     assert everything(open_data(tmp_path))[1].tolist() == labels
 
 
+def test_the_fingerprint_tells_other_images_and_labels(tmp_path):
+    x, y = np.random.RandomState(0).rand(200, 1, 4, 4).astype(np.float32), np.arange(200) % 10
+    other, wrong = x.copy(), y.copy()
+    other[150:], wrong[-1] = 0, 3
+    pairs = ((x, y), (x.copy(), y.copy()), (other, y), (x, wrong))
+    found = [open_data({"data": a, "label": b}).fingerprint() for a, b in pairs]
+    assert found[0] == found[1] and len(set(found)) == 3
+    batches = [(x[:50], y[:50]), (x[50:], y[50:])]
+    stream = [open_data(iter(b), input_names=("data",)).fingerprint() for b in (batches, batches, batches[1:])]
+    assert stream[0] == stream[1] != stream[2]
+
+
 def test_flat_folder_has_no_labels(tmp_path):
     for i in (3, 1):
         (tmp_path / f"{i}.PNG").write_bytes(png(pixels(i)))
