@@ -80,13 +80,13 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
     from qgraph.freezing import freeze_all, report_text
     from qgraph.models import default_prefix, find_symbol
     from qgraph.options import FreezeOptions
-    from qgraph.targets import SUFFIXES, get_target
+    from qgraph.targets import get_target
 
     if flags["isa"] != FreezeOptions.isa and "onnx" not in targets:
         raise OptionError(f"--isa: target {targets[0]} has no choice; it is for --target onnx")
     wanted = [FreezeOptions(target=target, **flags) for target in dict.fromkeys(targets)]
     prefix = wanted[0].output or default_prefix(model)
-    suffixes = {SUFFIXES[get_target(target).flow] for target in targets}
+    suffixes = dict.fromkeys(get_target(target).suffix for target in targets)
     for suffix in suffixes:
         prefix = prefix.removesuffix(suffix)
     check_output(prefix, [prefix + suffix for suffix in (*suffixes, "-0000.params")],

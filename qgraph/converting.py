@@ -34,11 +34,11 @@ from qgraph.report import count_ops
 from qgraph.rewrite import PassManager
 from qgraph.runtimes import mxnet, ncnn, onnxruntime, reference, runtime, tengine
 from qgraph.runtimes.kernels import KERNELS
+from qgraph.targets import get_target
 
 log = logging.getLogger("qgraph")
 
 FORMATS = ("onnx", "ncnn", "tengine", "mxnet")
-_SUFFIXES = {"onnx": ".onnx", "ncnn": ".param", "tengine": ".tmfile", "mxnet": "-symbol.json"}
 MXNET, REFERENCE = "MXNet", "the NumPy reference"
 _HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
                     "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
@@ -120,11 +120,10 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
 def destination(model: Any, to: str, output: str | None = None) -> str:
     """Prefix of the files to write, before any work. Raises OptionError where they cannot be written."""
     symbol, prefix = find_symbol(model)
-    if output is None:
-        output = f"{prefix}-converted" if to == "mxnet" else prefix
-    elif output.endswith(_SUFFIXES[to]):
-        output = output[: -len(_SUFFIXES[to])]
-    check_output(output, [output + _SUFFIXES[to]], [symbol])
+    suffix = get_target(to).suffix
+    default = f"{prefix}-converted" if to == "mxnet" else prefix
+    output = default if output is None else output.removesuffix(suffix)
+    check_output(output, [output + suffix], [symbol])
     return output
 
 

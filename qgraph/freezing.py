@@ -60,7 +60,6 @@ class Frozen:
     lowered: Graph | OnnxModel | NcnnModel | TengineModel
     table: CalibrationTable | None = field(repr=False)
     report: dict[str, Any] = field(repr=False)
-    default_prefix: str = ""
     source: tuple[str, ...] = ()
 
     def files(self, prefix: str) -> dict[str, Content]:
@@ -72,7 +71,7 @@ class Frozen:
 
     def save(self, prefix: str | os.PathLike[str] | None = None) -> list[str]:
         """Write the model, its table and report, all or none; returns the paths. Default: ``MODEL-quantized``."""
-        base = os.fspath(prefix) if prefix is not None else self.default_prefix
+        base = os.fspath(prefix) if prefix is not None else default_prefix(self.source[0]) if self.source else ""
         if not base:
             raise OptionError("save: give a prefix for the files")
         files = self.files(base)
@@ -194,7 +193,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if isinstance(lowered, TengineModel):
         checks["tengine"] = tengine_facts(g, lowered, table, None if first is None else {
             name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in first.feeds.items()})
-    frozen = Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "", opened.files)
+    frozen = Frozen(g, lowered, table, {}, opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
         records=records, findings=[f for step in after for f in getattr(step, "findings", ())],
@@ -237,7 +236,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
     writers: dict[str, str] = {}
     for options in wanted:  # before minutes of work
         pipeline(options)
-        suffix = targets.SUFFIXES[targets.get_target(options.target).flow]
+        suffix = targets.get_target(options.target).suffix
         if writers.setdefault(suffix, options.target) != options.target:
             raise OptionError(f"--target {options.target}: writes {prefix}{suffix}, as another target does; freeze it "
                               "on its own with another --output")

@@ -11,7 +11,7 @@ from qgraph.formats.onnx_model import OnnxModel
 from qgraph.freezing_checks import run_checks
 from qgraph.fusion import fusion
 from qgraph.integers import drop_quantizers
-from qgraph.models import Model, default_prefix, hinted_shapes
+from qgraph.models import Model, hinted_shapes
 from qgraph.options import FreezeOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.pipelines import pipeline, split
@@ -79,8 +79,7 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
         checks = run_checks(g, bare, lowered, data, target, executor)
     if isinstance(lowered, OnnxModel):
         checks["onnxruntime"] = fusion(g, lowered)
-    frozen = freezing.Frozen(g, lowered, table, {}, default_prefix(opened.files[0]) if opened.files else "",
-                             opened.files)
+    frozen = freezing.Frozen(g, lowered, table, {}, opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, lowered=lowered, verdicts=verdicts, table=table,
         records=records, findings=findings, options=options.to_dict(), target=target,

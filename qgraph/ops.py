@@ -196,6 +196,8 @@ CHANNEL_ORDER = "__channel_order__"
 """JSON list: channel i of this node's output is channel list[i] of the user's model."""
 SHIFT = "__shift__"
 """A number: how much higher this node's output is than the user's, see `qgraph.passes.signed_residual`."""
+KEPT = (CHANNEL_ORDER, SHIFT)
+"""Those that frozen files keep."""
 ROUNDED = "__rounded__"
 """How the weight of this layer was rounded, "s8, tensor", where that is not how its codes are scaled now."""
 WIDE = "__wide__"

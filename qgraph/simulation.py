@@ -115,15 +115,13 @@ class _Bench:
         self.options, self.progress = options, progress
         self.executor = runtime("simulating", options.runtime)
         online = [s for s in strategies if s.calib == ONLINE]
-        if online and self.executor.__module__ != "qgraph.runtimes.mxnet":
-            raise OptionError(f"--calib {ONLINE}: only MXNet can run ranges of the running batch, and this runs on "
-                              f"{self.executor.__module__.rpartition('.')[2]}; leave it out, or pip install "
-                              "\"qgraph[mxnet]\"")
-        wide = [s for s in strategies if s.act_bits > 8]
-        if wide and self.executor.__module__ != "qgraph.runtimes.mxnet":
-            raise OptionError(f"--act-bits {wide[0].act_bits}: only MXNet can run activations of more than 8 bits, and "
-                              f"this runs on {self.executor.__module__.rpartition('.')[2]}; leave it out, or pip "
-                              "install \"qgraph[mxnet]\"")
+        engine = self.executor.__module__.rpartition(".")[2]
+        beyond = [(f"--calib {ONLINE}", "ranges of the running batch") for _ in online]
+        beyond += [(f"--act-bits {s.act_bits}", "activations of more than 8 bits") for s in strategies
+                   if s.act_bits > 8]
+        if beyond and engine != "mxnet":
+            raise OptionError(f"{beyond[0][0]}: only MXNet can run {beyond[0][1]}, and this runs on {engine}; leave it "
+                              "out, or pip install \"qgraph[mxnet]\"")
         opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
         self.source = opened.as_graph("simulating").copy()
         refuse_frozen(opened)

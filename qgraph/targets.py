@@ -14,6 +14,9 @@ from qgraph.errors import OptionError, UnsupportedError
 from qgraph.ir import Graph, Node
 from qgraph.quant.spec import QSpec, shown_granularity
 
+_SUFFIXES = {"fused": "-symbol.json", "simulated": "-symbol.json", "qdq": ".onnx", "float-between": ".param",
+             "whole": ".tmfile"}  # by flow
+
 
 @dataclass(frozen=True)
 class Target:
@@ -44,6 +47,11 @@ class Target:
     bias_limit: int = 2**31 - 1
     beyond: tuple[str, ...] = ()
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the file that a model is called by."""
+        return _SUFFIXES[self.flow]
 
     def signed(self, choice: str) -> bool | None:
         """What `--act-signed` means here: None is decided per tensor, or by its zero point."""
@@ -104,9 +112,6 @@ def _refuse_tengine(g: Graph, node: Node) -> str:
     return ""
 
 
-# flow -> the ending of the file that a model is called by
-SUFFIXES = {"fused": "-symbol.json", "simulated": "-symbol.json", "qdq": ".onnx", "float-between": ".param",
-            "whole": ".tmfile"}
 BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
 _BITS, _MORE_BITS = tuple(range(2, 9)), tuple(range(2, 17))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)

@@ -189,7 +189,7 @@ def _variable_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
-    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (ops.CHANNEL_ORDER, ops.SHIFT, MARK)}
+    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (*ops.KEPT, MARK)}
     if version < 905 and item.op in ("argmax", "argmin") and attrs.get("axis") == "-1":
         del attrs["axis"]  # meant "all axes" then
     if item.subgraphs:
@@ -384,8 +384,7 @@ def save(g: Graph, prefix: PathLike, epoch: int = 0) -> tuple[str, str]:
 
     `mx.model.load_checkpoint`, `mx.mod.Module.load` and `gluon.SymbolBlock.imports` read them.
     """
-    files = checkpoint_files(g, prefix, epoch)
-    write_files(files)
+    write_files(files := checkpoint_files(g, prefix, epoch))
     symbol_path, params_path = files
     return symbol_path, params_path
 

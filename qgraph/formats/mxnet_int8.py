@@ -31,8 +31,7 @@ from qgraph.quant.spec import QParams, mxnet_range, quantize
 
 _STEP = np.array([1.3], np.float32)  # of weights that are written for their codes alone; near it is one below the tie
 _RANGES = ((-128, 127), (0, 255))
-_OWN_ATTRS = (ops.CHANNEL_ORDER, ops.SHIFT)
-_FUSION_ATTRS = ("act_type", "a_min", "a_max", *_OWN_ATTRS)
+_FUSION_ATTRS = ("act_type", "a_min", "a_max", *ops.KEPT)
 
 
 @dataclass(frozen=True)
@@ -373,7 +372,7 @@ def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
 
 
 def _own_attrs(node: Node) -> dict[str, str]:
-    return {key: node.attrs[key] for key in _OWN_ATTRS if key in node.attrs}
+    return {key: node.attrs[key] for key in ops.KEPT if key in node.attrs}
 
 
 def _activation(act: str) -> tuple[str, dict[str, str], list[str]]:
