@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from qgraph import FreezeOptions, Graph  # noqa: E402
-from qgraph.data import Data  # noqa: E402
+from qgraph.data.open import Data  # noqa: E402
 from qgraph.formats.gluon import from_gluon  # noqa: E402
 from qgraph.formats.mxnet import load, to_mxnet  # noqa: E402
 

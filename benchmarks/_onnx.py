@@ -14,9 +14,9 @@ import avx2
 import numpy as np
 
 from qgraph import FreezeOptions, Frozen, Graph, PassManager, freeze
-from qgraph.formats.onnx import OnnxModel, to_onnx
 from qgraph.passes import PIPELINES
-from qgraph.runtimes.onnxruntime import open_session
+from qgraph.targets.onnx.emit import OnnxModel, to_onnx
+from qgraph.targets.onnx.runtime import open_session
 
 CPUS = ("this CPU", "AVX2")
 THEIRS = {"naive": "MinMax", "kl": "Entropy"}

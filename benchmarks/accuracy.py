@@ -24,8 +24,8 @@ import numpy as np
 from _common import TRAINED, Case, calibration_data, module, mxnet_int8, parse_isas, stacked, table, this_isa
 
 from qgraph import CalibrationTable, FreezeOptions, PassManager, freeze, open_data
-from qgraph.calibration import collect
-from qgraph.distill import distill
+from qgraph.calibration.collect import collect
+from qgraph.calibration.distill import distill
 from qgraph.passes import PIPELINES
 
 METHODS = ("naive", "ema", "kl", "mse", "percentile", "distilled")

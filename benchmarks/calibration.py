@@ -29,9 +29,9 @@ from typing import Any
 from _common import CLOCKS, TRAINED, Case, module, parse_isas, table, this_isa
 
 from qgraph import Graph
-from qgraph.calibration import collect
+from qgraph.calibration.collect import collect
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
-from qgraph.rewrite import PassManager
 
 IMAGES = 100
 

@@ -23,10 +23,10 @@ import numpy as np
 from _common import TRAINED, Case, calibration_data, stacked, table
 
 from qgraph import compare, freeze
-from qgraph.departure import kernel_departure
-from qgraph.runtimes import mxnet as mxnet_runtime
-from qgraph.runtimes.ncnn import Executor
-from qgraph.targets import get_target
+from qgraph.commands.departure import kernel_departure
+from qgraph.targets.base import get_target
+from qgraph.targets.mxnet import runtime as mxnet_runtime
+from qgraph.targets.ncnn.runtime import Executor
 
 METHODS = ("naive", "kl")
 NO_ROUNDING = ("canonicalize,fold-bn,fold-pad,fold-bn-forward,bn-to-affine,fold-input-norm,fuse-relu,"

@@ -24,10 +24,10 @@ from zoo_coverage import before_stops, build, difference, kind_of, noise, random
 from qgraph import Graph, PassManager
 from qgraph.errors import UnsupportedError
 from qgraph.formats.gluon import from_gluon
-from qgraph.formats.ncnn import to_ncnn
 from qgraph.passes import PIPELINES, Canonicalize
-from qgraph.runtimes import mxnet as mxnet_runtime
-from qgraph.runtimes.ncnn import Executor
+from qgraph.targets.mxnet import runtime as mxnet_runtime
+from qgraph.targets.ncnn.emit import to_ncnn
+from qgraph.targets.ncnn.runtime import Executor
 
 LIMIT = 1e-5
 CLASSIFIERS = (

@@ -20,10 +20,10 @@ from _common import TRAINED, noise, table, zoo_graph
 from _onnx import folded
 
 from qgraph import FreezeOptions, Graph, freeze
-from qgraph.formats.ncnn import to_ncnn
-from qgraph.formats.ncnn_int8 import MASK
-from qgraph.formats.ncnn_model import NcnnModel
-from qgraph.runtimes.ncnn import Executor
+from qgraph.targets.ncnn.emit import to_ncnn
+from qgraph.targets.ncnn.int8 import MASK
+from qgraph.targets.ncnn.model import NcnnModel
+from qgraph.targets.ncnn.runtime import Executor
 
 ZOO = ("resnet18_v1", "mobilenet0.25")
 

@@ -33,10 +33,10 @@ from _common import TRAINED, Case, calibration_data, stacked, table
 from _onnx import CPUS, THEIRS, float_model, folded, ours, run_on, scores, theirs
 
 from qgraph import Frozen
-from qgraph.calibration import collect
-from qgraph.departure import kernel_departure
-from qgraph.runtimes.onnxruntime import Executor
-from qgraph.targets import get_target
+from qgraph.calibration.collect import collect
+from qgraph.commands.departure import kernel_departure
+from qgraph.targets.base import get_target
+from qgraph.targets.onnx.runtime import Executor
 
 METHODS = ("naive", "kl")
 VARIANTS: dict[str, dict[str, Any]] = {

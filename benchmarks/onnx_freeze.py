@@ -32,17 +32,20 @@ import numpy as np
 from _common import TRAINED, Case, calibration_data, stacked, table
 from _onnx import float_model, ours, theirs
 
-from qgraph import calibration, freezing, open_data, targets
+from qgraph import open_data
+from qgraph.calibration import collect as calibration
+from qgraph.commands import freeze as freezing
+from qgraph.commands.open_model import open_model
 from qgraph.files import write_files
-from qgraph.formats.onnx_model import load
-from qgraph.models import open_model
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
 from qgraph.passes.bake_weights import BakeWeights
 from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize
 from qgraph.passes.quantize_between import QuantizeBetween
 from qgraph.passes.quantize_bias import QuantizeBias
-from qgraph.rewrite import PassManager
+from qgraph.targets import base as targets
+from qgraph.targets.onnx.model import load
 
 IMAGES, BATCH = 100, 10
 WHO = ("ours", "steps", "theirs")

@@ -14,7 +14,7 @@ from collections import Counter
 
 from _common import noise, table, zoo_graph
 
-from qgraph.freezing import freeze
+from qgraph.commands.freeze import freeze
 from qgraph.options import FreezeOptions
 
 MODELS = ("mobilenet1.0", "mobilenetv2_1.0", "resnet18_v1", "resnet50_v1b", "squeezenet1.1", "densenet121")

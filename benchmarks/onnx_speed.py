@@ -28,8 +28,8 @@ from _common import CLOCKS, table
 from _onnx import CPUS, float_model, ours, run_on, theirs
 from speed import network, times
 
-from qgraph.formats.onnx_model import load
-from qgraph.runtimes.onnxruntime import open_session
+from qgraph.targets.onnx.model import load
+from qgraph.targets.onnx.runtime import open_session
 
 MODELS = ("squeezenet1.1", "mobilenetv1_0.75_192_bn", "cifar_resnet20_v1", "resnet18_v1", "mobilenet1.0")
 VARIANTS = ("float", "theirs", "ours")

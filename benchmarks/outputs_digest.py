@@ -67,7 +67,7 @@ def models() -> Iterator[tuple[str, Any, Any, dict[str, Any]]]:
 def trained_models() -> Iterator[tuple[str, Graph, Any]]:
     """Networks with quantizers that have their numbers, as `qgraph.qat` leaves them."""
     from qgraph import PassManager
-    from qgraph.rewrite import parse_pipeline
+    from qgraph.ir.rewrite import parse_pipeline
 
     for name in TRAINED:
         g, feeds = networks.build(name)

@@ -20,7 +20,7 @@ from _common import CASES, CIFAR_TRAIN, TRAINED, module, stacked, table
 from speed import runner, times
 
 import qgraph
-from qgraph.runtimes import executor
+from qgraph.engines import executor
 
 KINDS = {"u8/s8 per layer": {"quant_type": "layer"},
          "u8/s8 per channel, folded": {"quant_type": "channel", "fake_bn": True},

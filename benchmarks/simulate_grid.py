@@ -22,11 +22,11 @@ import numpy as np
 from _common import CASES, TRAINED, Case, table
 
 from qgraph import evaluate, freeze, simulate
+from qgraph.commands.simulate import PRESETS
+from qgraph.commands.strategies import HEAD, Simulation
+from qgraph.engines import runtime
 from qgraph.files import write_files
-from qgraph.runtimes import runtime
-from qgraph.runtimes.reference import Executor as Reference
-from qgraph.simulation import PRESETS
-from qgraph.simulation_rows import HEAD, Simulation
+from qgraph.semantics.interpreter import Executor as Reference
 
 NETWORKS = ("mobilenetv1_0.75_192_bn", "squeezenet1.1")
 SCORES = 2  # columns of HEAD at its end that are results

@@ -24,7 +24,7 @@ from _common import CLOCKS, module, table
 from speed import network, runner, times
 
 from qgraph import FreezeOptions, Graph, freeze
-from qgraph.runtimes.mxnet import Executor
+from qgraph.targets.mxnet.runtime import Executor
 
 MODELS = ("mobilenet1.0", "resnet18_v1", "mobilenetv1_0.75_192_bn", "squeezenet1.1")
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -18,11 +18,11 @@ import numpy as np
 from _common import TRAINED, Case, calibration_data, stacked, table
 
 from qgraph import freeze
-from qgraph.formats.tengine_files import from_bytes
-from qgraph.formats.tengine_model import TengineModel
-from qgraph.runtimes import mxnet as mxnet_runtime
-from qgraph.runtimes.reference import Executor as Reference
-from qgraph.runtimes.tengine import Executor
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.targets.mxnet import runtime as mxnet_runtime
+from qgraph.targets.tengine.files import from_bytes
+from qgraph.targets.tengine.model import TengineModel
+from qgraph.targets.tengine.runtime import Executor
 
 METHODS = ("naive", "kl")
 

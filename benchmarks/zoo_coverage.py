@@ -33,14 +33,14 @@ from typing import Any
 import numpy as np
 from _common import table
 
-from qgraph import ops
 from qgraph.formats.gluon import from_gluon
 from qgraph.formats.mxnet import to_mxnet
-from qgraph.formats.onnx import to_onnx
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.passes import Canonicalize
-from qgraph.runtimes import mxnet as mxnet_runtime
-from qgraph.runtimes.onnxruntime import Executor
+from qgraph.targets.mxnet import runtime as mxnet_runtime
+from qgraph.targets.onnx.emit import to_onnx
+from qgraph.targets.onnx.runtime import Executor
 
 LIMIT, BATCHES = 1e-5, (1, 3)
 TIMEOUT, MEMORY = 600, 14 << 30  # of one model: seconds, bytes

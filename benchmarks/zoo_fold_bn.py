@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
 
 from qgraph.formats.mxnet import load, save  # noqa: E402
+from qgraph.ir.rewrite import PassManager  # noqa: E402
 from qgraph.passes import PIPELINES  # noqa: E402
-from qgraph.rewrite import PassManager  # noqa: E402
 
 LIMIT = 1e-5
 MODELS = {  # name -> side of the input image: small where the net allows

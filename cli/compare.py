@@ -35,7 +35,7 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
       qgraph compare net net-quantized --data test.npz --min-agreement 98 --json
     """
     console.set_up(quiet, verbose)
-    from qgraph.comparison import compare
+    from qgraph.commands.compare import compare
     from qgraph.options import DataOptions
 
     with console.Bars() as bars:

@@ -37,7 +37,7 @@ def command(model: str, to: str, output: str | None, as_json: bool, quiet: bool,
       qgraph convert old-symbol.json --epoch 9 --to mxnet --output new
     """
     console.set_up(quiet, verbose)
-    from qgraph.converting import convert, destination
+    from qgraph.commands.convert import convert, destination
 
     prefix = destination(model, to, output)
     found = convert(model, to, **flags)

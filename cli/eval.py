@@ -36,8 +36,8 @@ def command(model: str, data: str, params: str | None, epoch: int | None, refere
       qgraph eval net-quantized --data test.npz --min-top1 97.5 --json
     """
     console.set_up(quiet, verbose)
-    from qgraph.evaluation import evaluate
-    from qgraph.models import open_model
+    from qgraph.commands.evaluate import evaluate
+    from qgraph.commands.open_model import open_model
     from qgraph.options import DataOptions
 
     with console.Bars() as bars:

@@ -76,11 +76,11 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose)
+    from qgraph.commands.freeze import freeze_all, report_text
+    from qgraph.commands.open_model import default_prefix, find_symbol
     from qgraph.files import check_output
-    from qgraph.freezing import freeze_all, report_text
-    from qgraph.models import default_prefix, find_symbol
     from qgraph.options import FreezeOptions
-    from qgraph.targets import get_target
+    from qgraph.targets.base import get_target
 
     if flags["isa"] != FreezeOptions.isa and "onnx" not in targets:
         raise OptionError(f"--isa: target {targets[0]} has no choice; it is for --target onnx")
@@ -127,7 +127,7 @@ def _scale(scale: Any) -> str:
 
 
 def _summary(report: dict[str, Any]) -> list[str]:
-    from qgraph.calibdata import DISTILLED
+    from qgraph.calibration.images import DISTILLED
 
     quantized, left = len(report["quantized"]), report["float"]
     lines = [f"quantized   {quantized} of {quantized + len(left)} layers"

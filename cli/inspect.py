@@ -31,7 +31,7 @@ def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any)
       qgraph inspect net-quantized.param
     """
     console.set_up(quiet, verbose)
-    from qgraph.inspection import inspect_model
+    from qgraph.commands.inspect import inspect_model
 
     found = inspect_model(model, **flags)
     if as_json:

@@ -21,8 +21,8 @@ def command(name: str | None, as_json: bool) -> None:
       qgraph passes
       qgraph passes fold-bn
     """
-    from qgraph.passes.pipelines import PIPELINES, QUANTIZING
-    from qgraph.rewrite import REGISTRY, option_types, pass_class
+    from qgraph.commands.line import PIPELINES, QUANTIZING
+    from qgraph.ir.rewrite import REGISTRY, option_types, pass_class
 
     if name is None:
         quantizing = dict.fromkeys(n for names in QUANTIZING.values() for n in names)

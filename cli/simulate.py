@@ -18,7 +18,7 @@ from qgraph.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qgraph.simulation_rows import Simulation
+    from qgraph.commands.strategies import Simulation
 
 _YES = {"yes": (True,), "no": (False,), "both": (False, True)}
 
@@ -92,11 +92,11 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
       qgraph simulate net --data val.rec --skip ::10 --preprocess imagenet --grid original
     """
     console.set_up(quiet, verbose, passes=False)
+    from qgraph.commands.open_model import find_symbol
+    from qgraph.commands.plot import draw, need_matplotlib
+    from qgraph.commands.simulate import PRESETS, grid, simulate
     from qgraph.files import Content, check_output, write_files
-    from qgraph.models import find_symbol
     from qgraph.options import FreezeOptions
-    from qgraph.simulation import PRESETS, grid, simulate
-    from qgraph.simulation_plot import draw, need_matplotlib
 
     preset = flags.pop("preset")
     axes = {name: flags.pop(name) for name in ("granularity", "act_signed", "calib", "winograd", "weight_bits",
@@ -140,7 +140,7 @@ def _finished(path: str) -> Simulation | None:
     """The rows of an earlier run."""
     if not os.path.isfile(path):
         return None
-    from qgraph.simulation_rows import Simulation
+    from qgraph.commands.strategies import Simulation
 
     with open(path, encoding="utf-8", errors="replace") as file:
         return Simulation.from_json(file.read(), path)

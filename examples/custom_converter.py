@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph import Graph, Node, Port, convert
-from qgraph.formats.onnx_convert import Context, converter
-from qgraph.ops import OPS, OpInfo, attr
-from qgraph.runtimes.kernels import kernel
-from qgraph.runtimes.onnxruntime import Executor
-from qgraph.shapes import Shape, rule
+from qgraph.ir.ops import OPS, OpInfo, attr
+from qgraph.semantics.kernels import kernel
+from qgraph.semantics.shapes import Shape, rule
+from qgraph.targets.onnx.convert import Context, converter
+from qgraph.targets.onnx.runtime import Executor
 
 OPS["MyScale"] = OpInfo(("data",), defaults={"factor": 1.0})  # attributes and their defaults, which tell the type
 

@@ -11,8 +11,8 @@ pooling is the same thing, and for that they have one.  The same pass in a freez
 from __future__ import annotations
 
 from qgraph import Graph, MatchFail, Node, P, PassManager, RewritePass, register
+from qgraph.ir.rewrite import insert_after
 from qgraph.passes import PIPELINES
-from qgraph.rewrite import insert_after
 
 NETWORK = """
 %data = input

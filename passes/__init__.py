@@ -1,10 +1,11 @@
 """The passes: one file each, named as the pass. PIPELINES says which run, in which order.
 
-Importing this package registers the float passes; `qgraph.passes.pipelines` adds the quantization passes.
+Importing this package registers the float passes; `qgraph.commands.line` adds the quantization passes.
 """
 
 from __future__ import annotations
 
+from qgraph.ir.rewrite import Pass
 from qgraph.passes.bn_to_affine import BNToAffine
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.fold_bn import FoldBN
@@ -12,7 +13,6 @@ from qgraph.passes.fold_bn_forward import FoldBNForward
 from qgraph.passes.fold_input_norm import FoldInputNorm
 from qgraph.passes.fold_pad import FoldPad
 from qgraph.passes.fuse_relu import FuseRelu
-from qgraph.rewrite import Pass
 
 PIPELINES: dict[str, tuple[Pass, ...]] = {
     # the outputs in float stay the same

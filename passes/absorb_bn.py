@@ -17,13 +17,13 @@ import dataclasses
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.integers import channel_scales
-from qgraph.ir import Graph, Node, Port
-from qgraph.passes.affine import bn_affine, out_channels, reads_channel_axis, scale_outputs
+from qgraph.analysis.codes import channel_scales
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import MatchFail, register
+from qgraph.passes._affine import bn_affine, out_channels, reads_channel_axis, scale_outputs
 from qgraph.passes.fold_bn import FoldBN
 from qgraph.quant.spec import QParams, QSpec, dequantize, quantize
-from qgraph.rewrite import MatchFail, register
 
 
 @register

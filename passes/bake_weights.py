@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph.errors import CalibrationError
-from qgraph.ir import Graph
+from qgraph.ir.graph import Graph
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, fake_quantize
-from qgraph.rewrite import Pass, register
 
 
 @register

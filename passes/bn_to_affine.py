@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import logging
 
-from qgraph import ops
-from qgraph.ir import Graph, Node
-from qgraph.passes.affine import CHANNEL_FIRST, bn_affine
-from qgraph.rewrite import MatchFail, Pass, register
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import MatchFail, Pass, register
+from qgraph.passes._affine import CHANNEL_FIRST, bn_affine
 
 log = logging.getLogger("qgraph")
 

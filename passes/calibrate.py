@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Optional
 
+from qgraph.analysis.codes import nonnegative, quantizers_behind
 from qgraph.errors import CalibrationError
-from qgraph.integers import nonnegative, quantizers_behind
-from qgraph.ir import Graph, Node
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, QSpec, with_range
 from qgraph.quant.table import CalibrationTable
 from qgraph.quant.weights import weight_params
-from qgraph.rewrite import Pass, register
 
 
 @register

@@ -20,9 +20,9 @@ from typing import Callable
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.ir import Graph, Node, Port
-from qgraph.rewrite import Pass, register
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import Pass, register
 
 IDENTITIES = ops.IDENTITIES | {"MAERegressionOutput", "MakeLoss", "SVMOutput"}
 _SYNC_BN_ONLY = ("ndev", "key")

@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.integers import quantizers_behind
-from qgraph.ir import Graph
+from qgraph.analysis.codes import quantizers_behind
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, per_axis
-from qgraph.rewrite import Pass, register
 
 _LARGEST = 2.0 ** 30  # half of int32: the other half is for the products
 

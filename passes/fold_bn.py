@@ -13,9 +13,9 @@ head on the convolution, an activation fused into it, a BatchNorm over another a
 
 from __future__ import annotations
 
-from qgraph.ir import Graph, Node, Port
-from qgraph.passes.affine import bn_affine, out_channels, own_weights, reads_channel_axis, scale_outputs, set_weights
-from qgraph.rewrite import MatchFail, P, RewritePass, register
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import MatchFail, P, RewritePass, register
+from qgraph.passes._affine import bn_affine, out_channels, own_weights, reads_channel_axis, scale_outputs, set_weights
 
 
 @register

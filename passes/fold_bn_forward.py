@@ -12,10 +12,10 @@ for what has no convolution in front of it (such as the BatchNorm on the data of
 
 from __future__ import annotations
 
-from qgraph import ops
-from qgraph.ir import Graph, Node, Port
-from qgraph.passes.affine import CHANNEL_FIRST, absorb, absorb_input_affine, bn_affine, own_weights, set_weights
-from qgraph.rewrite import MatchFail, P, RewritePass, register
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import MatchFail, P, RewritePass, register
+from qgraph.passes._affine import CHANNEL_FIRST, absorb, absorb_input_affine, bn_affine, own_weights, set_weights
 
 
 @register

@@ -17,10 +17,10 @@ import logging
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.ir import Graph, Node, Port
-from qgraph.passes.affine import CHANNEL_FIRST, absorb, absorb_input_affine, own_weights, set_weights
-from qgraph.rewrite import MatchFail, Pass, register
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import MatchFail, Pass, register
+from qgraph.passes._affine import CHANNEL_FIRST, absorb, absorb_input_affine, own_weights, set_weights
 
 log = logging.getLogger("qgraph")
 

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.ir import Graph, Node, Port
-from qgraph.passes.affine import CHANNEL_FIRST, absorb, own_weights, set_weights
-from qgraph.rewrite import MatchFail, P, RewritePass, register
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import MatchFail, P, RewritePass, register
+from qgraph.passes._affine import CHANNEL_FIRST, absorb, own_weights, set_weights
 
 
 @register

@@ -12,9 +12,9 @@ the activation's is the last of its `origin`, under which a writer gives it back
 
 from __future__ import annotations
 
-from qgraph import ops
-from qgraph.ir import Graph, Node, Port
-from qgraph.rewrite import MatchFail, P, RewritePass, register
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import MatchFail, P, RewritePass, register
 
 
 @register

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph import ops, targets
+from qgraph.analysis.codes import quantizer_name
 from qgraph.errors import OptionError
-from qgraph.integers import quantizer_name
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import Pass, register
+from qgraph.ir.select import select_nodes
 from qgraph.quant.spec import QSpec, as_granularity
-from qgraph.rewrite import Pass, register
-from qgraph.select import select_nodes
+from qgraph.targets import base as targets
 
 
 def layer_verdicts(g: Graph, target: targets.Target, exclude: tuple[str, ...]) -> dict[Node, str]:
@@ -43,9 +44,9 @@ class InsertFakeQuantize(Pass):
 
         conv(x, w, b)  ->  conv(fake_quantize(x), fake_quantize(w), b)
 
-    Readers of one tensor share one node.  target: a row of `qgraph.targets`, which also decides what stays in float.
+    Readers of one tensor share one node.  target: its name, of `qgraph.targets`; it also decides what stays in float.
     granularity: of the weights, layer, group or channel.  act_signed: auto, signed or unsigned.
-    exclude: patterns of `qgraph.select` (in Python a tuple, on the command line `--exclude`).
+    exclude: patterns of `qgraph.ir.select` (in Python a tuple, on the command line `--exclude`).
     activations: False quantizes weights alone.  online: their ranges come from the batch that is being run.
     """
 

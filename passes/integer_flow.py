@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph import ops
-from qgraph.integers import is_dense, passes_integers, quantizer_name, upper_end
-from qgraph.ir import Graph, Node, Port
+from qgraph.analysis.codes import is_dense, passes_integers, quantizer_name, upper_end
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QSpec
-from qgraph.rewrite import Pass, register
 
 
 @register

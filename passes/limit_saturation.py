@@ -10,11 +10,11 @@ from typing import Any, Optional
 
 import numpy as np
 
-from qgraph.integers import quantizers_behind, upper_end
-from qgraph.ir import Graph, Node
+from qgraph.analysis.codes import quantizers_behind, upper_end
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams
-from qgraph.rewrite import Pass, register
-from qgraph.saturation import Layer, pair_excess, pairs, sample_layers
+from qgraph.semantics.saturation import Layer, pair_excess, pairs, sample_layers
 
 log = logging.getLogger("qgraph")
 FACTORS = (1.25, 1.5, 2.0)  # with steps twice as long all codes are below 128, where no pair can overflow

@@ -11,11 +11,11 @@ from typing import Any, Optional
 import numpy as np
 
 from qgraph.errors import OptionError
-from qgraph.ir import Graph, Node
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 from qgraph.passes.limit_saturation import NOTICED, Finding
 from qgraph.quant.spec import QParams, quantize
-from qgraph.rewrite import Pass, register
-from qgraph.saturation import Layer, can_overflow, pair_excess, pairs, sample_layers
+from qgraph.semantics.saturation import Layer, can_overflow, pair_excess, pairs, sample_layers
 
 log = logging.getLogger("qgraph")
 ISAS = ("auto", "vnni", "avx2")

@@ -8,10 +8,10 @@ from typing import Any, Optional
 
 import numpy as np
 
-from qgraph.channels import Order, channel_orders, reorder
-from qgraph.ir import Graph
-from qgraph.rewrite import Pass, register
-from qgraph.saturation import Layer, pair_excess, sample_layers
+from qgraph.analysis.channels import Order, channel_orders, reorder
+from qgraph.ir.graph import Graph
+from qgraph.ir.rewrite import Pass, register
+from qgraph.semantics.saturation import Layer, pair_excess, sample_layers
 
 log = logging.getLogger("qgraph")
 _SWEEPS = 4
@@ -22,9 +22,10 @@ _PARTNERS = 24  # calm pairs that a hot pair tries to trade a channel with
 class PairChannels(Pass):
     """conv1 -> conv2  ->  the same with the channels between them in another order; exact, and free at run time.
 
-    `vpmaddubsw` adds the products of input channels 2k and 2k + 1 and saturates at int16 (`qgraph.saturation`).  Which
-    channels are neighbours is ours to choose: wherever pairs overflow on the sample images, channels are traded
-    between hot and calm pairs while that lowers the mean amount that saturation takes away.
+    `vpmaddubsw` adds the products of input channels 2k and 2k + 1 and saturates at int16 (see
+    `qgraph.semantics.saturation`).  Which channels are neighbours is ours to choose: wherever pairs overflow on the
+    sample images, channels are traded between hot and calm pairs while that lowers the mean amount that saturation
+    takes away.
 
     feeds: some calibration images; without them the pass does nothing.  active: False where nothing saturates.
     """

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph import ops
-from qgraph.calibration import observed_ports
-from qgraph.integers import quantizer_name, upper_end
-from qgraph.ir import Graph, Node, Port
+from qgraph.analysis.codes import quantizer_name, upper_end
+from qgraph.calibration.collect import observed_ports
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QSpec
-from qgraph.rewrite import Pass, register
 
 # what an engine runs on codes, behind and in front of quantizers, besides layers with weights
 _JOINS = frozenset({"elemwise_add", "broadcast_add", "elemwise_mul", "broadcast_mul", "Concat"})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.integers import channel_scales, quantizer_name, quantizers_behind
-from qgraph.ir import Graph, Node
+from qgraph.analysis.codes import channel_scales, quantizer_name, quantizers_behind
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, QSpec
-from qgraph.rewrite import Pass, register
 
 _LEAST_STEP = 2.0 ** -8  # of data whose range is not known yet
 

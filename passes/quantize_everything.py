@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph import ops, targets
-from qgraph.calibration import observed_ports
+from qgraph.analysis.codes import quantizer_name
+from qgraph.calibration.collect import observed_ports
 from qgraph.errors import UnsupportedError
-from qgraph.formats.tengine import float_only
-from qgraph.formats.tengine_convert import CONVERTERS, FLOAT_ONLY, missing
-from qgraph.integers import quantizer_name
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, QSpec, with_range
-from qgraph.rewrite import Pass, register
-from qgraph.shapes import value_inputs, value_nodes
+from qgraph.semantics.shapes import value_inputs, value_nodes
+from qgraph.targets import base as targets
+from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY, missing
+from qgraph.targets.tengine.emit import float_only
 
 _KNOWN = {"softmax": (0.0, 1.0), "SoftmaxActivation": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 """Op, or act_type of an Activation -> between what its values lie, whatever it reads."""

@@ -7,12 +7,12 @@ from typing import Any, Optional
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.ir import Graph, Node
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, quantize
-from qgraph.rewrite import Pass, register
-from qgraph.runtimes.reference import Executor
-from qgraph.saturation import patches
+from qgraph.semantics.interpreter import Executor
+from qgraph.semantics.saturation import patches
 
 _SWEEPS = 8
 _POSITIONS = 4096  # sampled output positions a layer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph.integers import quantizers_behind, upper_end
-from qgraph.ir import Graph, Node
-from qgraph.rewrite import Pass, register
+from qgraph.analysis.codes import quantizers_behind, upper_end
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 
 
 @register

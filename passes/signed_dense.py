@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qgraph.integers import quantizers_behind
-from qgraph.ir import Graph, Node
+from qgraph.analysis.codes import quantizers_behind
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams
-from qgraph.rewrite import Pass, register
 
 
 @register

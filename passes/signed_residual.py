@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from qgraph import ops
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams
-from qgraph.rewrite import Pass, register
 
 
 @register

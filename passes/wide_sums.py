@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qgraph import ops
-from qgraph.ir import Graph, Node
-from qgraph.rewrite import Pass, register
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 
 
 @register

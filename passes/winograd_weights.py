@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from qgraph import ops
 from qgraph.errors import CalibrationError, OptionError
-from qgraph.ir import Graph, Node
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QSpec, fake_quantize
 from qgraph.quant.weights import weight_params
-from qgraph.rewrite import Pass, register
 
 # G of F(m, 3): U = G g G^T is what a filter g is multiplied as (Lavin and Gray, arXiv 1509.09308, sections 4.1 to 4.3).
 # Points 0, 1, -1; the same and 2, -2; the same and 1/2, -1/2; and infinity.

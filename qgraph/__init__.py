@@ -20,17 +20,17 @@ if (_root / "setup.cfg").is_file():
 __version__ = "0.1.0"
 
 _HOME = {
-    "Graph": "ir", "Node": "ir", "Port": "ir",
-    "P": "pattern", "MatchFail": "pattern",
-    "Pass": "rewrite", "RewritePass": "rewrite", "PassManager": "rewrite", "register": "rewrite",
+    "Graph": "ir.graph", "Node": "ir.graph", "Port": "ir.graph",
+    "P": "ir.pattern", "MatchFail": "ir.pattern",
+    "Pass": "ir.rewrite", "RewritePass": "ir.rewrite", "PassManager": "ir.rewrite", "register": "ir.rewrite",
     "load": "formats.mxnet", "save": "formats.mxnet", "from_gluon": "formats.gluon",
     "QSpec": "quant.spec", "QParams": "quant.spec", "CalibrationTable": "quant.table",
-    "Preprocess": "preprocess", "open_data": "data",
-    "FreezeOptions": "options", "freeze": "freezing", "Frozen": "freezing",
-    "convert": "converting", "Converted": "converting",
-    "to_onnx": "formats.onnx", "OnnxModel": "formats.onnx_model",
-    "simulate": "simulation", "Strategy": "simulation_rows",
-    "evaluate": "evaluation", "compare": "comparison", "QGraphError": "errors",
+    "Preprocess": "data.preprocess", "open_data": "data.open",
+    "FreezeOptions": "options", "freeze": "commands.freeze", "Frozen": "commands.freeze",
+    "convert": "commands.convert", "Converted": "commands.convert",
+    "to_onnx": "targets.onnx.emit", "OnnxModel": "targets.onnx.model",
+    "simulate": "commands.simulate", "Strategy": "commands.strategies",
+    "evaluate": "commands.evaluate", "compare": "commands.compare", "QGraphError": "errors",
 }
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604

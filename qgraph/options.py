@@ -11,9 +11,9 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from qgraph.data import Data, open_data
+from qgraph.data.open import Data, open_data
+from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
-from qgraph.preprocess import Preprocess
 
 Progress = Callable[[str, int, Optional[int]], None]  # (what is done, how many so far, how many in all)
 Shapes = Mapping[str, Sequence[int]]
@@ -54,14 +54,14 @@ class DataOptions:
 class FreezeOptions(DataOptions):
     """What `qgraph freeze` does. Every field is a flag of the command line, with ``-`` for ``_``.
 
-    input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.select`.
+    input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.ir.select`.
     calib: a method of `qgraph.quant.ranges`, or online.  merge_bn: fold BatchNorms before weights are quantized.
     winograd: quantize weights in a domain of `qgraph.passes.winograd_weights`.
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
     isa: what executes an ONNX model, of `qgraph.passes.limit_weights`.  int4: 4-bit weights in 4-bit storage, and
     activations in float (ONNX).  fast: what training left in float is quantized too (mxnet).
-    runtime: of `qgraph.runtimes`, the engine that runs models meanwhile.
+    runtime: of `qgraph.engines`, the engine that runs models meanwhile.
     """
 
     params: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qgraph.ir import Graph
+from qgraph.ir.graph import Graph
 
 CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parents[2] / "shared" / "cases"))
 

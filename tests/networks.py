@@ -15,20 +15,21 @@ from typing import Any, Callable
 
 import numpy as np
 
-from qgraph import ops, passes
-from qgraph.calibration import collect
-from qgraph.data import open_data
-from qgraph.departure import Difference, kernel_departure
+from qgraph import passes
+from qgraph.calibration.collect import collect
+from qgraph.commands.departure import Difference, kernel_departure
+from qgraph.commands.freeze import lower
+from qgraph.commands.line import pipeline, split
+from qgraph.data.open import open_data
 from qgraph.formats.mxnet import to_mxnet
-from qgraph.freezing import lower
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.options import FreezeOptions
-from qgraph.passes.pipelines import pipeline, split
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
-from qgraph.rewrite import PassManager
-from qgraph.runtimes.mxnet import Executor
-from qgraph.targets import get_target
+from qgraph.targets.base import get_target
+from qgraph.targets.mxnet.runtime import Executor
 
 Facts = dict[str, Any]
 

@@ -14,13 +14,13 @@ import pytest
 from networks import Net
 from test_quantization_passes import steps, table_of
 
-from qgraph import ops
-from qgraph.channels import Order, channel_order, channel_orders, reorder
+from qgraph.analysis.channels import Order, channel_order, channel_orders, reorder
 from qgraph.errors import FormatError
-from qgraph.ir import Graph, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.quant.spec import QParams
-from qgraph.rewrite import PassManager
-from qgraph.runtimes.reference import run
+from qgraph.semantics.interpreter import run
 
 Free = list[tuple[int, set[tuple[str, int]]]]
 
@@ -215,8 +215,8 @@ def test_nodes_remember_their_order() -> None:
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_compare_speaks_of_the_users_channels(name: str) -> None:
     pytest.importorskip("mxnet")
-    from qgraph.comparison import compare
-    from qgraph.formats.mxnet_int8 import lower
+    from qgraph.commands.compare import compare
+    from qgraph.targets.mxnet.int8 import lower
 
     g, q, feeds = quantized(name)
     before = compare(g, lower(q), feeds)
@@ -255,9 +255,9 @@ def test_an_order_of_other_channels_is_a_format_error() -> None:
 @pytest.mark.parametrize("text", ["[", "[0,0,1,2,3,4,5,6]", "{}", '"x"'])
 def test_compare_refuses_a_file_with_a_wrong_order(text: str, tmp_path: Path) -> None:
     pytest.importorskip("mxnet")
-    from qgraph.comparison import compare
+    from qgraph.commands.compare import compare
     from qgraph.formats.mxnet import save
-    from qgraph.formats.mxnet_int8 import lower
+    from qgraph.targets.mxnet.int8 import lower
 
     g, q, feeds = quantized("conv_pool_conv")
     assert shuffle(q)

@@ -283,7 +283,7 @@ def test_the_choices_are_those_of_the_library() -> None:
     from qgraph.cli.freeze import command
     from qgraph.options import ONLINE
     from qgraph.quant.ranges import method
-    from qgraph.targets import TARGETS
+    from qgraph.targets.base import TARGETS
 
     choices = {p.name: list(p.type.choices) for p in command.params if hasattr(p.type, "choices")}
     assert choices["targets"] == list(TARGETS)
@@ -300,7 +300,7 @@ def test_an_interrupt_keeps_the_old_files(net: Path, capsys: pytest.CaptureFixtu
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qgraph.calibration.collect", interrupt)
+    monkeypatch.setattr("qgraph.calibration.collect.collect", interrupt)
     Path("net-quantized-symbol.json").write_text("old")
     assert main([*FREEZE, "-q"]) == 130
     _, err = lines_of(capsys)
@@ -310,7 +310,7 @@ def test_an_interrupt_keeps_the_old_files(net: Path, capsys: pytest.CaptureFixtu
 
 def test_our_own_bug_keeps_its_traceback(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mxnet")
-    monkeypatch.setattr("qgraph.calibration.collect", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("qgraph.calibration.collect.collect", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([*FREEZE, "-q"])
 

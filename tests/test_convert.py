@@ -18,17 +18,17 @@ from test_examples import module, run
 from test_mxnet_format import GENERATIONS, arrays, generation
 
 import qgraph
-from qgraph import ops
 from qgraph.cli.main import main
-from qgraph.converting import find_output
+from qgraph.commands.convert import find_output
 from qgraph.errors import OptionError, QGraphError, UnsupportedError
-from qgraph.formats.onnx_convert import CONVERTERS, Context
-from qgraph.formats.onnx_model import load as load_onnx
-from qgraph.ir import Graph, Port
-from qgraph.runtimes import reference
-from qgraph.runtimes.kernels import KERNELS
-from qgraph.runtimes.onnxruntime import Executor
-from qgraph.shapes import RULES
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Port
+from qgraph.semantics import interpreter as reference
+from qgraph.semantics.kernels import KERNELS
+from qgraph.semantics.shapes import RULES
+from qgraph.targets.onnx.convert import CONVERTERS, Context
+from qgraph.targets.onnx.model import load as load_onnx
+from qgraph.targets.onnx.runtime import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits" / "digits"

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qgraph.data import PRESETS, Preprocess, open_data, parse_slice
+from qgraph.data.open import PRESETS, Preprocess, open_data, parse_slice
+from qgraph.data.preprocess import decode
+from qgraph.data.recordio import RecordFile, split_image_record
 from qgraph.errors import DataError, OptionError, QGraphError
-from qgraph.preprocess import decode
-from qgraph.recordio import RecordFile, split_image_record
 
 CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parent.parent / ".." / "shared" / "cases"))
 MAGIC = struct.pack("<I", 0xCED7230A)
@@ -213,7 +213,7 @@ def test_rec_gives_images_labels_and_names(rec):
 
 @pytest.mark.parametrize("workers", [2, 3, 8])
 def test_workers_change_nothing(rec, workers, monkeypatch):
-    import qgraph.sources as sources
+    import qgraph.data.sources as sources
 
     plain = sources.decode
 
@@ -237,7 +237,7 @@ def test_leaving_a_sweep_early_stops_the_threads_and_the_next_sweep_is_whole(rec
 
 
 def test_only_a_bounded_number_of_images_is_decoded_ahead(rec, monkeypatch):
-    import qgraph.sources as sources
+    import qgraph.data.sources as sources
 
     decoded, plain = [], sources.decode
     monkeypatch.setattr(sources, "decode", lambda *a: (decoded.append(a[1]), plain(*a))[1])

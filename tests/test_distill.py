@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from qgraph import distill as module
-from qgraph.distill import _Match, distill
+from qgraph.calibration import distill as module
+from qgraph.calibration.distill import _Match, distill
 from qgraph.errors import CalibrationError
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir.graph import Graph, Node, Port
 
 SHAPE = (1, 3, 16, 16)
 
@@ -37,7 +37,7 @@ def norm(g: Graph, x: Node, channels: int, rng: np.random.Generator, axis: int =
 
 def train(g: Graph, feeds: dict[str, np.ndarray]) -> None:
     """Set every moving mean and variance to the statistics on `feeds`, layer by layer."""
-    mxnet = pytest.importorskip("qgraph.runtimes.mxnet")
+    mxnet = pytest.importorskip("qgraph.targets.mxnet.runtime")
     for bn in g.nodes("BatchNorm"):
         ports = g.inputs(bn)
         axis = int(bn.attrs["axis"])
@@ -87,7 +87,7 @@ def test_distilled_images_reproduce_the_statistics(size):
 
 
 def test_ranges_are_near_the_real_ones():
-    from qgraph.runtimes.mxnet import run
+    from qgraph.targets.mxnet.runtime import run
     g = network()
     watch = [g.inputs(n)[0] for n in g.nodes("BatchNorm")]
     real = [np.abs(v).max() for v in run(g, {"data": images(32, seed=2)}, watch)]
@@ -99,7 +99,7 @@ def test_the_loss_is_the_written_formula_and_its_gradient_is_right():
     g = network()
     x = images(4, seed=5) * 0.7
     want = 0.0
-    from qgraph.runtimes.mxnet import run
+    from qgraph.targets.mxnet.runtime import run
     for bn in g.nodes("BatchNorm"):
         ports = g.inputs(bn)
         value, m, v = run(g, {"data": x}, [ports[0]])[0], g.param(ports[3]), g.param(ports[4]) + 1e-5

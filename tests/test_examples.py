@@ -14,7 +14,7 @@ import pytest
 from helpers import assert_same_outputs
 
 from qgraph import PassManager, freeze, load
-from qgraph.ir import Graph
+from qgraph.ir.graph import Graph
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DIGITS = EXAMPLES / "digits" / "digits"

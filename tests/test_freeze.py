@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import qgraph
-from qgraph import FreezeOptions, Graph, Pass, Port, ops
-from qgraph.departure import Difference, kernel_departure
+from qgraph import FreezeOptions, Graph, Pass, Port
+from qgraph.commands.departure import Difference, kernel_departure
+from qgraph.commands.floatcheck import relative_error, run_checked
+from qgraph.commands.freeze import Frozen
+from qgraph.engines import runtime
 from qgraph.errors import CalibrationError, FormatError, OptionError, PassError
-from qgraph.floatcheck import relative_error, run_checked
-from qgraph.freezing import Frozen
+from qgraph.ir import ops
+from qgraph.ir.rewrite import register
 from qgraph.passes import PIPELINES
-from qgraph.rewrite import register
-from qgraph.runtimes import runtime
 
 mx = pytest.importorskip("mxnet")
 
@@ -247,7 +248,7 @@ def test_no_data_and_no_batch_norm() -> None:
 
 
 def test_without_data_images_are_distilled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("qgraph.distill")
+    pytest.importorskip("qgraph.calibration.distill")
     for suffix in ("-symbol.json", "-0000.params"):
         shutil.copy(DIGITS / f"digits{suffix}", tmp_path / f"n{suffix}")
     seen = set()
@@ -262,7 +263,7 @@ def test_without_data_images_are_distilled(tmp_path: Path, caplog: pytest.LogCap
 
 def test_which_parameters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without --epoch the highest one, said aloud; a truncated file is named."""
-    from qgraph.models import open_model
+    from qgraph.commands.open_model import open_model
 
     shutil.copy(MODEL, tmp_path / "n[1]-symbol.json")
     for epoch in (0, 12, 3):

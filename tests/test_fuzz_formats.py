@@ -14,7 +14,7 @@ import pytest
 from qgraph.errors import QGraphError
 from qgraph.formats.mxnet import load, split_params, to_json
 from qgraph.formats.ndarray import read_params
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
 
 FILES = 1500  # of each kind
 SECONDS = 2.0  # for one file; they take about a millisecond

@@ -10,15 +10,15 @@ import pytest
 from networks import Net
 from test_quantization_passes import table_of
 
+from qgraph.commands.line import pipeline, split
 from qgraph.errors import OptionError
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.options import FreezeOptions
 from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.limit_weights import FACTORS, LimitWeights
-from qgraph.passes.pipelines import pipeline, split
 from qgraph.quant.spec import QParams, quantize
-from qgraph.rewrite import PassManager
-from qgraph.saturation import can_overflow, pairs, sample_layers
+from qgraph.semantics.saturation import can_overflow, pairs, sample_layers
 
 Feeds = dict[str, np.ndarray]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
-from qgraph.rewrite import PassManager
 
 pytest.importorskip("mxnet")
 
@@ -38,8 +38,8 @@ def residual(act: str, between: str = "") -> Graph:
 @pytest.mark.parametrize(("act", "between", "backend"), [
     ("relu", "", "MKLDNN"), ("clip", "", "MKLDNN"), ("relu", "leaky", "default"), ("tanh", "", "default")])
 def test_fused_execution_gives_the_same_bits(act: str, between: str, backend: str) -> None:
-    from qgraph.calibration import observed_ports
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.calibration.collect import observed_ports
+    from qgraph.targets.mxnet.runtime import Executor
 
     g = residual(act, between)
     before = g.text()

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from helpers import CASES, run_mxnet
 
-from qgraph import ops
 from qgraph.errors import FormatError, GraphError, MissingDependencyError, OptionError, QGraphError, UnsupportedError
 from qgraph.files import write_files
 from qgraph.formats.gluon import from_gluon
 from qgraph.formats.mxnet import load, lower_float, save, split_params, to_json, to_mxnet
 from qgraph.formats.ndarray import dump_params, read_params, write_params
-from qgraph.ir import Graph, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QSpec
 
 CASE_NAMES = ["squeezenet1.1", "mobilenetv1_0.75_192_bn", "cifar_resnet20_v1"]

@@ -19,19 +19,19 @@ import numpy as np
 import pytest
 
 from qgraph import passes
+from qgraph.commands.freeze import lower
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.formats import mxnet_int8
 from qgraph.formats.mxnet import load, save
-from qgraph.freezing import lower
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.quant.spec import QParams
-from qgraph.rewrite import PassManager
-from qgraph.runtimes.reference import Executor as Reference
-from qgraph.targets import TARGETS, get_target
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.targets.base import TARGETS, get_target
+from qgraph.targets.mxnet import int8 as mxnet_int8
 
 mx = pytest.importorskip("mxnet")
 
-from qgraph.runtimes.mxnet import Executor  # noqa: E402
+from qgraph.targets.mxnet.runtime import Executor  # noqa: E402
 
 # With VNNI the positive top weight of a layer that reads signed codes counts 63.5 instead of 64 (see `mxnet_weights`)
 SIGNED_TOPS = {"residual_linear", "squeeze_excite", "fused_clip"} if networks.VNNI else set()

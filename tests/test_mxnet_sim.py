@@ -14,19 +14,19 @@ import pytest
 from networks import Net, run_block, run_module, same
 
 from qgraph import passes
-from qgraph.departure import Difference, kernel_departure
+from qgraph.commands.departure import Difference, kernel_departure
 from qgraph.errors import UnsupportedError
-from qgraph.formats import mxnet_sim
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes.insert_fake_quantize import weight_spec
 from qgraph.quant.spec import QParams, QSpec, fake_quantize, quantize, with_range
-from qgraph.rewrite import PassManager
-from qgraph.runtimes.reference import Executor as Reference
-from qgraph.runtimes.reference import accumulate
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.semantics.interpreter import accumulate
+from qgraph.targets.mxnet import sim as mxnet_sim
 
 mx = pytest.importorskip("mxnet")
 
-from qgraph.runtimes.mxnet import Executor  # noqa: E402
+from qgraph.targets.mxnet.runtime import Executor  # noqa: E402
 
 LAYERS: dict[str, Callable[[Net], Graph]] = {
     "conv": lambda n: n.done(n.conv(n.x, 6, act="", stride=2)),
@@ -130,8 +130,8 @@ OTHER_KERNELS = """
 import sys
 sys.path.insert(0, {tests!r})
 import networks, numpy as np
-from qgraph.runtimes.mxnet import Executor
-from qgraph.runtimes.reference import Executor as Reference
+from qgraph.targets.mxnet.runtime import Executor
+from qgraph.semantics.interpreter import Executor as Reference
 
 for name in ("residual_downsample", "concats", "grouped", "fused_clip"):
     g, feeds = networks.build(name)

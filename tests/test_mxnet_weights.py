@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qgraph.formats.mxnet_weights import can_dictate, dictate
+from qgraph.targets.mxnet.weights import can_dictate, dictate
 
 F = np.float32
 WIDE, NARROW, HALF = (-128, 127), (-127, 127), (-64, 64)

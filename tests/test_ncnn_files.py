@@ -20,14 +20,14 @@ from PIL import Image
 import qgraph
 from qgraph import FreezeOptions, Graph, Port
 from qgraph.cli.main import main
+from qgraph.commands.inspect import inspect_model
+from qgraph.data.preprocess import PRESETS, Preprocess
 from qgraph.errors import FormatError, OptionError, QGraphError
-from qgraph.formats.ncnn import to_ncnn
-from qgraph.formats.ncnn_files import SLOTS, Layer, Weight, param_text, parse_param, read_bin
-from qgraph.formats.ncnn_model import NcnnModel, load
-from qgraph.formats.ncnn_note import mean_norm, usage_note
-from qgraph.inspection import inspect_model
-from qgraph.preprocess import PRESETS, Preprocess
-from qgraph.runtimes.ncnn import Executor, is_installed
+from qgraph.targets.ncnn.emit import to_ncnn
+from qgraph.targets.ncnn.files import SLOTS, Layer, Weight, param_text, parse_param, read_bin
+from qgraph.targets.ncnn.model import NcnnModel, load
+from qgraph.targets.ncnn.note import mean_norm, usage_note
+from qgraph.targets.ncnn.runtime import Executor, is_installed
 
 needs_ncnn = pytest.mark.skipif(not is_installed(), reason="the package ncnn is not installed")
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
@@ -259,7 +259,7 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
 
 
 def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import qgraph.calibration as calibration
+    import qgraph.calibration.collect as calibration
 
     calls: list[int] = []
     real = calibration.collect
@@ -352,7 +352,7 @@ def test_the_code_of_the_note_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_tables_of_types_do_not_overlap() -> None:
-    from qgraph.formats.ncnn_files import PLAIN
+    from qgraph.targets.ncnn.files import PLAIN
 
     assert not PLAIN & set(SLOTS)
 

@@ -11,11 +11,14 @@ import pytest
 
 import qgraph
 from qgraph import FreezeOptions, Graph, Node, Port
-from qgraph.departure import kernel_departure
+from qgraph.analysis.codes import nonnegative
+from qgraph.commands.departure import kernel_departure
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.formats.ncnn import to_ncnn
-from qgraph.formats.ncnn_files import Layer, Weight
-from qgraph.formats.ncnn_int8 import (
+from qgraph.quant.spec import QParams, QSpec, quantize
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.targets.ncnn.emit import to_ncnn
+from qgraph.targets.ncnn.files import Layer, Weight
+from qgraph.targets.ncnn.int8 import (
     MASK,
     NO_WINOGRAD,
     WINOGRAD_LIMIT,
@@ -24,11 +27,8 @@ from qgraph.formats.ncnn_int8 import (
     largest_sum,
     scale_table,
 )
-from qgraph.formats.ncnn_model import NcnnModel
-from qgraph.integers import nonnegative
-from qgraph.quant.spec import QParams, QSpec, quantize
-from qgraph.runtimes.ncnn import Executor, is_installed
-from qgraph.runtimes.reference import Executor as Reference
+from qgraph.targets.ncnn.model import NcnnModel
+from qgraph.targets.ncnn.runtime import Executor, is_installed
 
 needs_ncnn = pytest.mark.skipif(not is_installed(), reason="the package ncnn is not installed")
 ROUNDING = "half-away"

@@ -9,9 +9,9 @@ import pytest
 from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
-from qgraph.formats.ncnn import to_ncnn
-from qgraph.ir import Graph, Port
-from qgraph.runtimes.ncnn import Executor, is_installed
+from qgraph.ir.graph import Graph, Port
+from qgraph.targets.ncnn.emit import to_ncnn
+from qgraph.targets.ncnn.runtime import Executor, is_installed
 
 TOLERANCE = 2e-6  # of the largest value
 Shape = tuple[int, ...]

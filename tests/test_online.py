@@ -10,12 +10,12 @@ import pytest
 from networks import Net
 
 import qgraph
+from qgraph.commands.line import pipeline
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
 from qgraph.options import FreezeOptions
-from qgraph.passes.pipelines import pipeline
 from qgraph.quant.spec import QSpec, fake_quantize, online_params
-from qgraph.runtimes.reference import Executor as Reference
+from qgraph.semantics.interpreter import Executor as Reference
 
 
 def online(g: Graph, **options: object) -> Graph:
@@ -41,7 +41,7 @@ def test_images_of_zeros_keep_a_finite_step() -> None:
 def test_mxnet_computes_what_the_reference_computes(bits: int, signed: bool, narrow: bool,
                                                       shape: tuple[int, ...]) -> None:
     pytest.importorskip("mxnet")
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.runtime import Executor
 
     rng = np.random.default_rng(bits)
     x = rng.normal(size=shape).astype(np.float32)
@@ -59,7 +59,7 @@ def test_mxnet_computes_what_the_reference_computes(bits: int, signed: bool, nar
 
 def test_a_batch_of_zeros_stays_zero() -> None:
     pytest.importorskip("mxnet")
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.runtime import Executor
 
     g = Graph()
     g.heads = [Port(g.add("fake_quantize", [g.add("null", name="data")], "q", quant=QSpec(8, False, online=True)))]
@@ -70,7 +70,7 @@ def test_a_batch_of_zeros_stays_zero() -> None:
 @pytest.mark.parametrize("name", ["conv_pool_conv", "residual_downsample", "dense_behind_flatten", "squeeze_excite"])
 def test_whole_networks(name: str, bits: int) -> None:
     pytest.importorskip("mxnet")
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.runtime import Executor
 
     g, feeds = networks.build(name)
     q = online(g, act_bits=bits)
@@ -91,7 +91,7 @@ def test_freezing_online_wants_no_calibration(tmp_path: object) -> None:
     assert frozen.table is None and frozen.report["agreement"]["images"] == len(feeds["data"])
     prefix = f"{tmp_path}/net"
     frozen.save(prefix)
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.runtime import Executor
 
     again = qgraph.load(f"{prefix}-symbol.json", f"{prefix}-0000.params")
     assert np.array_equal(Executor(again).run(feeds)[0], Executor(frozen.lowered).run(feeds)[0])  # type: ignore

@@ -14,21 +14,21 @@ from networks import Net
 from onnx import numpy_helper
 
 import qgraph
-from qgraph.departure import kernel_departure
+from qgraph.commands.departure import kernel_departure
+from qgraph.commands.freeze import freeze, freeze_all
+from qgraph.commands.line import pipeline, split
+from qgraph.engines import executor
 from qgraph.errors import FormatError, QGraphError, UnsupportedError
-from qgraph.formats.onnx import to_onnx
-from qgraph.formats.onnx_model import OnnxModel, load
-from qgraph.freezing import freeze, freeze_all
-from qgraph.fusion import INTEGER_OPS, fusion
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.options import FreezeOptions
 from qgraph.passes import PIPELINES
-from qgraph.passes.pipelines import pipeline, split
 from qgraph.quant.spec import QParams, quantize
-from qgraph.rewrite import PassManager
-from qgraph.runtimes import executor
-from qgraph.runtimes.onnxruntime import Executor
-from qgraph.runtimes.reference import Executor as Reference
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.targets.onnx.emit import to_onnx
+from qgraph.targets.onnx.fusion import INTEGER_OPS, fusion
+from qgraph.targets.onnx.model import OnnxModel, load
+from qgraph.targets.onnx.runtime import Executor
 
 Feeds = dict[str, np.ndarray]
 # by op of the graph: none of these has a quantized form in onnxruntime
@@ -258,8 +258,8 @@ def test_two_targets_one_calibration(tmp_path: Path) -> None:
 def test_the_table_does_not_depend_on_the_engine(runtime: str) -> None:
     if runtime == "mxnet":
         pytest.importorskip("mxnet")
-    from qgraph.calibration import collect
-    from qgraph.data import open_data
+    from qgraph.calibration.collect import collect
+    from qgraph.data.open import open_data
 
     g, feeds = networks.build("residual_downsample")
     PassManager(PIPELINES["float"]).run(g)
@@ -277,8 +277,8 @@ def test_runtimes_say_what_they_cannot_run(digits: Any) -> None:
 
 
 def test_compare_and_evaluate_read_onnx(tmp_path: Path, digits: Any) -> None:
-    from qgraph.comparison import compare
-    from qgraph.evaluation import evaluate
+    from qgraph.commands.compare import compare
+    from qgraph.commands.evaluate import evaluate
 
     digits.save(tmp_path / "d")
     test = str(DIGITS / "digits-test.npz")

@@ -11,9 +11,9 @@ import pytest
 from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
-from qgraph.formats.onnx import to_onnx
-from qgraph.formats.onnx_model import OnnxModel
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
+from qgraph.targets.onnx.emit import to_onnx
+from qgraph.targets.onnx.model import OnnxModel
 
 
 def run_onnx(model: OnnxModel, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -10,12 +10,12 @@ import pytest
 from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
-from qgraph.ir import Graph, Node, Port
-from qgraph.shapes import infer
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.semantics.shapes import infer
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
-from qgraph.formats.onnx import to_onnx  # noqa: E402
+from qgraph.targets.onnx.emit import to_onnx  # noqa: E402
 
 TOLERANCE = 1e-5
 Feeds = dict[str, np.ndarray]

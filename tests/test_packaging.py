@@ -70,7 +70,7 @@ def test_everything_imports_without_an_engine() -> None:
                       ("qgraph", *path.relative_to(ROOT).with_suffix("").parts))
              for top in ("qgraph", "passes", "cli") for path in sorted((ROOT / top).rglob("*.py"))
              if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "qat"]  # wants MXNet
-    assert "qgraph.passes.fold_bn" in names and "qgraph.runtimes.mxnet" in names
+    assert "qgraph.passes.fold_bn" in names and "qgraph.targets.mxnet.runtime" in names
     python(NO_ENGINE, "from importlib import import_module", f"for name in {names}: import_module(name)")
     said = python(NO_ENGINE, "from qgraph.errors import MissingDependencyError", "try: import qgraph.qat",
                   "except MissingDependencyError as error: print(error)")

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from qgraph import passes  # noqa: F401  (registers)
 from qgraph.errors import FormatError
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import REGISTRY, PassManager
 from qgraph.passes import PIPELINES
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.fold_bn import FoldBN
 from qgraph.passes.fold_bn_forward import FoldBNForward
 from qgraph.passes.fold_pad import FoldPad
 from qgraph.passes.fuse_relu import FuseRelu
-from qgraph.rewrite import REGISTRY, PassManager
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*/*.txt"))

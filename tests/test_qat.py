@@ -15,6 +15,7 @@ from mxnet import autograd, gluon, nd  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
 import qgraph  # noqa: E402
+from qgraph.engines import executor  # noqa: E402
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError  # noqa: E402
 from qgraph.qat import (  # noqa: E402
     bypass_bn,
@@ -29,7 +30,6 @@ from qgraph.qat import (  # noqa: E402
 )
 from qgraph.quant.spec import QSpec, fake_quantize, with_range  # noqa: E402
 from qgraph.quant.weights import weight_params  # noqa: E402
-from qgraph.runtimes import executor  # noqa: E402
 
 CONV = gen_conv2d_converter
 

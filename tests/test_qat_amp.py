@@ -22,7 +22,7 @@ from mxnet.contrib import amp
 if {on}:
     amp.init(target_dtype="bfloat16")  # half precision of CPUs; float16 is for GPUs
 import qat_digits, qgraph
-from qgraph.runtimes import executor
+from qgraph.engines import executor
 
 split = qat_digits.load_digits_split()
 mx.random.seed(0)

@@ -18,13 +18,13 @@ from mxnet.gluon import nn  # noqa: E402
 
 import qgraph  # noqa: E402
 from qgraph.cli.main import main  # noqa: E402
+from qgraph.engines import executor  # noqa: E402
 from qgraph.errors import CalibrationError, FormatError, OptionError, UnsupportedError  # noqa: E402
 from qgraph.formats.mxnet_marks import MARK, mark_of, restore  # noqa: E402
-from qgraph.formats.mxnet_sim import lower  # noqa: E402
-from qgraph.ir import Graph, Port  # noqa: E402
+from qgraph.ir.graph import Graph, Port  # noqa: E402
 from qgraph.qat import convert_model, qparams_init  # noqa: E402
 from qgraph.quant.spec import QParams  # noqa: E402
-from qgraph.runtimes import executor  # noqa: E402
+from qgraph.targets.mxnet.sim import lower  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -285,7 +285,7 @@ def test_engines_of_signed_codes_take_the_trained_ranges(target: str, tmp_path: 
         pytest.importorskip("ncnn")
         got = executor(frozen.lowered, "").run({"data": IMAGES})[0]
     else:
-        from qgraph.runtimes.reference import Executor as Reference
+        from qgraph.semantics.interpreter import Executor as Reference
 
         got = Reference(frozen.graph, rounding="half-away").run({"data": IMAGES})[0]
     got = got.reshape(want.shape)

@@ -14,26 +14,26 @@ import networks
 import numpy as np
 import pytest
 
-from qgraph import ops
-from qgraph.calibration import observed_ports
+from qgraph.calibration.collect import observed_ports
+from qgraph.commands.line import QUANTIZING, pipeline, split
 from qgraph.errors import CalibrationError, OptionError, PassError, UnsupportedError
-from qgraph.formats import mxnet_int8
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import REGISTRY, Pass, PassManager, read_options
 from qgraph.options import FreezeOptions
 from qgraph.passes.bake_weights import BakeWeights
 from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize, layer_verdicts
 from qgraph.passes.integer_flow import IntegerFlow
-from qgraph.passes.pipelines import QUANTIZING, pipeline, split
 from qgraph.passes.quantize_bias import QuantizeBias
 from qgraph.passes.share_scales import ShareScales
 from qgraph.passes.signed_residual import SignedResidual
 from qgraph.quant.spec import QParams, QSpec, fake_quantize
 from qgraph.quant.table import CalibrationTable, Entry
-from qgraph.rewrite import REGISTRY, Pass, PassManager, read_options
-from qgraph.runtimes.reference import Executor as Reference
-from qgraph.runtimes.reference import run
-from qgraph.targets import TARGETS
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.semantics.interpreter import run
+from qgraph.targets.base import TARGETS
+from qgraph.targets.mxnet import int8 as mxnet_int8
 
 GOLDEN = Path(__file__).parent / "golden" / "quantization"
 FILES = sorted(GOLDEN.glob("*/*.txt"))

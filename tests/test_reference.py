@@ -12,18 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from qgraph import ops
-from qgraph.data import Preprocess, open_data
+from qgraph.analysis.codes import channel_scales
+from qgraph.data.open import Preprocess, open_data
 from qgraph.errors import DataError, GraphError, UnsupportedError
 from qgraph.formats.mxnet import load
-from qgraph.formats.onnx import CONVERTERS
-from qgraph.integers import channel_scales
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, quantize
-from qgraph.runtimes import linear, reference
-from qgraph.runtimes import mxnet as mxnet_runtime
-from qgraph.runtimes.kernels import KERNELS, kernel
-from qgraph.runtimes.reference import Executor, Tensor, accumulate, partial_sum_bound, run
+from qgraph.semantics import interpreter as reference
+from qgraph.semantics import linear
+from qgraph.semantics.interpreter import Executor, Tensor, accumulate, partial_sum_bound, run
+from qgraph.semantics.kernels import KERNELS, kernel
+from qgraph.targets.mxnet import runtime as mxnet_runtime
+from qgraph.targets.onnx.emit import CONVERTERS
 
 CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parents[1] / "../shared/cases"))
 IMAGES = CASES / "imagenet1k_sample" / "val.rec"

@@ -22,19 +22,19 @@ from hypothesis import strategies as st
 from networks import Net
 from test_quantization_passes import steps, table_of
 
-from qgraph import saturation
-from qgraph.channels import channel_orders
-from qgraph.departure import kernel_departure
-from qgraph.ir import Graph, Node, Port
+from qgraph.analysis.channels import channel_orders
+from qgraph.commands.departure import kernel_departure
+from qgraph.commands.line import QUANTIZING
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes.limit_saturation import FACTORS, NOTICED, LimitSaturation, error_with
 from qgraph.passes.pair_channels import PairChannels
-from qgraph.passes.pipelines import QUANTIZING
 from qgraph.passes.signed_dense import SignedDense
 from qgraph.quant.spec import QParams
-from qgraph.rewrite import PassManager
-from qgraph.runtimes.reference import Executor as Reference
-from qgraph.runtimes.reference import run
-from qgraph.saturation import Layer, pair_excess, pairs, sample_layers
+from qgraph.semantics import saturation
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.semantics.interpreter import run
+from qgraph.semantics.saturation import Layer, pair_excess, pairs, sample_layers
 
 U8, S8 = (8, False), (8, True)
 Feeds = dict[str, np.ndarray]
@@ -109,8 +109,8 @@ LAYERS = [(kind, channels) for kind in ("1x1", "3x3", "dense") for channels in (
 
 def kernel_facts(kind: str, channels: int) -> dict[str, float]:
     """How far the kernel's codes are from exact arithmetic, and from the model of saturation."""
-    from qgraph.formats.mxnet_int8 import lower
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.int8 import lower
+    from qgraph.targets.mxnet.runtime import Executor
 
     g, feeds = one_layer(kind, channels)
     step = g.find("y_q").quant.scale  # type: ignore[union-attr]
@@ -437,8 +437,8 @@ SIGNED: dict[str, tuple[int, dict[str, Any]]] = {
 
 def signed_departure(name: str) -> dict[str, float]:
     """Of the kernel of a convolution that reads a signed input, from exact arithmetic."""
-    from qgraph.formats.mxnet_int8 import lower
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.int8 import lower
+    from qgraph.targets.mxnet.runtime import Executor
 
     channels, attrs = SIGNED[name]
     n = Net(len(name), channels, 10)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from qgraph.formats.mxnet import load, to_json
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
-from qgraph.rewrite import PassManager
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from scale import chain  # noqa: E402

@@ -8,9 +8,9 @@ import pytest
 
 from qgraph import passes
 from qgraph.errors import OptionError
-from qgraph.ir import Graph, Node, Port
-from qgraph.rewrite import PassManager
-from qgraph.select import names_of, select_nodes
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import PassManager
+from qgraph.ir.select import names_of, select_nodes
 
 # as Gluon names a network: a prefix of its own, `_fwd` behind every op
 GLUON = """

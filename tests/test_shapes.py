@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_reference import CASES, TABLE, Case, conv, deconv, one
 
-from qgraph import ops
 from qgraph.errors import GraphError, QGraphError
 from qgraph.formats.mxnet import load
-from qgraph.ir import Graph, Port
-from qgraph.runtimes.reference import Executor, run
-from qgraph.shapes import RULES, infer
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Port
+from qgraph.semantics.interpreter import Executor, run
+from qgraph.semantics.shapes import RULES, infer
 
 
 def inferred(case: Case) -> list[tuple[int, ...]]:

@@ -15,11 +15,11 @@ import pytest
 import qgraph
 from qgraph import FreezeOptions, Strategy, simulate
 from qgraph.cli.main import main
+from qgraph.commands.plot import draw
+from qgraph.commands.simulate import PRESETS, grid
+from qgraph.commands.strategies import HEAD, Simulation
 from qgraph.errors import FormatError, OptionError, QGraphError
-from qgraph.runtimes.reference import Executor as Reference
-from qgraph.simulation import PRESETS, grid
-from qgraph.simulation_plot import draw
-from qgraph.simulation_rows import HEAD, Simulation
+from qgraph.semantics.interpreter import Executor as Reference
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 MODEL = str(DIGITS / "digits")
@@ -173,7 +173,7 @@ def test_the_command(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_what_was_stopped_goes_on(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    from qgraph.simulation import _Bench
+    from qgraph.commands.simulate import _Bench
 
     quantized, made = _Bench.quantized, []
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from test_examples import DIGITS, module
 
-from qgraph.simulation_rows import HEAD
+from qgraph.commands.strategies import HEAD
 
 pytest.importorskip("gluoncv")
 

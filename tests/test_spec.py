@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgraph.errors import OptionError
-from qgraph.formats import mxnet_sim
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import (
     ROUNDING,
     QParams,
@@ -21,6 +20,7 @@ from qgraph.quant.spec import (
     quantize,
     with_range,
 )
+from qgraph.targets.mxnet import sim as mxnet_sim
 
 BITS = tuple(range(2, 9))
 SPECS = st.builds(QSpec, bits=st.integers(2, 16), signed=st.booleans(), narrow=st.booleans())
@@ -194,7 +194,7 @@ def test_scales_that_do_not_divide_the_channels() -> None:
 def test_mxnet_rounds_as_we_say(exponent: int) -> None:
     """Every bit width, ties and values out of range."""
     pytest.importorskip("mxnet")
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.runtime import Executor
 
     rng = np.random.default_rng(exponent + 99)
     g = Graph()

@@ -10,15 +10,16 @@ import pytest
 from networks import Net
 
 import qgraph
-from qgraph import FreezeOptions, ops
+from qgraph import FreezeOptions
+from qgraph.commands.line import pipeline, split
+from qgraph.commands.report import quantized_layers
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.ir import Graph
-from qgraph.passes.pipelines import pipeline, split
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes.winograd_weights import DOMAINS, WinogradWeights, in_domain
 from qgraph.quant.spec import QSpec, quantize
-from qgraph.report import quantized_layers
-from qgraph.rewrite import PassManager
-from qgraph.runtimes.reference import Executor as Reference
+from qgraph.semantics.interpreter import Executor as Reference
 
 # y = A^T [(G g G^T) . (B^T d B)] A, from the papers (Lavin and Gray 2015; F(6,3) as in wincnn), for points that G has
 B_T = {
@@ -103,7 +104,7 @@ def test_only_3x3_of_stride_1_is_concerned() -> None:
 
 def test_winograd_frozen_for_mxnet(tmp_path: object) -> None:
     pytest.importorskip("mxnet")
-    from qgraph.runtimes.mxnet import Executor
+    from qgraph.targets.mxnet.runtime import Executor
 
     g, feeds = winograd_net()
     frozen = qgraph.freeze(g, FreezeOptions(target="mxnet-sim", winograd="F23"), calib_data=feeds["data"])

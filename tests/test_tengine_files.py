@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgraph.errors import FormatError
-from qgraph.formats.tengine_files import (
+from qgraph.targets.tengine.files import (
     CONST,
     FP32,
     INPUT,

@@ -17,17 +17,17 @@ from test_tengine_ops import check_structure
 import qgraph
 from qgraph import FreezeOptions
 from qgraph.cli.main import main
+from qgraph.commands.freeze import Frozen
+from qgraph.commands.inspect import inspect_model
+from qgraph.data.preprocess import PRESETS
 from qgraph.errors import OptionError, QGraphError
 from qgraph.formats.mxnet import load as load_mxnet
-from qgraph.formats.tengine_export import TAKEN
-from qgraph.formats.tengine_files import to_bytes
-from qgraph.formats.tengine_model import TengineModel, load
-from qgraph.formats.tengine_note import usage_note
-from qgraph.freezing import Frozen
-from qgraph.inspection import inspect_model
-from qgraph.preprocess import PRESETS
-from qgraph.runtimes.reference import Executor
-from qgraph.runtimes.tengine import Executor as Tengine
+from qgraph.semantics.interpreter import Executor
+from qgraph.targets.tengine.export import TAKEN
+from qgraph.targets.tengine.files import to_bytes
+from qgraph.targets.tengine.model import TengineModel, load
+from qgraph.targets.tengine.note import usage_note
+from qgraph.targets.tengine.runtime import Executor as Tengine
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 MODEL = str(DIGITS / "digits-symbol.json")
@@ -53,7 +53,7 @@ def digits() -> np.ndarray:
 # ---- what freezing writes -------------------------------------------------------------------------------------------
 
 def test_one_calibration_serves_all_targets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from qgraph import calibration
+    from qgraph.calibration import collect as calibration
 
     swept: list[int] = []
     collect = calibration.collect
@@ -147,7 +147,7 @@ def test_choices_that_have_none(flags: tuple[str, ...], words: str, tmp_path: Pa
 
 def test_a_file_that_reads_back_wrongly_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    from qgraph.formats import tengine_nn
+    from qgraph.targets.tengine import nn as tengine_nn
 
     monkeypatch.setitem(tengine_nn.CONV_ACTS, "relu", -1)
     assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", "--target", "tengine",

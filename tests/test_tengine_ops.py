@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from helpers import run_mxnet
 
-from qgraph import targets
+from qgraph.commands.freeze import lower
 from qgraph.errors import UnsupportedError
-from qgraph.formats.tengine import to_tengine
-from qgraph.formats.tengine_convert import CONVERTERS, FLOAT_ONLY
-from qgraph.formats.tengine_export import REWRITES, TAKEN, export
-from qgraph.formats.tengine_files import CONST, FP32, INPUT, INT8, INT32, Model, from_bytes
-from qgraph.formats.tengine_graph import MAKERS, real_of
-from qgraph.formats.tengine_model import TengineModel
-from qgraph.freezing import lower
-from qgraph.ir import Graph, Port
+from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams, quantize
-from qgraph.runtimes.reference import Executor
-from qgraph.runtimes.tengine import Executor as Tengine
+from qgraph.semantics.interpreter import Executor
+from qgraph.targets import base as targets
+from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY
+from qgraph.targets.tengine.emit import to_tengine
+from qgraph.targets.tengine.export import REWRITES, TAKEN, export
+from qgraph.targets.tengine.files import CONST, FP32, INPUT, INT8, INT32, Model, from_bytes
+from qgraph.targets.tengine.graph import MAKERS, real_of
+from qgraph.targets.tengine.model import TengineModel
+from qgraph.targets.tengine.runtime import Executor as Tengine
 
 Shape = tuple[int, ...]
 

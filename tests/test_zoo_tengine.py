@@ -21,10 +21,10 @@ def test_read_back(name: str) -> None:
 
     import qgraph
     from qgraph import FreezeOptions
-    from qgraph.formats.tengine_files import from_bytes
-    from qgraph.formats.tengine_model import TengineModel
-    from qgraph.runtimes.reference import Executor
-    from qgraph.runtimes.tengine import Executor as Tengine
+    from qgraph.semantics.interpreter import Executor
+    from qgraph.targets.tengine.files import from_bytes
+    from qgraph.targets.tengine.model import TengineModel
+    from qgraph.targets.tengine.runtime import Executor as Tengine
 
     size = NETWORKS[name]
     mx.random.seed(3)

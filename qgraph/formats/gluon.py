@@ -9,7 +9,7 @@ from typing import Any
 
 from qgraph.errors import MissingDependencyError, OptionError, UnsupportedError
 from qgraph.formats.mxnet import load
-from qgraph.ir import Graph
+from qgraph.ir.graph import Graph
 
 Shape = Sequence[int]
 

@@ -14,13 +14,13 @@ from typing import Any, Union
 
 import numpy as np
 
-from qgraph import ops
 from qgraph.errors import FormatError, GraphError, MissingDependencyError, UnsupportedError
 from qgraph.files import Content, write_files
 from qgraph.formats.mxnet_json import JsonGraph, JsonNode, compose, num_outputs, pack_subgraphs, parse, unpack_subgraphs
 from qgraph.formats.mxnet_marks import MARK, restore
 from qgraph.formats.ndarray import dump_params, read_params
-from qgraph.ir import Graph, Node, Port, collector_paused
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port, collector_paused
 
 log = logging.getLogger("qgraph")
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from qgraph import ops
 from qgraph.errors import FormatError, OptionError
-from qgraph.ir import Graph, Node
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QParams, dequantize
 
 MARK = "__quantized__"

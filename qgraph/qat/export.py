@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from qgraph import ops
+from qgraph.commands.trained import sample_of
 from qgraph.files import write_files
 from qgraph.formats.gluon import from_gluon
 from qgraph.formats.mxnet import checkpoint_files
 from qgraph.formats.mxnet_marks import MARK, mark_of
-from qgraph.formats.mxnet_sim import lower
-from qgraph.ir import Graph, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Port
 from qgraph.qat.fake_bn import folded, scale_of, shifted_bias
 from qgraph.qat.layer import Quantizer, call
 from qgraph.qat.statistic import mx
 from qgraph.quant.spec import QParams, QSpec, fake_quantize, with_range
 from qgraph.quant.weights import weight_params
-from qgraph.trained import sample_of
+from qgraph.targets.mxnet.sim import lower
 
 ROUNDING = "mxnet"
 SAMPLE_IMAGES = 32

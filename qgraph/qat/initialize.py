@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.calibration import collect
+from qgraph.calibration.collect import collect
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.options import FreezeOptions
 from qgraph.qat.control import is_learned

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from qgraph import ops
+from qgraph.analysis.codes import nonnegative
 from qgraph.errors import UnsupportedError
 from qgraph.formats.gluon import flatten, input_names
 from qgraph.formats.mxnet import load
-from qgraph.integers import nonnegative
-from qgraph.ir import Graph, Node, Port
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.qat.statistic import mx
 
 CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from qgraph.runtimes.mxnet import import_mxnet
+from qgraph.targets.mxnet.runtime import import_mxnet
 
 mx = import_mxnet("qgraph.qat")
 

@@ -1,0 +1,1 @@
+"""Questions about a graph: which codes flow where, in which order channels lie."""

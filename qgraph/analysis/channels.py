@@ -1,0 +1,183 @@
+"""Which tensors share one order of channels, and which parameters would have to be reordered with them.
+
+A convolution may write its output channels in any order if everything that reads them follows: the columns of the next
+convolution, a depthwise convolution in between, the other operand of a sum, its part of a concatenation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from qgraph.errors import FormatError
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.quant.spec import QParams, QSpec
+
+# ops whose output channels are their input channels, in order
+_CHANNELWISE = frozenset({"fake_quantize", "Pooling", "Activation", "relu", "clip", "sigmoid", "UpSampling", "Dropout",
+                          "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D", "_mul_scalar", "_plus_scalar",
+                          "hard_sigmoid", "elemwise_add", "elemwise_mul"})
+
+
+@dataclass(eq=False)
+class Order:
+    """One free order of channels.
+
+    slices: (parameter node, axis, first index) that follow it.  readers: (dense convolution, its first input channel).
+    nodes: (node, first channel, channels in all) whose output follows it.
+    """
+
+    count: int
+    frozen: bool = False
+    slices: list[tuple[Node, int, int]] = field(default_factory=list)
+    readers: list[tuple[Node, int]] = field(default_factory=list)
+    nodes: list[tuple[Node, int, int]] = field(default_factory=list)
+    merged: Order | None = None
+
+    def root(self) -> Order:
+        order = self
+        while order.merged is not None:
+            order = order.merged
+        return order
+
+
+Parts = list[Order]  # the channels of a tensor, part by part
+
+
+def channel_orders(g: Graph) -> list[Order]:
+    """Every order of channels that may be changed, in topological order of the layers that write them."""
+    parts: dict[Port, Parts] = {}
+    made: list[Order] = []
+    for node in g.toposort():
+        _visit(g, node, parts, made)
+        written = parts.get(Port(node), [])
+        for order, start in _starts(written):
+            order.nodes.append((node, start, sum(_counts(written))))
+    for head in g.heads:
+        _freeze(parts.get(head, []))
+    return [order for order in made if order.merged is None and not order.frozen and order.readers]
+
+
+def _visit(g: Graph, node: Node, parts: dict[Port, Parts], made: list[Order]) -> None:
+    known = [parts.get(p, []) for p in g.inputs(node)]  # []: of the network's inputs, of parameters, of what mixes
+    if node.op == "Convolution" and known and _own_params(g, node):
+        filters, groups = ops.attr(node, "num_filter"), ops.attr(node, "num_group")
+        params = [_behind_quantizer(g, p).node for p in g.inputs(node)[1:]]
+        if groups == 1:
+            for order, start in _starts(known[0]):
+                order.readers.append((node, start))
+                order.slices.append((params[0], 1, start))
+            order = Order(filters)
+            made.append(order)
+            order.slices += [(param, 0, 0) for param in params]
+            parts[Port(node)] = [order]
+            return
+        if groups == filters and g.params[params[0].name].shape[1] == 1:
+            for order, start in _starts(known[0]):
+                order.slices += [(param, 0, start) for param in params]
+            parts[Port(node)] = known[0]
+            return
+    if node.op == "Concat" and ops.attr(node, "dim") == 1 and all(known):
+        parts[Port(node)] = [order.root() for part in known for order in part]
+        return
+    if _is_channelwise(node) and known and all(known) and all(_counts(part) == _counts(known[0]) for part in known):
+        for part in known[1:]:
+            for a, b in zip(part, known[0]):
+                _merge(a.root(), b.root())
+        parts[Port(node)] = known[0]
+        return
+    for part in known:
+        _freeze(part)
+
+
+def _is_channelwise(node: Node) -> bool:
+    if node.op == "UpSampling" and ops.attr(node, "num_args") > 1:  # a concatenation
+        return False
+    scales = node.quant if isinstance(node.quant, QSpec) else None
+    return node.op in _CHANNELWISE and (scales is None or scales.granularity == "tensor")
+
+
+def _behind_quantizer(g: Graph, port: Port) -> Port:
+    return g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
+
+
+def _own_params(g: Graph, node: Node) -> bool:
+    """All parameters belong to this layer alone, and no scale belongs to neighbouring channels."""
+    ports = g.inputs(node)[1:]
+    if any(p.node.quant is not None and p.node.quant.granularity == "group" for p in ports):
+        return False
+    chain = [p for port in ports for p in {port, _behind_quantizer(g, port)}]
+    return all(g.has_one_use(p) for p in chain) and all(g.param(_behind_quantizer(g, p)) is not None for p in ports)
+
+
+def _starts(part: Parts) -> list[tuple[Order, int]]:
+    found, start = [], 0
+    for order in part:
+        found.append((order.root(), start))
+        start += order.root().count
+    return found
+
+
+def _counts(part: Parts) -> list[int]:
+    return [order.root().count for order in part]
+
+
+def _freeze(part: Parts) -> None:
+    for order in part:
+        order.root().frozen = True
+
+
+def _merge(a: Order, b: Order) -> None:
+    if a is b:
+        return
+    b.frozen |= a.frozen
+    b.slices += a.slices
+    b.readers += a.readers
+    b.nodes += a.nodes
+    a.merged = b
+
+
+def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
+    """Let channel i be what channel new[i] was, in every parameter (and its scales) that follows this order.
+
+    The nodes remember it (`ops.CHANNEL_ORDER`), so that their outputs can be compared with the user's model.
+    Raises FormatError, before anything is changed, if a node remembers nonsense.
+    """
+    remembered = {node: _remembered(node, total) for node, _, total in order.nodes}
+    for node, start, _ in order.nodes:
+        before = remembered[node]
+        before[start:start + order.count] = before[start + new]
+        node.attrs[ops.CHANNEL_ORDER] = json.dumps(before.tolist(), separators=(",", ":"))
+    for param, axis, start in order.slices:
+        array = g.params[param.name]
+        index = np.arange(array.shape[axis])
+        index[start:start + order.count] = start + new
+        g.params[param.name] = np.ascontiguousarray(np.take(array, index, axis))
+        for fq in g.readers(param):
+            qp = fq.quant
+            if isinstance(qp, QParams) and qp.granularity == "channel" and qp.axis == axis:
+                fq.quant = replace(qp, scale=qp.scale[index], zero_point=qp.zero_point[index])
+
+
+def _remembered(node: Node, channels: int) -> np.ndarray:
+    order = channel_order(node)
+    if order is not None and len(order) != channels:
+        raise FormatError(f"{node}: {ops.CHANNEL_ORDER}: found {len(order)} channels, want {channels}")
+    return np.arange(channels) if order is None else order
+
+
+def channel_order(node: Node) -> np.ndarray | None:
+    """The order that `reorder` left on a node, or None. Raises FormatError if a file says nonsense."""
+    text = node.attrs.get(ops.CHANNEL_ORDER)
+    if text is None:
+        return None
+    try:
+        order = np.array(json.loads(text), np.int64)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        order = np.zeros(0, np.int64)
+    if order.ndim != 1 or not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise FormatError(f"{node}: {ops.CHANNEL_ORDER}: found {text[:40]!r}, want a permutation")
+    return order

@@ -1,0 +1,110 @@
+"""Where integers flow in a quantized graph: questions that passes and writers ask alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.quant.spec import QParams, per_axis
+
+
+def quantizer_name(port: Port) -> str:
+    """How the fake_quantize of a tensor is called."""
+    return port.key.replace(":", "_") + "_q"
+
+
+def passes_integers(node: Node) -> bool:
+    """Ops that the integer kernels run on codes as they are."""
+    return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)
+
+
+def upper_end(node: Node) -> float | None:
+    """Where a fused clip ends the values that a layer writes; its integer range must end there too. None is nowhere."""
+    if "act_type" in ops.info(node.op).defaults and ops.attr(node, "act_type") == "clip":
+        return float(ops.attr(node, "a_max"))
+    return None
+
+
+def channel_scales(node: Node, params: QParams, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A weight's scale for each output channel of its layer, float64 (channels,), or None if it varies within one.
+
+    params, shape: of the weight.
+    """
+    groups = ops.attr(node, "num_group") if node.op != "FullyConnected" else 1
+    scale = np.broadcast_to(per_axis(params.scale, params, shape), shape)
+    if node.op == "Deconvolution":  # (C, O / groups, *kernel), the channels of group g are rows g * C / groups ...
+        scale = scale.reshape(groups, shape[0] // groups, *shape[1:]).swapaxes(1, 2)
+        scale = scale.reshape(groups * shape[1], -1)
+    else:
+        scale = scale.reshape(shape[0], -1)
+    return scale[:, 0].astype(np.float64) if (scale == scale[:, :1]).all() else None
+
+
+def are_bias_steps(bias: QParams, scale: np.ndarray) -> bool:
+    """Whether a bias with these params has codes that an accumulator of the steps `scale` (channels,) can add."""
+    return bool(np.allclose(np.broadcast_to(bias.scale.astype(np.float64), scale.shape), scale, rtol=1e-6, atol=0))
+
+
+def quantizers_behind(g: Graph, port: Port) -> list[Node]:
+    """The fake_quantize nodes whose codes arrive at this port, past ops that pass them on; empty if floats do."""
+    if port.node.op == "fake_quantize":
+        return [port.node]
+    if passes_integers(port.node):
+        found = [quantizers_behind(g, p) for p in g.inputs(port.node)]
+        return [fq for group in found for fq in group] if all(found) else []
+    return []
+
+
+def drop_quantizers(g: Graph) -> None:
+    """fake_quantize(x)  ->  x, everywhere."""
+    for fq in g.nodes("fake_quantize"):
+        g.replace_uses(fq, g.inputs(fq)[0])
+        g.remove(fq)
+
+
+def is_dense(g: Graph, conv: Node) -> bool:
+    """A 1x1 convolution of a 1x1 map, which is a fully connected layer and can write floats."""
+    source = g.inputs(conv)[0].node
+    while source.op == "fake_quantize":
+        source = g.inputs(source)[0].node
+    return (conv.op == "Convolution" and ops.attr(conv, "kernel") == (1, 1) and ops.attr(conv, "num_group") == 1
+            and ops.attr(conv, "pad") == (0, 0) and source.op == "Pooling" and ops.attr(source, "global_pool"))
+
+
+def fits_codes(node: Node, reader: Node) -> bool:
+    """`reader` quantizes what `node` writes to codes that end where its fused activation ends, which so is idle."""
+    qp = reader.quant
+    if reader.op != "fake_quantize" or not isinstance(qp, QParams) or qp.granularity != "tensor":
+        return False
+    low = 0.0 if ops.attr(node, "act_type") == "relu" else float(ops.attr(node, "a_min"))
+    if float(qp.scale) * (qp.qmin - int(qp.zero_point)) < low:
+        return False
+    end = upper_end(node)
+    return end is None or round(end / float(qp.scale)) + int(qp.zero_point) >= qp.qmax
+
+
+_POSITIVE = frozenset({"relu", "sigmoid", "softmax", "exp", "hard_sigmoid", "abs", "square", "sqrt"})
+_MIXING = frozenset({"Pooling", "UpSampling", "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D", "mean"})
+_JOINING = frozenset({"Concat", "elemwise_add", "broadcast_add", "add_n", "elemwise_mul", "broadcast_mul"})
+
+
+def nonnegative(g: Graph) -> set[Port]:
+    """Ports that never hold a negative value, as far as the ops tell."""
+    found: set[Port] = set()
+    for node in g.toposort():
+        if _is_nonnegative(g, node, found):
+            found.update(Port(node, index) for index in range(node.n_out))
+    return found
+
+
+def _is_nonnegative(g: Graph, node: Node, found: set[Port]) -> bool:
+    carries = node.op != "LeakyReLU" and "act_type" in ops.info(node.op).defaults
+    act = ops.attr(node, "act_type") if carries else ""
+    if node.op in _POSITIVE or act in ("relu", "sigmoid", "softrelu"):
+        return True
+    if node.op == "clip" or act == "clip":
+        return bool(ops.attr(node, "a_min") >= 0)
+    if node.op in _MIXING or node.op in ops.IDENTITIES or ops.kind(node) in (ops.PASS, ops.AVERAGE):
+        return g.inputs(node)[0] in found
+    return node.op in _JOINING and all(p in found for p in g.inputs(node))

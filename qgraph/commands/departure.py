@@ -1,0 +1,150 @@
+"""How far a frozen model is from what it should be: from the float model, and its kernels from exact arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+
+from qgraph.formats.mxnet_marks import CODES, MARK
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.quant.spec import QParams
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.semantics.interpreter import Tensor, evaluate
+from qgraph.semantics.shapes import value_inputs
+
+if TYPE_CHECKING:
+    from qgraph.targets.ncnn.model import NcnnModel
+    from qgraph.targets.onnx.model import OnnxModel
+
+
+@dataclass
+class Difference:
+    """Sums over batches, from which SQNR, cosine and the largest error of one tensor follow."""
+
+    signal: float = 0.0
+    other: float = 0.0
+    product: float = 0.0
+    noise: float = 0.0
+    largest: float = 0.0
+
+    def update(self, want: np.ndarray, found: np.ndarray) -> None:
+        a, b = want.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+        self.signal += float(a @ a)
+        self.other += float(b @ b)
+        self.product += float(a @ b)
+        error = a - b
+        self.noise += float(error @ error)
+        self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
+
+    @property
+    def sqnr(self) -> float | None:
+        """10 log10(signal / noise) in dB; None where both are alike to the last bit."""
+        if self.noise == 0.0:
+            return None
+        return 10 * float(np.log10(max(self.signal, 1e-300) / self.noise))
+
+    @property
+    def cosine(self) -> float:
+        size = (self.signal * self.other) ** 0.5
+        return min(self.product / size, 1.0) if size else float(self.signal == self.other)
+
+    def to_dict(self) -> dict[str, float | None]:
+        return {"sqnr_db": None if self.sqnr is None else round(self.sqnr, 2), "cosine": round(self.cosine, 6),
+                "max_error": float(f"{self.largest:.4g}")}
+
+
+def class_scores(array: np.ndarray) -> np.ndarray | None:
+    """(images, classes), or None for an output that is not one score per class."""
+    if array.ndim < 2 or not array.shape[0]:
+        return None
+    flat = array.reshape(array.shape[0], -1)
+    return flat if flat.shape[1] == array.shape[1] > 1 else None
+
+
+def agreement(first: Any, second: Any, batches: Iterable[Any]) -> dict[str, Any]:
+    """Top-1 agreement in percent (None if the model is no classifier) and SQNR of the first output.
+
+    first, second: executors of the float and of the frozen model.
+    """
+    images = same = 0
+    classifies = True
+    total = Difference()
+    for batch in batches:
+        want, found = first.run(batch.feeds)[0], second.run(batch.feeds)[0]
+        total.update(want, found)
+        a, b = class_scores(want), class_scores(found)
+        if a is None or b is None:
+            classifies = False
+        else:
+            same += int((a.argmax(1) == b.argmax(1)).sum())
+        images += len(batch)
+    top1 = round(100 * same / images, 2) if classifies and images else None
+    return {"images": images, "top1": top1, **total.to_dict()}
+
+
+def kernel_departure(g: Graph, lowered: Graph | OnnxModel | NcnnModel, feeds: Mapping[str, np.ndarray], rounding: str,
+                     open_executor: Callable[..., Any]) -> dict[str, Any]:
+    """Each integer tensor of the frozen model against exact arithmetic *on the same integers*, layer by layer.
+
+    The reference goes on with the kernel's codes, so that no layer is blamed for the one before.
+    open_executor: (model, watch=...) -> an executor.
+    Returns {"images", "within_one": least percentage of codes within 1 of the exact ones, "layers": {name: {"equal",
+    "within_one" in percent, "max" in codes}}, "output": largest error of an output as a part of its largest value}.
+    """
+    ports: list[Any]
+    if isinstance(lowered, Graph):
+        carriers: Mapping[Node, Any] = _carriers(g, lowered)
+        outputs_of: list[Any] = list(lowered.heads)
+    else:
+        carriers, outputs_of = lowered.integers, list(lowered.outputs)
+    ports = list(dict.fromkeys(carriers.values()))
+    values = open_executor(lowered, watch=[*ports, *outputs_of]).run(dict(feeds))
+    codes = dict(zip(ports, values))
+    layers: dict[str, dict[str, float]] = {}
+    known: dict[Port, Tensor] = {}
+    reference = Reference(g, rounding=rounding)
+    arrays = {name: np.asarray(feeds[name], np.float32) for name in feeds}
+    for node in reference.order:
+        if node.op == "null":
+            known[Port(node)] = Tensor(np.asarray(g.params.get(node.name, arrays.get(node.name)), np.float32))
+            continue
+        outputs = evaluate(node, [known[p] for p in value_inputs(g, node)], rounding)
+        if node in carriers and isinstance(node.quant, QParams):
+            kernel = codes[carriers[node]].astype(np.int32)
+            exact = outputs[0].codes
+            if kernel.shape == exact.shape:
+                layers[g.inputs(node)[0].key] = _judge(exact, kernel)
+                outputs = [Tensor(codes=kernel, qp=node.quant)]
+        known.update((Port(node, i), tensor) for i, tensor in enumerate(outputs))
+    heads = [_relative(known[p].real, v) for p, v in zip(g.heads, values[len(ports):])]
+    images = len(next(iter(feeds.values()))) if feeds else 0
+    return {"images": images, "within_one": min((v["within_one"] for v in layers.values()), default=100.0),
+            "layers": layers, "output": float(f"{max(heads, default=0.0):.3g}")}
+
+
+def _carriers(g: Graph, lowered: Graph) -> dict[Node, Port]:
+    """Activation quantizer -> the integer tensor of the written graph that holds its codes."""
+    by_name = {n.name: n for n in lowered.dag if n.n_out >= 3 or n.attrs.get(MARK) == CODES}
+    found = {}
+    for fq in g.nodes("fake_quantize"):
+        source = g.inputs(fq)[0]
+        if g.param(source) is None:
+            for name in (fq.name + "_codes", fq.name + "_quantize", fq.name, source.node.name):
+                if name in by_name:
+                    found[fq] = Port(by_name[name])
+                    break
+    return found
+
+
+def _judge(exact: np.ndarray, kernel: np.ndarray) -> dict[str, float]:
+    distance = np.abs(exact.astype(np.int64) - kernel)
+    return {"equal": round(100 * float((distance == 0).mean()), 3),
+            "within_one": round(100 * float((distance <= 1).mean()), 3), "max": int(distance.max(initial=0))}
+
+
+def _relative(want: np.ndarray, found: np.ndarray) -> float:
+    size = float(np.abs(want).max(initial=0.0)) or 1.0
+    return float(np.abs(want.astype(np.float64) - found).max(initial=0.0)) / size

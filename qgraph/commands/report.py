@@ -1,0 +1,137 @@
+"""What freezing did, as plain data: the same input gives the same bytes, so no dates and no times are in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import qgraph
+from qgraph.analysis.codes import quantizers_behind
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import PassRecord
+from qgraph.quant.spec import QParams, shown_granularity
+from qgraph.quant.table import CalibrationTable
+from qgraph.targets import base as targets
+from qgraph.targets.ncnn.model import NcnnModel
+from qgraph.targets.tengine.model import TengineModel
+
+if TYPE_CHECKING:
+    from qgraph.targets.onnx.model import OnnxModel
+
+FORMAT = "qgraph-report"
+
+
+def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel | NcnnModel | TengineModel,
+          verdicts: dict[str, str], table: CalibrationTable | None, records: Sequence[PassRecord],
+          findings: Sequence[Any], options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
+          checks: dict[str, Any]) -> dict[str, Any]:
+    """The report of one freeze.
+
+    verdicts: layer -> why it stays in float.  findings: of limit-saturation.  sizes: bytes before and after.
+    """
+    layers = quantized_layers(graph)
+    return {
+        "format": FORMAT,
+        "target": target.name,
+        "rounding": target.rounding,
+        "options": options,
+        "versions": versions(),
+        "graph_hash": float_graph.digest(),
+        "ops": {"before": count_ops(original), "after": count_ops(lowered)},
+        "passes": [{"name": r.name, "changed": r.changed, "nodes": r.nodes} for r in records],
+        "quantized": layers,
+        "float": _left_in_float(graph, {layer["name"] for layer in layers}, verdicts),
+        "saturation": [finding.to_dict() for finding in findings],
+        "tensors": tensors(graph, table),
+        "calibration": None if table is None else {
+            "method": table.method, "images": table.images, "data": table.data, "preprocess": table.preprocess},
+        "size": {"before": sizes[0], "after": sizes[1]},
+        **checks,
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"qgraph": qgraph.__version__, "numpy": np.__version__}
+    for package in ("mxnet", "onnx", "onnxruntime", "ncnn"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def count_ops(g: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, int]:
+    if isinstance(g, (NcnnModel, TengineModel)):
+        return g.op_counts
+    if not isinstance(g, Graph):
+        return dict(sorted(Counter(node.op_type for node in g.proto.graph.node).items()))
+    return dict(sorted(Counter(n.op for n in g.toposort() if n.op != "null").items()))
+
+
+def is_quantized(g: Graph, node: Node) -> bool:
+    inputs = g.inputs(node)
+    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or ops.ROUNDED in node.attrs)
+
+
+def quantized_layers(g: Graph) -> list[dict[str, Any]]:
+    """Layers with integer weights, in order: name, op, the user's nodes in it, types of data and weight."""
+    found = []
+    for node in g.toposort():
+        if ops.kind(node) == ops.COMPUTE and is_quantized(g, node):
+            data = next(iter(quantizers_behind(g, g.inputs(node)[0])), None)
+            weight, granularity = _weight_types(g, node)
+            found.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
+                          "data": data.quant.dtype if data is not None and data.quant else "float",
+                          "weight": weight, "granularity": shown_granularity(granularity)})
+    return found
+
+
+def _weight_types(g: Graph, layer: Node) -> tuple[str, str]:
+    """(type, granularity)"""
+    if ops.ROUNDED in layer.attrs:
+        weight, granularity = layer.attrs[ops.ROUNDED].split(", ")
+        return weight, granularity
+    quant = g.inputs(layer)[1].node.quant
+    assert quant is not None
+    return quant.dtype, quant.granularity
+
+
+def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": n.name, "op": n.op, "reason": verdicts.get(n.name) or "a later pass left it in float"}
+            for n in g.toposort() if ops.kind(n) == ops.COMPUTE and n.name not in quantized
+            and (n.name in verdicts or not verdicts)]  # a layer that a pass has made is not the user's
+
+
+def tensors(g: Graph, table: CalibrationTable | None) -> dict[str, Any]:
+    """Quantized tensor -> its range and step; of several scales the smallest and the largest."""
+    found: dict[str, Any] = {}
+    for fq in g.nodes("fake_quantize"):
+        qp, source = fq.quant, g.inputs(fq)[0]
+        if not isinstance(qp, QParams) or qp.bits == 32:
+            continue
+        row: dict[str, Any] = {"dtype": qp.dtype, "low": _short(qp.scale.max() * qp.qmin),
+                               "high": _short(qp.scale.max() * qp.qmax)}
+        if qp.granularity == "tensor":
+            row["scale"] = _short(qp.scale)
+        else:
+            row["scale"] = [_short(qp.scale.min()), _short(qp.scale.max())]
+            row["granularity"] = qp.granularity
+        if g.param(source) is None:
+            names = (qp.source or source.key).split("|")
+            row["source"] = names
+            entries = [table.entries[n] for n in names if table is not None and n in table.entries]
+            if entries:
+                row["observed"] = [_short(min(e.min for e in entries)), _short(max(e.max for e in entries))]
+        else:
+            row["source"] = ["weights"]
+        found[source.key] = row
+    return found
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.7g}")

@@ -1,0 +1,1 @@
+"""Images and arrays: where they are read from, and how they are made ready."""

@@ -1,0 +1,298 @@
+"""Calibration and evaluation data: whatever the user has becomes batches of float32, without MXNet.
+
+``open_data`` takes a ``.rec``, an image folder, ``.npz``/``.npy``, arrays, a Gluon ``Dataset`` or ``DataLoader``, an
+``mx.io.DataIter``, or any iterable of batches, and gives a ``Data`` that can be swept again and again (KL calibration
+sweeps twice).  Memory does not grow with the number of items, and neither the number of workers nor their timing
+changes what comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
+from qgraph.data.sources import Arrays, Dataset, Folder, Items, Npz, Records, Stream
+from qgraph.errors import DataError, OptionError
+
+__all__ = ["PRESETS", "Batch", "Data", "Preprocess", "open_data", "parse_slice"]
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """feeds: input name -> N x ... float32, contiguous, finite.  labels: N int64 (N x k or not whole: float32) or None.
+    ids: what each sample is called, for messages: a path, or ``val.rec[17]``."""
+
+    feeds: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Data:
+    """Batches of one source; iterate as often as you like, the same batches come each time.
+
+    ``num_items``, and ``len()``: items after select, skip and limit; None (and a TypeError) for a stream.
+    """
+
+    def __init__(
+        self,
+        source: Items | Stream,
+        preprocess: Preprocess,
+        input_names: Sequence[str],
+        input_shapes: Mapping[str, Shape],
+        select: slice | Sequence[int],
+        skip: slice,
+        limit: int | None,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        self.name = source.name
+        self.preprocess = preprocess
+        self.input_names = tuple(input_names)
+        self.batch_size = batch_size
+        self._source, self._shapes, self._workers = source, input_shapes, workers
+        self._select, self._skip, self._limit = select, skip, limit
+        self.num_items: int | None = None
+        if isinstance(source, Items):
+            if not isinstance(select, slice) and max(select, default=0) >= len(source):
+                raise OptionError(f"{self.name}: select has {max(select)}, but there are {len(source)} items")
+            self.num_items = sum(1 for _ in self._kept(len(source)))
+            if not self.num_items:
+                raise DataError(f"{self.name}: select, skip and limit keep none of its {len(source)} items")
+        elif not isinstance(select, slice):
+            raise OptionError(f"{self.name}: is a stream, whose items cannot be selected by a list of numbers")
+        elif any((part or 0) < 0 for s in (select, skip) for part in (s.start, s.stop, s.step)):
+            raise OptionError(f"{self.name}: its length is not known, so select and skip cannot count from its end")
+
+    def __len__(self) -> int:
+        if self.num_items is None:
+            raise TypeError(f"{self.name} does not say how many items it has")
+        return self.num_items
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._from_items(self._source) if isinstance(self._source, Items) else self._from_stream(self._source)
+
+    def _kept(self, count: int) -> Iterator[int]:
+        """The numbers of the items that are used, in the order in which they are used."""
+        dropped = range(count)[self._skip]
+        selected = range(count)[self._select] if isinstance(self._select, slice) else self._select
+        return islice((i for i in selected if i not in dropped), self._limit)
+
+    def labels(self) -> np.ndarray | None:
+        """Of all items that are used, in their order; images are not decoded where that can be."""
+        if isinstance(self._source, Stream):
+            found = [batch.labels for batch in self]
+            return None if any(part is None for part in found) else np.concatenate(found)  # type: ignore[arg-type]
+        rows = list(self._kept(len(self._source)))
+        return _labels(list(self._source.labels(rows)), [self._source.where(i) for i in rows])
+
+    def fingerprint(self, images: int = 64) -> str:
+        """Tells other data: a digest of all labels and so many images, spread evenly; of a stream its first batch."""
+        digest = hashlib.blake2b(digest_size=8)
+        if isinstance(self._source, Items):
+            kept = list(self._kept(len(self._source)))
+            chosen = kept[::max(1, len(kept) // images)]
+            rows = self._source.rows(chosen, self._workers, 2 * self._workers)
+            arrays, labels = [x for columns, _ in rows for x in columns], self.labels()
+        else:
+            first = next(iter(self))
+            arrays, labels = list(first.feeds.values()), first.labels
+        for array in arrays if labels is None else [*arrays, labels]:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _from_items(self, source: Items) -> Iterator[Batch]:
+        kept = self._kept(len(source))
+        rows = source.rows(self._kept(len(source)), self._workers, self.batch_size + 2 * self._workers)
+        while ids := [source.where(i) for i in islice(kept, self.batch_size)]:
+            columns, labels = zip(*islice(rows, len(ids)))
+            yield self._batch([_stack(column, ids) for column in zip(*columns)], labels, ids)
+
+    def _from_stream(self, source: Stream) -> Iterator[Batch]:
+        """The source's own batches, less the items that are not wanted."""
+        assert isinstance(self._select, slice)
+        selected, dropped = range(sys.maxsize)[self._select], range(sys.maxsize)[self._skip]
+        seen = left = 0
+        if self._limit is not None:
+            left = self._limit
+        for arrays, labels in source:
+            shapes = [x.shape for x in arrays] + ([] if labels is None else [labels.shape])
+            if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+                raise DataError(f"{source.name}: a batch has shapes {shapes}, want the batch axis first, of one length")
+            numbers = range(seen, seen + shapes[0][0])
+            seen = numbers.stop
+            rows = [i - numbers.start for i in numbers if i in selected and i not in dropped]
+            if self._limit is not None:
+                rows = rows[:left]
+                left -= len(rows)
+            if rows:
+                ids = [source.where(numbers[row]) for row in rows]
+                feeds = [self._ready_rows(x[rows], ids) for x in arrays]
+                yield self._batch(feeds, [None] * len(ids) if labels is None else list(labels[rows]), ids)
+            if self._limit is not None and not left:
+                return
+        if not seen:
+            raise DataError(f"{source.name}: gave no items (was it used up before?)")
+
+    def _ready_rows(self, x: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+        if x.ndim == 4 and is_image(x[0]):
+            return np.stack([ready(row, where, self.preprocess) for row, where in zip(x, ids)])
+        return ready(x, ids[0], self.preprocess)
+
+    def _batch(self, arrays: Sequence[np.ndarray], labels: Sequence[Any], ids: list[str]) -> Batch:
+        feeds = {}
+        for name, x in zip(self.input_names, arrays):
+            self._check_shape(name, x.shape, ids[0])
+            finite = np.isfinite(x)
+            if not finite.all():
+                row = int(np.argmin(finite.reshape(len(x), -1).all(1)))
+                bad = x[row][~finite[row]][0]
+                raise DataError(f"{ids[row]}: {name} holds {bad}: remove or repair this sample")
+            feeds[name] = np.ascontiguousarray(x, np.float32)
+        return Batch(feeds, _labels(labels, ids), ids)
+
+    def _check_shape(self, name: str, shape: Shape, where: str) -> None:
+        """Against the model's shape (batch axis and 0 match anything); without one, against N x C x H x W or N x C."""
+        found, want = tuple(shape[1:]), self._shapes.get(name)
+        if want is None:
+            if len(shape) in (2, 4, 5):
+                return
+            wanted = "C x H x W (a file or array N x C x H x W: for a single image add the batch axis, x[None])"
+        elif len(shape) == len(want) and all(w in (0, -1, f) for f, w in zip(found, want[1:])):
+            return
+        else:
+            sizes = ", ".join(str(w) if w > 0 else "?" for w in want[1:])
+            wanted = f"({sizes}) as the model does (for images, --crop and --resize set the size)"
+        raise DataError(f"{where}: {name} has the shape {found} without the batch axis, want {wanted}")
+
+
+def open_data(
+    source: Any,
+    preprocess: Preprocess | None = None,
+    *,
+    select: str | slice | Sequence[int] | None = None,
+    skip: str | slice | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    workers: int | None = None,
+    input_names: Sequence[str] = ("data",),
+    input_shapes: Mapping[str, Shape] | None = None,
+) -> Data:
+    """Open whatever holds samples.  Nothing is decoded before the first sweep.
+
+    source: path of a ``.rec``, of an image folder, of an ``.npz`` (``data`` or an array per input; ``label``), of an
+    ``.npy``; or an array, a dict of arrays, a Dataset (items), a DataLoader, DataIter or iterable (batches).
+    select keeps and skip drops items by number (``"::10"``), limit keeps the first so many of the rest.  select may be
+    a list of numbers, whose order and repetitions are kept.
+    input_shapes: input name -> the model's shape; 0 matches any size.  workers: decoding threads, default at most 4.
+    Raises DataError (the data are not usable) and OptionError (an option is not), here or on the first sweep.
+    """
+    if batch_size < 1 or (limit is not None and limit < 1) or (workers is not None and workers < 1):
+        raise OptionError(f"want at least 1 each: batch size {batch_size}, limit {limit}, workers {workers}")
+    preprocess, names, shapes = preprocess or Preprocess(), tuple(input_names), dict(input_shapes or {})
+    if not names:
+        raise OptionError("the model has no input that data could be fed to")
+    shape = shapes.get(names[0])
+    if shape is not None and len(shape) == 4 and shape[1] == 1:
+        preprocess = replace(preprocess, channels=1)
+    return Data(
+        _source(source, names, preprocess),
+        preprocess,
+        names,
+        shapes,
+        _selection(select),
+        parse_slice(skip, "--skip") or slice(0),
+        limit,
+        batch_size,
+        workers or min(4, os.cpu_count() or 1),
+    )
+
+
+def _selection(select: str | slice | Sequence[int] | None) -> slice | Sequence[int]:
+    if select is None or isinstance(select, (str, slice)):
+        return parse_slice(select, "--select") or slice(None)
+    rows = [int(row) for row in select]
+    if any(row < 0 for row in rows):
+        raise OptionError(f"select: found {min(rows)}, want numbers of items from 0")
+    return rows
+
+
+def _source(source: Any, names: Sequence[str], preprocess: Preprocess) -> Items | Stream:
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(source), names, preprocess)
+    if isinstance(source, Mapping):
+        return Arrays("arrays", source, names, preprocess)
+    if isinstance(source, np.ndarray) or callable(getattr(source, "asnumpy", None)):
+        return Arrays("array", {names[0]: source}, names, preprocess)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "__iter__"):
+        return Dataset(source, names, preprocess)
+    try:
+        return Stream(source, names)
+    except TypeError:
+        wanted = "a path, arrays, a Dataset, a DataLoader or an iterable of batches"
+        raise DataError(f"cannot read data from a {type(source).__name__}, want {wanted}") from None
+
+
+def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Items:
+    kind = "folder" if path.is_dir() else path.suffix.lower()
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
+    if kind in ("folder", ".rec") and len(names) > 1:
+        raise DataError(
+            f"{path}: images feed one input, the model reads {', '.join(names)}: give an .npz with an array for each"
+        )
+    if kind == "folder":
+        return Folder(path, preprocess)
+    if kind == ".rec":
+        return Records(path, preprocess)
+    if kind == ".npz":
+        return Npz(path, names, preprocess)
+    if kind == ".npy":
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # NumPy raises many classes on hostile bytes
+            raise DataError(f"{path}: not a readable .npy of numbers: {error}") from error
+        return Arrays(path.name, {names[0]: array}, names, preprocess)
+    hint = {".idx": "give the .rec beside it", ".lst": "give the .rec made from it"}.get(kind, "")
+    hint = "give the folder that holds it" if kind in IMAGE_SUFFIXES else hint
+    raise DataError(
+        f"{path}: found {kind or 'no'} extension, want .rec, .npz, .npy or a folder of images; {hint}".rstrip("; ")
+    )
+
+
+def _stack(column: Sequence[np.ndarray], ids: Sequence[str]) -> np.ndarray:
+    for x, where in zip(column, ids):
+        if x.shape != column[0].shape:
+            raise DataError(
+                f"{where}: has the shape {x.shape}, but {ids[0]} {column[0].shape}, and a batch needs one shape: "
+                "give --crop (with --resize), or --batch-size 1"
+            )
+    return np.stack(column)
+
+
+def _labels(labels: Sequence[Any], ids: Sequence[str]) -> np.ndarray | None:
+    """Whole numbers become int64, so that they compare with an argmax; one label in a vector is taken out of it."""
+    if any(label is None for label in labels):
+        return None
+    if len({np.shape(label) for label in labels}) != 1:
+        raise DataError(f"{ids[0]} and the rest of its batch have labels of different lengths")
+    values = np.asarray(labels, np.float64)
+    values = values.reshape(len(values)) if values.size == len(values) else values
+    whole = values.ndim == 1 and np.isfinite(values).all() and (values == np.rint(values)).all()
+    return values.astype(np.int64 if whole else np.float32)

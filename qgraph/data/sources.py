@@ -1,0 +1,346 @@
+"""Where data come from: numbered items (records, folders, arrays, Datasets) and streams of ready batches."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import tempfile
+import weakref
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qgraph.data.preprocess import IMAGE_SUFFIXES, Preprocess, decode, ready
+from qgraph.data.recordio import RecordFile, split_image_record
+from qgraph.errors import DataError
+
+Row = tuple[list[np.ndarray], Any]  # arrays in the order of the input names, label or None
+
+_MAX_ROW_BYTES = 1 << 30  # of one item of an .npz
+
+
+def _array(x: Any, where: str) -> np.ndarray:
+    """NumPy array, NDArray, tensor or scalar -> numeric NumPy array."""
+    for method in ("asnumpy", "numpy"):
+        if callable(getattr(x, method, None)):
+            x = getattr(x, method)()
+            break
+    if not isinstance(x, (np.ndarray, np.generic, int, float)):
+        raise DataError(f"{where}: found a {type(x).__name__}, want a NumPy array or an NDArray")
+    if np.asarray(x).dtype.kind not in "fiub":
+        raise DataError(f"{where}: holds {np.asarray(x).dtype} values, want real numbers")
+    return np.asarray(x)
+
+
+def split(element: Any, names: Sequence[str], where: str) -> Row:
+    """What a Dataset or an iterable gives -> (arrays in the order of `names`, label or None)."""
+    label = None
+    if isinstance(getattr(element, "data", None), (list, tuple)):  # mx.io.DataBatch; its last `pad` rows are filling
+        end = len(element.data[0]) - (getattr(element, "pad", 0) or 0)
+        element = [_array(x, where)[:end] for x in [*element.data, *(element.label or [])[:1]]]
+    if isinstance(element, Mapping):
+        if missing := [name for name in names if name not in element]:
+            raise DataError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(map(str, element))}")
+        arrays, label = [element[name] for name in names], None if "label" in names else element.get("label")
+    elif isinstance(element, (list, tuple)):
+        if len(element) - len(names) not in (0, 1):
+            raise DataError(f"{where}: found {len(element)} arrays, want {', '.join(names)} and at most a label")
+        arrays, label = list(element[: len(names)]), element[len(names)] if len(element) > len(names) else None
+    elif len(names) == 1:
+        arrays = [element]
+    else:
+        raise DataError(f"{where}: found one array, the model reads {', '.join(names)}")
+    return [_array(x, where) for x in arrays], None if label is None else _array(label, where)
+
+
+def _in_order(load: Callable[[int], Row], indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
+    """``map`` by `workers` threads, at most `ahead` items in flight; the order is that of `indices`."""
+    if workers <= 1:
+        yield from map(load, indices)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="qgraph-data") as pool:
+        pending: deque[Future[Row]] = deque()
+        try:
+            for index in indices:
+                pending.append(pool.submit(load, index))
+                if len(pending) >= ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # the consumer may leave early
+            for future in pending:
+                future.cancel()
+
+
+class Items:
+    """A source with numbered items.  Only image files are worth threads; the rest is read by the caller's own."""
+
+    threads = False
+    name: str
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def load(self, index: int) -> Row:
+        raise NotImplementedError
+
+    def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
+        return _in_order(self.load, indices, workers if self.threads else 1, ahead)
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+        """Without decoding images, where that can be."""
+        return (label for _, label in self.rows(indices, 1, 1))
+
+
+class Records(Items):
+    threads = True
+
+    def __init__(self, path: Path, preprocess: Preprocess) -> None:
+        self.name, self._file, self._preprocess = path.name, RecordFile(path), preprocess
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def load(self, index: int) -> Row:
+        where = self.where(index)
+        label, image = split_image_record(self._file.read(index), where)
+        return [decode(BytesIO(image), where, self._preprocess)], label
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+        return (split_image_record(self._file.read(i), self.where(i))[0] for i in indices)
+
+
+class Folder(Items):
+    """Images below a folder. A flat one has no labels.
+
+    A label is the name of the sub-folder where all names are whole numbers, else its number in sorted order.
+    """
+
+    threads = True
+
+    def __init__(self, path: Path, preprocess: Preprocess) -> None:
+        self.name, self._root, self._preprocess = str(path), path, preprocess
+        entries = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+        classes = [p for p in entries if p.is_dir()]
+        flat = [p.name for p in entries if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
+        if flat and classes:
+            raise DataError(
+                f"{path}: {len(flat)} images ({flat[0]}, ...) lie beside {len(classes)} sub-folders "
+                f"({classes[0].name}, ...): want all images in sub-folders (one per label), or none"
+            )
+        self._files: list[tuple[str, int | None]] = [(name, None) for name in flat] or [
+            (os.path.relpath(os.path.join(folder, name), path), label)
+            for label, top in _labelled(classes)
+            for folder, _, names in sorted(os.walk(top))
+            for name in sorted(names)
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+        if not self._files:
+            raise DataError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)}), nor do its sub-folders")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def where(self, index: int) -> str:
+        return str(self._root / self._files[index][0])
+
+    def load(self, index: int) -> Row:
+        return [decode(self.where(index), self.where(index), self._preprocess)], self._files[index][1]
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+        return (self._files[index][1] for index in indices)
+
+
+def _labelled(folders: Sequence[Path]) -> list[tuple[int, Path]]:
+    names = [folder.name for folder in folders]
+    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names) and len(set(map(int, names))) == len(names):
+        return sorted((int(folder.name), folder) for folder in folders)
+    return list(enumerate(folders))
+
+
+class Arrays(Items):
+    """Arrays in memory or memory-mapped; the first axis counts the items."""
+
+    def __init__(self, name: str, arrays: Mapping[str, Any], names: Sequence[str], preprocess: Preprocess) -> None:
+        self.name, self._preprocess = name, preprocess
+        chosen, label = _choose(name, arrays, names)
+        self._arrays = [_array(arrays[key], f"{name}, {key}") for key in chosen]
+        self._label = None if label is None else _array(arrays[label], f"{name}, {label}")
+        shapes = {key: a.shape for key, a in zip(chosen, self._arrays)}
+        self._length = _common_length(name, shapes if self._label is None else {**shapes, "label": self._label.shape})
+
+    def __len__(self) -> int:
+        return self._length
+
+    def load(self, index: int) -> Row:
+        arrays = [ready(a[index], self.where(index), self._preprocess) for a in self._arrays]
+        return arrays, None if self._label is None else self._label[index]
+
+
+class Npz(Items):
+    """An .npz is read as a stream, row by row: it may be larger than memory, and may claim what it does not hold."""
+
+    def __init__(self, path: Path, names: Sequence[str], preprocess: Preprocess) -> None:
+        self.name, self._path, self._preprocess = path.name, path, preprocess
+        with self._open() as archive:
+            keys = {name[:-4]: None for name in archive.namelist() if name.endswith(".npy")}
+            chosen, label = _choose(str(path), keys, names)
+            self._keys = [*chosen, *([label] if label else [])]
+            self._has_label = label is not None
+            self._length = _common_length(str(path), {key: self._member(archive, key)[1] for key in self._keys})
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._path)
+        except Exception as error:  # zipfile raises many classes on hostile bytes
+            raise DataError(f"{self._path}: not a readable .npz: {error}") from error
+
+    def _member(self, archive: zipfile.ZipFile, key: str) -> tuple[Any, tuple[int, ...], np.dtype]:
+        """(stream at the first row, shape, dtype); the claims of the header agree with the size of the member."""
+        where = f"{self._path}, {key}"
+        try:
+            stream = archive.open(key + ".npy")
+            version = np.lib.format.read_magic(stream)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, fortran, dtype = read(stream)
+        except Exception as error:
+            raise DataError(f"{where}: not a readable array: {error}") from error
+        if dtype.kind not in "fiub":
+            raise DataError(f"{where}: holds {dtype} values, want real numbers")
+        if fortran and len(shape) > 1:
+            raise DataError(f"{where}: is stored column by column; save it with np.ascontiguousarray")
+        held = archive.getinfo(key + ".npy").file_size - stream.tell()
+        if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != held:
+            raise DataError(f"{where}: claims {dtype} {shape}, but the file holds {held} bytes for it")
+        if math.prod(shape[1:]) * dtype.itemsize > _MAX_ROW_BYTES:
+            raise DataError(f"{where}: one item of shape {shape[1:]} is over {_MAX_ROW_BYTES >> 20} MiB")
+        return stream, shape, dtype
+
+    def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
+        with contextlib.ExitStack() as opened:
+            # each array has the file to itself: Python 3.13 seeks from where the other one's reading has ended
+            members = [self._member(opened.enter_context(self._open()), key) for key in self._keys]
+            starts = [stream.tell() for stream, _, _ in members]
+            for index in indices:
+                arrays = [self._row(member, start, index) for member, start in zip(members, starts)]
+                label = arrays.pop() if self._has_label else None
+                yield [ready(a, self.where(index), self._preprocess) for a in arrays], label
+
+    def _row(self, member: tuple[Any, tuple[int, ...], np.dtype], start: int, index: int) -> np.ndarray:
+        stream, shape, dtype = member
+        size = math.prod(shape[1:]) * dtype.itemsize
+        try:
+            stream.seek(start + index * size)  # forward it reads on, backward (a negative step) it starts anew
+            content = stream.read(size)
+        except Exception as error:
+            raise DataError(f"{self.where(index)}: cannot be read: {error}") from error
+        if len(content) != size:
+            raise DataError(f"{self.where(index)}: the data end here (truncated?)")
+        return np.frombuffer(content, dtype).reshape(shape[1:])
+
+
+class Dataset(Items):
+    """A Gluon Dataset, or anything else with ``__getitem__`` and ``__len__``: not asked for thread-safety."""
+
+    def __init__(self, dataset: Any, names: Sequence[str], preprocess: Preprocess) -> None:
+        self.name, self._dataset, self._names = type(dataset).__name__, dataset, names
+        self._preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def load(self, index: int) -> Row:
+        arrays, label = split(self._dataset[index], self._names, self.where(index))
+        return [ready(a, self.where(index), self._preprocess) for a in arrays], label
+
+
+def _choose(where: str, have: Mapping[str, Any], names: Sequence[str]) -> tuple[list[str], str | None]:
+    """Which arrays feed the inputs (a single input may be called `data`), and which holds the labels."""
+    chosen = ["data"] if len(names) == 1 and names[0] not in have and "data" in have else list(names)
+    if missing := [name for name in chosen if name not in have]:
+        found = ", ".join(map(str, have)) or "nothing"
+        save = ", ".join(f"{name}=..." for name in chosen)
+        raise DataError(f"{where}: holds {found}; want {', '.join(missing)}: np.savez(path, {save}, label=...)")
+    return chosen, "label" if "label" in have and "label" not in chosen else None
+
+
+def _common_length(where: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    lengths = {shape[0] if shape else -1 for shape in shapes.values()}
+    if len(lengths) != 1 or lengths & {0, -1}:
+        found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+        raise DataError(f"{where}: found {found}; want the same number of items, at least 1, along the first axis")
+    return lengths.pop()
+
+
+class Stream:
+    """Ready batches from a DataLoader, an ``mx.io.DataIter`` or any iterable; the first axis counts the items."""
+
+    def __init__(self, source: Any, names: Sequence[str]) -> None:
+        self.name, self._names = type(source).__name__, names
+        self._reset = getattr(source, "reset", None)
+        one_shot = not callable(self._reset) and iter(source) is source
+        self._source: Iterable[Any] = _Spool(map(self._row, source)) if one_shot else source
+        self._spooled = one_shot
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def __iter__(self) -> Iterator[Row]:
+        if callable(self._reset):
+            self._reset()
+        return iter(self._source if self._spooled else map(self._row, self._source))
+
+    def _row(self, element: Any) -> Row:
+        return split(element, self._names, f"a batch of {self.name}")
+
+
+class _Spool:
+    """A one-shot iterator that can be swept again: what it gave is kept in a temporary file, not in memory."""
+
+    def __init__(self, source: Iterator[Row]) -> None:
+        self._source = source
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
+        weakref.finalize(self, self._file.close)
+        self._stored: list[tuple[int, int, bool]] = []  # per batch: where it starts, how many arrays, is there a label
+        self._failed: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        n = 0
+        while n < len(self._stored) or self._grow():
+            start, count, has_label = self._stored[n]
+            self._file.seek(start)
+            arrays = [np.load(self._file, allow_pickle=False) for _ in range(count)]
+            yield arrays, np.load(self._file, allow_pickle=False) if has_label else None
+            n += 1
+
+    def _grow(self) -> bool:
+        """Store one more batch; False at the end.  A failure is repeated, lest the next sweep be silently shorter."""
+        if self._failed:
+            raise self._failed
+        try:
+            row = next(self._source, None)
+        except Exception as error:
+            self._failed = error
+            raise
+        if row is None:
+            return False
+        arrays, label = row
+        start = self._file.seek(0, os.SEEK_END)
+        for x in arrays if label is None else [*arrays, label]:
+            np.save(self._file, x, allow_pickle=False)
+        self._stored.append((start, len(arrays), label is not None))
+        return True

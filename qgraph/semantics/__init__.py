@@ -1,0 +1,1 @@
+"""What an op computes: its shape and its values, in NumPy, with exact integers."""

@@ -1,0 +1,274 @@
+"""The reference interpreter: a graph, node by node, in NumPy, with exact integers where the graph says so.
+
+A value is a `Tensor`: float32 reals and, behind a `fake_quantize`, the integer codes that stand for them.
+Convolution, Deconvolution and FullyConnected of codes with codes accumulate exactly::
+
+    acc  = sum (q_x - z_x) * (q_w - z_w)   [+ bias codes]         whole numbers, no rounding, no overflow
+    real = acc * (s_x * s_w[c])            [+ float bias]         in float32, one rounding each; then the activation
+
+Ops whose values pass through (`qgraph.ir.ops.kind`), and Concat of inputs with equal numbers, keep the codes.
+Everything else computes on reals: layers that are marked `qgraph.ir.ops.WIDE` sum them in float64.  What a target's
+kernels do differently is judged against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable
+
+import numpy as np
+
+from qgraph.analysis.codes import are_bias_steps, channel_scales
+from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.quant.spec import ROUNDER, QParams, dequantize, online_params, per_axis, quantize
+from qgraph.semantics.kernels import KERNELS, activate
+from qgraph.semantics.linear import BLOCK, LINEAR, along_channels
+from qgraph.semantics.shapes import infer, value_inputs
+
+
+class Tensor:
+    """A value: float32 `real`, and with `qp` the int32 `codes` behind it. Each form is computed when first asked for.
+
+    centered: codes minus zero point, as whole float32 numbers (exact up to 16 bits).
+    follows: a bias that is rounded to the steps of the sum that it meets.
+    """
+
+    __slots__ = ("qp", "follows", "_real", "_codes", "_centered")
+
+    def __init__(self, real: np.ndarray | None = None, *, codes: np.ndarray | None = None,
+                 centered: np.ndarray | None = None, qp: QParams | None = None, follows: bool = False) -> None:
+        self.follows = follows
+        self.qp, self._real, self._codes, self._centered = qp, real, codes, centered
+
+    @property
+    def real(self) -> np.ndarray:
+        if self._real is None:
+            assert self.qp is not None
+            self._real = dequantize(self.codes, self.qp)
+        return self._real
+
+    @property
+    def codes(self) -> np.ndarray:
+        if self._codes is None:
+            assert self.qp is not None and self._centered is not None, "this tensor carries no codes"
+            zero = per_axis(self.qp.zero_point, self.qp, self._centered.shape).astype(np.int32)
+            self._codes = self._centered.astype(np.int32) + zero
+        return self._codes
+
+    @property
+    def centered(self) -> np.ndarray:
+        if self._centered is None:
+            assert self.qp is not None
+            self._centered = self.codes.astype(np.float32)
+            if self.qp.zero_point.any():
+                self._centered -= per_axis(self.qp.zero_point, self.qp, self.codes.shape).astype(np.float32)
+        return self._centered
+
+    @property
+    def small(self) -> bool:
+        """Carries codes of at most 16 bits, which `centered` holds exactly."""
+        return self.qp is not None and self.qp.bits <= 16
+
+
+# ---- exact integers -------------------------------------------------------------------------------------------------
+
+def partial_sum_bound(node: Node, data: Tensor, weight: Tensor) -> float:
+    """No partial sum of the accumulation, in whatever order, is larger in magnitude than this."""
+    high, low = max(0.0, float(data.centered.max())), min(0.0, float(data.centered.min()))
+    w = weight.centered.astype(np.float64)
+    axes = tuple(i for i in range(w.ndim) if i != ops.info(node.op).out_axis)
+    plus, minus = np.maximum(w, 0).sum(axes), np.maximum(-w, 0).sum(axes)
+    return float(max((plus * high - minus * low).max(), (minus * high - plus * low).max()))
+
+
+def accumulate(node: Node, data: Tensor, weight: Tensor) -> np.ndarray:
+    """The exact integer accumulator of a Convolution, Deconvolution or FullyConnected, without bias.
+
+    Whole numbers, shaped as the op's output: float32 where no partial sum can reach 2**24, else float64; both exact.
+    """
+    bound = partial_sum_bound(node, data, weight)
+    if bound >= 2.0 ** 53:
+        raise UnsupportedError(f"{node}: found sums of up to {bound:.3g}, want below 2**53: use fewer bits")
+    dtype = np.float32 if bound < 2.0 ** 24 else np.float64
+    return LINEAR[node.op](node, data.centered.astype(dtype, copy=False), weight.centered.astype(dtype, copy=False))
+
+
+def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
+    """The op on codes, or None if it has to run in float."""
+    data, weight = inputs[:2]
+    if not (data.small and weight.small) or data.qp.granularity != "tensor":  # type: ignore[union-attr]
+        return None
+    weight_scale = channel_scales(node, weight.qp, weight.codes.shape)  # type: ignore[arg-type]
+    if weight_scale is None:
+        return None
+    scale = np.float64(data.qp.scale) * weight_scale  # type: ignore[union-attr]
+    out = accumulate(node, data, weight)
+    bias = inputs[2] if len(inputs) > 2 else None
+    whole = None if bias is None else _whole_bias(bias, scale)
+    factor = along_channels(node, scale.astype(np.float32), out.ndim)
+    real = np.empty(out.shape, np.float32)
+    rows = max(1, BLOCK * len(out) // max(out.size, 1))
+    for start in range(0, len(out), rows):  # pieces that stay in the cache
+        part = out[start:start + rows]
+        if whole is not None:
+            part = part + along_channels(node, whole, out.ndim)
+        part = part.astype(np.float32) * factor
+        if bias is not None and whole is None:
+            part += along_channels(node, bias.real, out.ndim)
+        real[start:start + rows] = activate(node, part)
+    return Tensor(real)
+
+
+def _whole_bias(bias: Tensor, scale: np.ndarray) -> np.ndarray | None:
+    """Whole numbers (float64) that the accumulator of the steps `scale` can add, or None for a bias in float."""
+    if bias.follows:
+        with np.errstate(all="ignore"):
+            steps = bias.real / scale.astype(np.float32) + np.float32(ROUNDER)
+            return (steps - np.float32(ROUNDER)).astype(np.float64)
+    if bias.qp is None or not are_bias_steps(bias.qp, scale):
+        return None
+    return bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.codes.shape)
+
+
+# ---- one node -------------------------------------------------------------------------------------------------------
+
+def _numbers(qp: QParams) -> tuple:
+    """What makes codes of two tensors mean the same values."""
+    return qp.bits, qp.signed, qp.scale.tobytes(), qp.zero_point.tobytes()
+
+
+def _shared(inputs: list[Tensor]) -> QParams | None:
+    """The per-tensor params that all inputs carry, or None."""
+    first = inputs[0].qp
+    if first is None or first.granularity != "tensor" or not all(t.small for t in inputs):
+        return None
+    return first if len({_numbers(t.qp) for t in inputs if t.qp is not None}) == 1 else None
+
+
+def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[Tensor]:
+    """Outputs of one node. Raises UnsupportedError for an op without a kernel."""
+    if node.op == "fake_quantize":
+        qp = node.quant
+        if qp is not None and qp.online:
+            if qp.bits == 32:
+                return [Tensor(inputs[0].real, follows=True)]
+            qp = online_params(qp, inputs[0].real)
+        if not isinstance(qp, QParams):  # a decision without numbers yet: float passes through
+            return [inputs[0]]
+        return [Tensor(codes=quantize(inputs[0].real, qp, rounding), qp=qp)]
+    if node.op not in KERNELS:
+        raise UnsupportedError(f"{node}: the reference interpreter has no kernel for this op; add one with "
+                               f"@qgraph.runtimes.kernels.kernel({node.op!r})")
+    if node.op in LINEAR:
+        exact = _integer_linear(node, inputs)
+        if exact is not None:
+            return [exact]
+    run_kernel: Callable = KERNELS[node.op]
+    passes = ops.kind(node) == ops.PASS or node.op in ops.IDENTITIES or node.op == "Concat"
+    values = inputs[:1] if node.op in ("slice_like", "Crop") else inputs  # the others only lend their shape
+    shared = _shared(values) if passes else None
+    if shared is not None:
+        out = run_kernel(node, *(t.centered if t.small else t.real for t in inputs))
+        return [Tensor(centered=array, qp=shared) for array in (out if isinstance(out, list) else [out])]
+    out = run_kernel(node, *(t.real for t in inputs))
+    return [Tensor(np.asarray(array, np.float32)) for array in (out if isinstance(out, list) else [out])]
+
+
+# ---- the interpreter ------------------------------------------------------------------------------------------------
+
+class Executor:
+    """Runs a graph again and again; what depends on parameters alone (quantized weights) is computed once.
+
+    watch: the ports to return instead of the heads.  Nodes that no watched port depends on are not run.
+    rounding: how `fake_quantize` rounds, a key of `qgraph.quant.spec.ROUNDING`.
+    The graph must not change while the executor is in use.
+    """
+
+    def __init__(self, graph: Graph, watch: Sequence[Port] | None = None, rounding: str = "mxnet") -> None:
+        self.graph, self.rounding = graph, rounding
+        self.watch = list(graph.heads if watch is None else watch)
+        self._inputs = {node: value_inputs(graph, node) for node in graph.toposort()}
+        needed: set[Node] = set()
+        pending = [port.node for port in self.watch]
+        while pending:
+            node = pending.pop()
+            if node not in self._inputs:
+                raise GraphError(f"{node}: found it outside the graph, want a port that the heads depend on")
+            if node not in needed:
+                needed.add(node)
+                pending += [port.node for port in self._inputs[node]]
+        self.order = [node for node in self._inputs if node in needed]
+        self._last_reader = {port: node for node in self.order for port in self._inputs[node]}
+        self._dies: dict[Node, list[Port]] = {node: [] for node in self.order}
+        for port, node in self._last_reader.items():
+            self._dies[node].append(port)
+        self._constants: dict[Node, list[Tensor]] = {
+            node: [Tensor(np.asarray(graph.params[node.name], np.float32))]
+            for node in self.order if graph.is_param(node)}
+        self._checked: set[tuple] = set()
+
+    def walk(self, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[Node, list[Tensor], list[Tensor]]]:
+        """(node, inputs, outputs) of each node, variables too, in topological order, as it is computed."""
+        arrays = self._feed(feeds)
+        values: dict[Port, Tensor] = {}
+        for node in self.order:
+            inputs = [values[port] for port in self._inputs[node]]
+            if node in self._constants:
+                outputs = self._constants[node]
+            elif node.op == "null":
+                outputs = [Tensor(arrays[node.name])]
+            else:
+                outputs = self._evaluate(node, inputs)
+                if inputs and all(port.node in self._constants for port in self._inputs[node]):
+                    self._constants[node] = outputs
+            yield node, inputs, outputs
+            for index, tensor in enumerate(outputs):
+                if (port := Port(node, index)) in self._last_reader:
+                    values[port] = tensor
+            for port in self._dies[node]:
+                del values[port]
+
+    def run_tensors(self, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:
+        """Values of the watched ports, with their codes."""
+        found: dict[Port, Tensor] = {}
+        watched = {port.node for port in self.watch}
+        for node, _, outputs in self.walk(feeds):
+            if node in watched:
+                found.update((Port(node, index), tensor) for index, tensor in enumerate(outputs))
+        return [found[port] for port in self.watch]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Real values (float32) of the watched ports. feeds: an array per input, by name."""
+        return [tensor.real for tensor in self.run_tensors(feeds)]
+
+    def _feed(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        wanted = [n.name for n in self.order if n.op == "null" and n not in self._constants]
+        missing = [name for name in wanted if name not in feeds]
+        if missing:
+            raise DataError(f"feeds: found {', '.join(sorted(feeds)) or 'none'}, want also {', '.join(missing[:5])}")
+        arrays = {name: np.asarray(feeds[name], np.float32) for name in wanted}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if (key := tuple(sorted(shapes.items()))) not in self._checked:
+            infer(self.graph, shapes)  # a clear message before anything is allocated
+            self._checked.add(key)
+        return arrays
+
+    def _evaluate(self, node: Node, inputs: list[Tensor]) -> list[Tensor]:
+        try:
+            with np.errstate(all="ignore"):  # NaN and Inf are values here, for the caller to find
+                outputs = evaluate(node, inputs, self.rounding)
+        except QGraphError:
+            raise
+        except (ValueError, IndexError, TypeError, KeyError, ArithmeticError, MemoryError) as error:
+            raise GraphError(f"{node}: failed on inputs of {[t.real.shape for t in inputs]}: {error}") from error
+        if len(outputs) < node.n_out:
+            raise UnsupportedError(f"{node}: found {len(outputs)} outputs from the kernel, want {node.n_out}")
+        return outputs
+
+
+def run(graph: Graph, feeds: Mapping[str, np.ndarray], watch: Sequence[Port] | None = None,
+        rounding: str = "mxnet") -> list[np.ndarray]:
+    """Run a graph once, see `Executor`."""
+    return Executor(graph, watch, rounding).run(feeds)

@@ -1,0 +1,165 @@
+"""What an x86 CPU without VNNI does to u8 x s8 products, and how often: a model of `vpmaddubsw`.
+
+That instruction adds the products of two neighbouring input channels, 2k and 2k + 1, at the same tap of the kernel, and
+saturates the sum to int16, silently.  oneDNN uses it for dense convolutions and fully connected layers that read
+unsigned codes; depthwise convolutions are exact, and a layer that reads signed codes gets weights small enough to be.
+onnxruntime (MLAS) uses it alike, for convolutions with groups too, on inputs in the order (tap, channel): the same
+pairs, but where the number of channels is odd they cross taps ("tap-major").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.quant.spec import QParams, quantize
+from qgraph.semantics.interpreter import Executor
+
+_LOW, _HIGH = -(1 << 15), (1 << 15) - 1
+POSITIONS = 1024  # sampled output positions a layer
+
+
+@dataclass
+class Layer:
+    """A dense layer that reads unsigned codes, with a sample of what it reads.
+
+    x: codes (positions, C, taps).  w: codes (O, C, taps).  unit: codes of the output per unit of the accumulator,
+    (O,): s_x s_w / s_y, where s_y is the step of what is written (of 8 bits over the sample, if that is in float).
+    rows: which output channels these are, of how many; all but for a convolution with groups.  top: the largest code
+    that it can read.  tap_major: how neighbours are counted, see `pairs`.
+    """
+
+    node: Node
+    x: np.ndarray
+    w: np.ndarray
+    unit: np.ndarray
+    rows: slice = field(default_factory=lambda: slice(None))
+    top: int = 255
+    tap_major: bool = False
+
+    def excess(self, order: np.ndarray | None = None) -> np.ndarray:
+        """(positions, O): how much saturation takes away, in codes of the output. order: of the input channels."""
+        x, w = (self.x, self.w) if order is None else (self.x[:, order], self.w[:, order])
+        return pair_excess(pairs(x, self.tap_major), pairs(w, self.tap_major)) * self.unit
+
+    def missed(self, order: np.ndarray | None = None) -> float:
+        """Part of the outputs that saturation moves by more than one code."""
+        return float((np.abs(self.excess(order)) > 1).mean())
+
+
+def pairs(codes: np.ndarray, tap_major: bool = False) -> np.ndarray:
+    """(N, C, taps) -> (N, C / 2 * taps, 2), an odd last channel paired with zeros.
+
+    tap_major: neighbours in the order (tap, channel), so that an odd last channel meets the first one of the next tap.
+    """
+    n, channels, taps = codes.shape
+    if tap_major:
+        flat = codes.transpose(0, 2, 1).reshape(n, channels * taps)
+        return np.pad(flat, [(0, 0), (0, channels * taps % 2)]).reshape(n, -1, 2)
+    if channels % 2:
+        codes = np.concatenate([codes, np.zeros((n, 1, taps), codes.dtype)], axis=1)
+    half = codes.shape[1] // 2
+    return codes.reshape(n, half, 2, taps).transpose(0, 1, 3, 2).reshape(n, half * taps, 2)
+
+
+def pair_excess(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x (P, M, 2) unsigned, w (O, M, 2) signed -> (P, O): sum over M of the pair sum minus its int16 saturation.
+
+    Pairs that cannot saturate with the largest x of the sample are skipped.
+    """
+    out = np.zeros((len(x), len(w)), np.float32)
+    top = x.max(axis=0, initial=0).astype(np.float32)
+    w = w.astype(np.float32)
+    risky = ((np.maximum(w, 0) * top).sum(axis=2) > _HIGH) | ((np.minimum(w, 0) * top).sum(axis=2) < _LOW)
+    x = x.astype(np.float32)
+    for pair in np.flatnonzero(risky.any(axis=0)):
+        rows = np.flatnonzero(risky[:, pair])
+        total = x[:, pair] @ w[rows, pair].T
+        out[:, rows] += total - np.minimum(np.maximum(total, _LOW), _HIGH)
+    return out
+
+
+def can_overflow(weights: np.ndarray, top: int) -> np.ndarray:
+    """(O, M, 2) signed -> (O,): whether some pair of products with codes of 0 to `top` leaves int16."""
+    w = weights.astype(np.int64)
+    high, low = np.maximum(w, 0).sum(axis=2) * top, np.minimum(w, 0).sum(axis=2) * top
+    return np.asarray(((high > _HIGH) | (low < _LOW)).any(axis=1))
+
+
+def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed: int = 0,
+                  mlas: bool = False) -> list[Layer]:
+    """Every layer of a graph with scales that `vpmaddubsw` can saturate, with what it reads on these images.
+
+    mlas: as onnxruntime does it; a convolution with groups is one layer per group then.
+    """
+    nodes = [n for n in g.toposort() if _can_saturate(g, n, mlas)]
+    ports = [g.inputs(n)[0] for n in nodes]
+    tensors = Executor(g, watch=ports, rounding=rounding).run_tensors(feeds) if nodes else []
+    rng = np.random.default_rng(seed)
+    layers = []
+    for node, tensor in zip(nodes, tensors):
+        if tensor.qp is None or tensor.qp.signed:
+            continue
+        weight = g.inputs(node)[1].node
+        qp = weight.quant
+        assert isinstance(qp, QParams)
+        w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
+        w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
+        x = patches(node, tensor.codes, rng, zero=int(tensor.qp.zero_point))
+        per_channel = np.repeat(np.ravel(qp.scale), len(w) // qp.scale.size).astype(np.float64)
+        unit = float(tensor.qp.scale) * per_channel
+        groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
+        step = _output_step(g, node, x, w, unit) if groups == 1 else None
+        for group in range(groups):
+            rows = slice(group * len(w) // groups, (group + 1) * len(w) // groups)
+            read = x[:, group * w.shape[1]:(group + 1) * w.shape[1]]
+            own = step or _output_step(g, node, read, w[rows], unit[rows])
+            layers.append(Layer(node, read, w[rows], unit[rows] / own, rows, tensor.qp.qmax, mlas))
+    return layers
+
+
+def _can_saturate(g: Graph, node: Node, grouped: bool) -> bool:
+    inputs = g.inputs(node)
+    if node.op not in ("Convolution", "FullyConnected") or not isinstance(inputs[1].node.quant, QParams):
+        return False
+    if node.op == "FullyConnected" or ops.attr(node, "num_group") == 1:
+        return True
+    weight = g.param(g.inputs(inputs[1].node)[0])
+    depthwise = weight is not None and weight.shape[1] == 1 and ops.attr(node, "num_group") == len(weight)
+    return grouped and not depthwise
+
+
+def _output_step(g: Graph, node: Node, x: np.ndarray, w: np.ndarray, unit: np.ndarray) -> float:
+    """The step of the codes that this layer's result is written in, past a sum that it is fused into."""
+    while True:
+        uses = g.uses(node)
+        if len(uses) != 1:
+            break
+        node = uses[0][0]
+        if isinstance(node.quant, QParams):
+            return float(node.quant.scale)
+        if node.op != "elemwise_add":
+            break
+    real = np.einsum("pct,oct->po", x[:32].astype(np.float32), w.astype(np.float32)) * unit
+    return max(float(np.abs(real).max(initial=0.0)) / 255, 1e-30)
+
+
+def patches(node: Node, codes: np.ndarray, rng: np.random.Generator, positions: int = POSITIONS,
+            zero: int = 0) -> np.ndarray:
+    """(positions, C, taps) of what a layer reads, at output positions drawn over all images. zero: code of padding."""
+    if node.op == "FullyConnected":
+        rows = codes.reshape(len(codes), -1) if ops.attr(node, "flatten") else codes.reshape(-1, codes.shape[-1])
+        return rows[:, :, None]
+    kernel, stride, dilate, pad = (ops.attr(node, key) for key in ("kernel", "stride", "dilate", "pad"))
+    padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)], constant_values=zero)
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded.shape[2:], kernel, stride, dilate)]
+    count = min(positions, len(codes) * size[0] * size[1])
+    flat = np.sort(rng.choice(len(codes) * size[0] * size[1], count, replace=False))
+    image, row, column = np.unravel_index(flat, (len(codes), *size))
+    taps = [padded[image, :, row * stride[0] + i * dilate[0], column * stride[1] + j * dilate[1]]
+            for i in range(kernel[0]) for j in range(kernel[1])]
+    return np.stack(taps, axis=2)

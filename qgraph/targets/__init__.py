@@ -1,0 +1,1 @@
+"""What qgraph writes for: a folder per engine, behind the interface of `qgraph.targets.base`."""

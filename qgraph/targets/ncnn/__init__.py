@@ -1,0 +1,1 @@
+"""ncnn: .param and .bin with int8 layers."""

@@ -1,0 +1,130 @@
+"""Runs an ncnn model with the package `ncnn`, image by image."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
+from qgraph.ir.graph import Graph
+from qgraph.quant.spec import quantize, shown_granularity
+from qgraph.quant.table import CalibrationTable
+from qgraph.targets.ncnn.model import Codes, NcnnModel
+
+
+def import_ncnn(what_for: str = "running an ncnn model") -> Any:
+    """The package. Raises MissingDependencyError where it is not installed, or does not import."""
+    try:
+        import ncnn
+    except ImportError:
+        raise MissingDependencyError("ncnn", what_for, "ncnn") from None
+    return ncnn
+
+
+def is_installed() -> bool:
+    """Whether ncnn is there and works."""
+    try:
+        import_ncnn()
+    except MissingDependencyError:
+        return False
+    return True
+
+
+class Executor:
+    """watch: what to return instead of the outputs: names of blobs, or `Codes`, which are given as codes.
+
+    packing: ncnn's layout of several channels side by side, on by default; without, int8 layers compute exactly.
+    half: 16-bit floats between layers where the CPU has them, as is ncnn's default.  winograd: of float layers too.
+    """
+
+    def __init__(self, model: NcnnModel, watch: Sequence[Any] | None = None, fused: bool = False, *,
+                 packing: bool = True, half: bool = True, winograd: bool = True) -> None:
+        ncnn = import_ncnn()
+        self._model = model
+        self._watch = list(model.outputs if watch is None else watch)
+        self.inputs = list(model.inputs)
+        self._net = ncnn.Net()
+        options = self._net.opt
+        options.num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or os.cpu_count() or 1
+        options.use_packing_layout = packing
+        options.use_winograd_convolution = winograd
+        if not half:
+            options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+            options.use_bf16_packed = options.use_bf16_storage = False
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix, content in ((".param", model.param.encode()), (".bin", model.bin)):
+                with open(os.path.join(folder, "model" + suffix), "wb") as stream:
+                    stream.write(content)
+            if (self._net.load_param(os.path.join(folder, "model.param"))
+                    or self._net.load_model(os.path.join(folder, "model.bin"))):
+                raise UnsupportedError("ncnn does not take this model; it has said why on stderr")
+
+    def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The values of the outputs, or of what is watched, with the batch in front."""
+        missing = [name for name in self.inputs if name not in feeds]
+        if missing:
+            raise DataError(f"the model wants input {', '.join(missing)}; found {', '.join(feeds)}")
+        arrays = {name: np.ascontiguousarray(feeds[name], np.float32) for name in self.inputs}
+        images = [self._image({name: array[i] for name, array in arrays.items()})
+                  for i in range(len(next(iter(arrays.values()))))]
+        return [np.stack(column) for column in zip(*images)]
+
+    def _image(self, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+        ncnn = import_ncnn()
+        extractor = self._net.create_extractor()
+        extractor.set_light_mode(False)  # what is watched must outlive its readers
+        for name, array in arrays.items():
+            extractor.input(name, ncnn.Mat(array).clone())
+        found: dict[str, np.ndarray] = {}
+        for wanted in self._watch:
+            blob = wanted.blob if isinstance(wanted, Codes) else wanted
+            if blob not in found:
+                status, mat = extractor.extract(blob)
+                if status:
+                    shapes = {name: array.shape for name, array in arrays.items()}
+                    raise DataError(f"ncnn cannot run this model up to {blob} on images of shape {shapes} "
+                                    f"(status {status})")
+                found[blob] = np.array(mat)
+        return [self._codes(wanted, found[wanted.blob]) if isinstance(wanted, Codes) else found[wanted]
+                for wanted in self._watch]
+
+    def _codes(self, wanted: Codes, value: np.ndarray) -> np.ndarray:
+        """What int8 layers read: a blob of codes as it is, floats rounded as they do."""
+        if wanted.blob in self._model.requantized:
+            return value.astype(np.int32)
+        return quantize(value, wanted.quant, "half-away")
+
+    def stream(self, batches: Iterable[Any]) -> Iterator[tuple[Any, list[np.ndarray]]]:
+        """(batch, values) for every batch."""
+        for batch in batches:
+            yield batch, self.run(batch.feeds)
+
+
+_LEVELS = ("kl", "mse")  # methods whose ranges depend on the number of codes
+
+
+def facts(g: Graph, model: NcnnModel, table: CalibrationTable | None) -> dict[str, Any]:
+    """For the report: what the files hold, and what of the choices ncnn has only in another form.
+
+    g: the graph with fake_quantize nodes that `model` was written from.  table: the ranges.
+    """
+    weights = [n.quant for n in g.nodes("fake_quantize") if g.param(g.inputs(n)[0]) is not None and n.quant is not None]
+    equivalents = []
+    if model.int8_layers:
+        equivalents.append("activations are -127..127 with one scale: ncnn has no unsigned ones, so what is never "
+                           "negative has 127 codes")
+    if table is not None and table.signed is None and table.method in _LEVELS:
+        equivalents.append(f"the ranges were chosen by {table.method} for unsigned codes where nothing is negative: "
+                           "calibrated for ncnn alone they suit its codes better")
+    if bits := sorted({q.bits for q in weights if q.bits < 8}):
+        equivalents.append(f"weights of {', '.join(map(str, bits))} bits are stored in 8")
+    if coarse := sorted({q.granularity for q in weights} - {"channel"}):
+        equivalents.append(f"one scale per {' and '.join(map(shown_granularity, coarse))} is repeated for each output "
+                           "channel")
+    return {"inputs": list(model.inputs), "outputs": model.outputs, "int8": len(model.int8_layers), "requantized": sum(
+                layer.number(8) > 100 for layer in model.int8_layers), "without_winograd": model.masked,
+            "equivalents": equivalents}

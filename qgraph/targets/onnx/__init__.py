@@ -1,0 +1,1 @@
+"""ONNX: QDQ for onnxruntime and others."""

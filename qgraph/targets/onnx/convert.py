@@ -1,0 +1,125 @@
+"""How one MXNet op becomes ONNX: the table of converters, and what a converter works with.
+
+To teach qgraph an op, in its own code or in yours::
+
+    from qgraph.targets.onnx.convert import Context, converter
+
+    @converter("MyOp")
+    def my_op(c: Context, x: str) -> str:        # names of the input tensors, in slot order
+        return c.op("Mul", x, c.const(np.float32(2)))
+
+and if the op is new to qgraph add its row to `qgraph.ir.ops` and a rule to
+`qgraph.semantics.shapes` (only ops that read shapes, somewhere behind it, need the rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qgraph.errors import UnsupportedError
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.registry import enter
+
+if TYPE_CHECKING:
+    from qgraph.targets.onnx.emit import _Emitter
+
+Converter = Callable[..., Any]  # (Context, *tensor names) -> the name of the result, or a list of names
+
+CONVERTERS: dict[str, Converter] = {}
+
+
+def converter(*names: str) -> Callable[[Converter], Converter]:
+    """Register a converter for these ops."""
+    return enter(CONVERTERS, names)
+
+
+def missing(node: Node) -> UnsupportedError:
+    return UnsupportedError(
+        f"{node}: there is no ONNX converter for this op; add one with @qgraph.formats.onnx_convert.converter("
+        f"{node.op!r}) (examples/custom_converter.py), or end the model before it with --outputs NAME")
+
+
+class Context:
+    """The node that is converted, and the model that is being written.
+
+    inputs: names of the tensors it reads.  made: the ONNX nodes made for it so far.
+    """
+
+    def __init__(self, emitter: _Emitter, node: Node, ports: Sequence[Port]) -> None:
+        self._emitter, self.node, self._ports = emitter, node, list(ports)
+        self.inputs = [emitter.read(node, port) for port in ports]
+        self._first = len(emitter.nodes)
+
+    @property
+    def made(self) -> list[Any]:
+        return self._emitter.nodes[self._first:]
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that is converted."""
+        return self._emitter.g
+
+    def attr(self, key: str) -> Any:
+        """A typed attribute, or MXNet's default."""
+        return ops.attr(self.node, key)
+
+    def op(self, op_type: str, *inputs: str, n_out: int = 1, **attrs: Any) -> Any:
+        """Add an ONNX node; the name of its output, or with n_out > 1 a list of names. "" leaves an input out."""
+        from onnx import helper
+
+        outputs = [self._emitter.name(self.node, op_type.lower()) for _ in range(n_out)]
+        attrs = {key: value for key, value in attrs.items() if value is not None}
+        self._emitter.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], **attrs))
+        return outputs[0] if n_out == 1 else outputs
+
+    def const(self, value: Any, hint: str = "const") -> str:
+        """An initializer. A Python number or list becomes float32 or int64, by what it holds."""
+        array = np.asarray(value)
+        if not isinstance(value, (np.ndarray, np.generic)):
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        return self._emitter.constant(self.node, array, hint)
+
+    def value(self, slot: int) -> np.ndarray | None:
+        """The array of an input that is a parameter, else None."""
+        return self._emitter.g.param(self._ports[slot])
+
+    def shape(self, slot: int = 0) -> tuple[int, ...]:
+        """Shape of an input, with -1 for what depends on the batch size. Raises UnsupportedError if not known."""
+        return self._shape(self._ports[slot])
+
+    def out_shape(self, index: int = 0) -> tuple[int, ...]:
+        """Shape of an output, as `shape`."""
+        return self._shape(Port(self.node, index))
+
+    def knows(self, slot: int = 0) -> bool:
+        return self._ports[slot] in self._emitter.shapes
+
+    def _shape(self, port: Port) -> tuple[int, ...]:
+        if port not in self._emitter.shapes:
+            what = "--input-shape data:1,3,224,224 (with the right numbers) may tell it"
+            raise UnsupportedError(f"{self.node}: its conversion needs the shape of {port.key}, which is not known; "
+                                   + what)
+        return self._emitter.shapes[port]
+
+    def refuse(self, why: str) -> UnsupportedError:
+        """The error to raise for what ONNX cannot say."""
+        return UnsupportedError(f"{self.node}: {why}; end the model before it with --outputs NAME")
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        """To a shape with at most one -1."""
+        if sum(d == -1 for d in shape) > 1:
+            raise self.refuse(f"its shape {tuple(shape)} depends on the batch size in two dimensions")
+        return str(self.op("Reshape", x, self.const(list(shape), "shape")))
+
+    def activation(self, x: str) -> str:
+        """The activation fused into this node (attributes act_type, a_min, a_max), unless quantization implies it."""
+        kind = self.attr("act_type")
+        if not kind or self._emitter.drops_activation(self.node):
+            return x
+        if kind == "relu":
+            return str(self.op("Relu", x))
+        return str(self.op("Clip", x, *(self.const(np.float32(self.attr(key))) for key in ("a_min", "a_max"))))

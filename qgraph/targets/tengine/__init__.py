@@ -1,0 +1,1 @@
+"""Tengine: .tmfile, int8 from inputs to outputs."""
