@@ -31,7 +31,8 @@ import numpy as np
 
 import qgraph
 from qgraph.cli import console
-from qgraph.commands.open_model import inputs_of, open_model
+from qgraph.commands.open_model import open_model
+from qgraph.semantics.inputs import inputs_of
 
 DATASETS = {"imagenet": 224, "cifar10": 32}  # size of the input
 GROUPS = {"imagenet": 32, "cifar10": 16}  # of GroupNorm, which divide the narrowest layer

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.commands.open_model import Model, hinted_shapes, inputs_of, known_channels
+from qgraph.commands.open_model import Model
 from qgraph.data.open import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.ir.graph import Graph
 from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
+from qgraph.semantics.inputs import hinted_shapes, inputs_of, known_channels
 
 log = logging.getLogger("qgraph")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from qgraph.commands import floatcheck
 from qgraph.commands.freeze import model_files, refuse_frozen
-from qgraph.commands.open_model import Model, find_symbol, hinted_shapes, inputs_of, is_quantized_op, open_model
+from qgraph.commands.open_model import Model, find_symbol, is_quantized_op, open_model
 from qgraph.commands.report import count_ops
 from qgraph.engines import runtime
 from qgraph.errors import OptionError, QGraphError
@@ -28,6 +28,7 @@ from qgraph.options import block_shapes, parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.semantics import interpreter as reference
+from qgraph.semantics.inputs import hinted_shapes, inputs_of
 from qgraph.semantics.kernels import KERNELS
 from qgraph.targets.base import get_target
 from qgraph.targets.mxnet import runtime as mxnet

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from qgraph.commands.departure import class_scores
-from qgraph.commands.open_model import input_sizes, inputs_of, open_model
+from qgraph.commands.open_model import input_sizes, open_model
 from qgraph.data.open import Batch, Data
 from qgraph.engines import executor
 from qgraph.errors import DataError
 from qgraph.ir.graph import Graph
 from qgraph.options import DataOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
+from qgraph.semantics.inputs import inputs_of
 
 
 def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptions | None = None,

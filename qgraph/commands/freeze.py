@@ -16,13 +16,7 @@ from qgraph.calibration.images import find_data, sample
 from qgraph.commands import floatcheck, report, trained
 from qgraph.commands.checks import REFERENCE_IMAGES, run_checks
 from qgraph.commands.line import pipeline, split
-from qgraph.commands.open_model import (
-    Model,
-    default_prefix,
-    inputs_of,
-    is_frozen_op,
-    open_model,
-)
+from qgraph.commands.open_model import Model, default_prefix, is_frozen_op, open_model
 from qgraph.data.open import Data
 from qgraph.data.preprocess import Preprocess
 from qgraph.engines import runtime
@@ -36,6 +30,7 @@ from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.quant.ranges import method
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
+from qgraph.semantics.inputs import inputs_of
 from qgraph.targets import base as targets
 from qgraph.targets.ncnn.emit import to_ncnn
 from qgraph.targets.ncnn.model import NcnnModel, folded_graph

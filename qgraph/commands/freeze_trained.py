@@ -11,13 +11,14 @@ from qgraph.commands import floatcheck, report, trained
 from qgraph.commands import freeze as freezing
 from qgraph.commands.checks import run_checks
 from qgraph.commands.line import pipeline, split
-from qgraph.commands.open_model import Model, hinted_shapes
+from qgraph.commands.open_model import Model
 from qgraph.engines import runtime
 from qgraph.ir.rewrite import PassManager, PassRecord
 from qgraph.options import FreezeOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
+from qgraph.semantics.inputs import hinted_shapes
 from qgraph.targets import base as targets
 from qgraph.targets.onnx.fusion import fusion
 from qgraph.targets.onnx.model import OnnxModel

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.commands.open_model import hinted_shapes, inputs_of, is_frozen_op, open_model
+from qgraph.commands.open_model import is_frozen_op, open_model
 from qgraph.commands.report import count_ops
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.passes.insert_fake_quantize import layer_verdicts
+from qgraph.semantics.inputs import hinted_shapes, inputs_of
 from qgraph.semantics.shapes import infer
 from qgraph.targets import base as targets
 from qgraph.targets.ncnn.files import SLOTS, Layer

@@ -18,11 +18,11 @@ import numpy as np
 
 import qgraph
 from qgraph.analysis.codes import fits_codes
-from qgraph.commands.open_model import known_channels
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.semantics.inputs import known_channels
 from qgraph.semantics.shapes import Shape, infer, value_inputs, value_nodes
 from qgraph.targets.onnx import detect, nn, resample  # noqa: F401  (the import fills the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401

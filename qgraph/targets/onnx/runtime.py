@@ -12,6 +12,7 @@ import numpy as np
 
 from qgraph.errors import DataError, UnsupportedError
 from qgraph.ir.graph import Graph, Port
+from qgraph.semantics.inputs import inputs_of
 from qgraph.targets.onnx.emit import to_onnx
 from qgraph.targets.onnx.model import OnnxModel
 
@@ -43,8 +44,6 @@ class Executor:
         self._graph.heads = list(dict.fromkeys(wanted))
         position = {p: i for i, p in enumerate(self._graph.heads)}
         self._order = [position[p] for p in wanted]
-        from qgraph.commands.open_model import inputs_of
-
         self.inputs = inputs_of(self._graph)
 
     def _session(self, feeds: dict[str, np.ndarray]) -> tuple[Any, list[str]]:
