@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from qgraph.analysis.codes import quantizer_name
-from qgraph.calibration.collect import observed_ports
+from qgraph.analysis.observed import observed_ports
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port

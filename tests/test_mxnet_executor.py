@@ -38,7 +38,7 @@ def residual(act: str, between: str = "") -> Graph:
 @pytest.mark.parametrize(("act", "between", "backend"), [
     ("relu", "", "MKLDNN"), ("clip", "", "MKLDNN"), ("relu", "leaky", "default"), ("tanh", "", "default")])
 def test_fused_execution_gives_the_same_bits(act: str, between: str, backend: str) -> None:
-    from qgraph.calibration.collect import observed_ports
+    from qgraph.analysis.observed import observed_ports
     from qgraph.targets.mxnet.runtime import Executor
 
     g = residual(act, between)

@@ -14,7 +14,7 @@ import networks
 import numpy as np
 import pytest
 
-from qgraph.calibration.collect import observed_ports
+from qgraph.analysis.observed import observed_ports
 from qgraph.commands.line import QUANTIZING, pipeline, split
 from qgraph.errors import CalibrationError, OptionError, PassError, UnsupportedError
 from qgraph.ir import ops

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from qgraph import engines as runtimes
+from qgraph.analysis.observed import observed_ports
 from qgraph.data.open import Data
 from qgraph.errors import CalibrationError
-from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.options import Progress
 from qgraph.quant.observers import Ema, Histogram, MinMax
@@ -15,26 +15,6 @@ from qgraph.quant.ranges import choose_range
 from qgraph.quant.ranges import method as method_named
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable, Entry
-
-
-def observed_ports(g: Graph) -> list[Port]:
-    """Every tensor that any target may quantize: what layers with weights, sums and products read and write, averages.
-
-    The set depends on the graph only, so that one table serves every target and every exclusion.
-    """
-    ports: dict[Port, None] = {}
-    for node in g.toposort():
-        if ops.kind(node) == ops.COMPUTE:
-            data = g.inputs(node)[0]
-            if g.param(data) is None:
-                ports[data] = None
-            ports[Port(node)] = None
-        elif node.op == "Concat" or ops.kind(node) == ops.AVERAGE:
-            ports[Port(node)] = None
-        elif node.op in ("elemwise_add", "broadcast_add", "add_n", "elemwise_mul", "broadcast_mul"):
-            ports.update((p, None) for p in g.inputs(node) if g.param(p) is None)
-            ports[Port(node)] = None
-    return list(ports)
 
 
 def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
