@@ -16,8 +16,9 @@ from typing import Any, Callable
 import numpy as np
 
 from qgraph import passes
+from qgraph.analysis.difference import Difference
 from qgraph.calibration.collect import collect
-from qgraph.commands.departure import Difference, kernel_departure
+from qgraph.commands.departure import kernel_departure
 from qgraph.commands.freeze import lower
 from qgraph.commands.line import pipeline, split
 from qgraph.data.open import open_data

@@ -11,7 +11,8 @@ import pytest
 
 import qgraph
 from qgraph import FreezeOptions, Graph, Pass, Port
-from qgraph.commands.departure import Difference, kernel_departure
+from qgraph.analysis.difference import Difference
+from qgraph.commands.departure import kernel_departure
 from qgraph.commands.floatcheck import relative_error, run_checked
 from qgraph.commands.freeze import Frozen
 from qgraph.engines import runtime

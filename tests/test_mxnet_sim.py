@@ -14,7 +14,8 @@ import pytest
 from networks import Net, run_block, run_module, same
 
 from qgraph import passes
-from qgraph.commands.departure import Difference, kernel_departure
+from qgraph.analysis.difference import Difference
+from qgraph.commands.departure import kernel_departure
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager

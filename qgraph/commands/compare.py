@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from qgraph.analysis.channels import channel_order
-from qgraph.commands.departure import Difference, class_scores
+from qgraph.analysis.difference import Difference
+from qgraph.commands.departure import class_scores
 from qgraph.commands.evaluate import open_for, runnable
 from qgraph.commands.open_model import Model, input_sizes, is_frozen_op, is_quantized_op, open_model
 from qgraph.engines import executor
