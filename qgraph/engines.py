@@ -34,7 +34,7 @@ def executor(model: Any, what_for: str, name: str = "auto", watch: Sequence[Any]
 
     Raises OptionError for an engine that cannot run this model, and as `runtime`.
     """
-    from qgraph.commands.open_model import is_quantized_op
+    from qgraph.formats.mxnet_marks import is_quantized_op
 
     if isinstance(model, NcnnModel):
         from qgraph.targets.ncnn import runtime as ncnn

@@ -11,9 +11,10 @@ from qgraph.analysis.channels import channel_order
 from qgraph.analysis.difference import Difference
 from qgraph.commands.departure import class_scores
 from qgraph.commands.evaluate import open_for, runnable
-from qgraph.commands.open_model import Model, input_sizes, is_frozen_op, is_quantized_op, open_model
+from qgraph.commands.open_model import Model, input_sizes, open_model
 from qgraph.engines import executor
 from qgraph.errors import DataError, FormatError, OptionError
+from qgraph.formats.mxnet_marks import is_frozen_op, is_quantized_op
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import DataOptions, Progress

@@ -17,11 +17,12 @@ import numpy as np
 
 from qgraph.commands import floatcheck
 from qgraph.commands.freeze import model_files, refuse_frozen
-from qgraph.commands.open_model import Model, find_symbol, is_quantized_op, open_model
+from qgraph.commands.open_model import Model, find_symbol, open_model
 from qgraph.commands.report import count_ops
 from qgraph.engines import runtime
 from qgraph.errors import OptionError, QGraphError
 from qgraph.files import check_output, write_files
+from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.options import block_shapes, parse_shapes

@@ -16,12 +16,13 @@ from qgraph.calibration.images import find_data, sample
 from qgraph.commands import floatcheck, report, trained
 from qgraph.commands.checks import REFERENCE_IMAGES, run_checks
 from qgraph.commands.line import pipeline, split
-from qgraph.commands.open_model import Model, default_prefix, is_frozen_op, open_model
+from qgraph.commands.open_model import Model, default_prefix, open_model
 from qgraph.data.open import Data
 from qgraph.data.preprocess import Preprocess
 from qgraph.engines import runtime
 from qgraph.errors import OptionError
 from qgraph.files import Content, check_output, write_files
+from qgraph.formats.mxnet_marks import is_frozen_op
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import Pass, PassManager, PassRecord
 from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.commands.open_model import is_frozen_op, open_model
+from qgraph.commands.open_model import open_model
 from qgraph.commands.report import count_ops
+from qgraph.formats.mxnet_marks import is_frozen_op
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import parse_shapes

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qgraph.errors import OptionError
-from qgraph.formats.mxnet_marks import CODES, MARK
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph
 from qgraph.semantics.inputs import inputs_of, known_channels
 
 log = logging.getLogger("qgraph")
@@ -184,13 +183,3 @@ def input_sizes(model: Any) -> dict[str, tuple[int, ...]]:
         return {name: (0, *shape[1:]) if shape else () for name, shape in model.inputs.items()}
     channels = known_channels(model)
     return {name: channels.get(name, ()) for name in inputs_of(model)}
-
-
-def is_quantized_op(node: Node) -> bool:
-    """It reads or writes MXNet's integer tensors."""
-    return node.op.startswith("_sg_mkldnn") or ("quantize" in node.op and node.op != "fake_quantize")
-
-
-def is_frozen_op(node: Node) -> bool:
-    """An op of a frozen model: one with integers, or one that computes codes in float."""
-    return is_quantized_op(node) or node.attrs.get(MARK) == CODES

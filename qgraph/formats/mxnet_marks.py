@@ -33,6 +33,16 @@ _FIELDS: dict[str, type] = {"bits": int, "signed": bool, "narrow": bool, "granul
 _MAX_TEXT = 1 << 24
 
 
+def is_quantized_op(node: Node) -> bool:
+    """It reads or writes MXNet's integer tensors."""
+    return node.op.startswith("_sg_mkldnn") or ("quantize" in node.op and node.op != "fake_quantize")
+
+
+def is_frozen_op(node: Node) -> bool:
+    """An op of a frozen model: one with integers, or one that computes codes in float."""
+    return is_quantized_op(node) or node.attrs.get(MARK) == CODES
+
+
 def mark_of(params: QParams, codes: bool = False) -> str:
     """The numbers as text, to the last bit. codes: what is marked reads codes."""
     scale = params.scale.astype(np.float64).tolist()
