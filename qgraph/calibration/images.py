@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.commands.open_model import Model
 from qgraph.data.open import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.ir.graph import Graph
@@ -23,9 +22,9 @@ SAMPLE_IMAGES = 16  # on which passes may measure, such as limit-saturation
 CHECK_IMAGES = 4
 
 
-def find_data(opened: Model, bare: Graph, options: FreezeOptions, calib_data: Any, needed: bool,
-            progress: Progress | None) -> tuple[Data | None, dict[str, tuple[int, ...]]]:
-    """(calibration data, shapes of a small batch). bare: the original without labels.
+def find_data(prefix: str, bare: Graph, options: FreezeOptions, calib_data: Any, needed: bool,
+              progress: Progress | None) -> tuple[Data | None, dict[str, tuple[int, ...]]]:
+    """(calibration data, shapes of a small batch). prefix: of the model's files, or "". bare: it, without labels.
 
     Data: what is given, else ``<prefix>-calib.npz``, else, if they are needed, images distilled from the BatchNorms.
     """
@@ -34,8 +33,8 @@ def find_data(opened: Model, bare: Graph, options: FreezeOptions, calib_data: An
     wanted = {name: given.get(name) or known_channels(bare).get(name, ()) for name in names}
     wanted = {name: (0, *shape[1:]) if shape else () for name, shape in wanted.items()}
     source = calib_data if calib_data is not None else options.calib_data
-    beside = f"{opened.prefix}-calib.npz"
-    if source is None and opened.prefix and os.path.isfile(beside):
+    beside = f"{prefix}-calib.npz"
+    if source is None and prefix and os.path.isfile(beside):
         source = beside
         log.info("calibration data: %s", beside)
     limit = options.num_calib or DEFAULT_IMAGES
@@ -62,6 +61,13 @@ def sample(data: Data) -> dict[str, np.ndarray]:
         if sum(map(len, batches)) >= SAMPLE_IMAGES:
             break
     return {name: np.concatenate([b.feeds[name] for b in batches])[:SAMPLE_IMAGES] for name in batches[0].feeds}
+
+
+def sample_of(model: Any) -> Any:
+    """Inputs of the last training step of a network of `qgraph.qat`, by name, or None."""
+    arrays = getattr(getattr(model, "qat_control", None), "sample", ())
+    names = ["data"] if len(arrays) == 1 else [f"data{i}" for i in range(len(arrays))]
+    return {name: x.asnumpy() for name, x in zip(names, arrays)} or None
 
 
 def _peek(data: Data) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from qgraph.calibration.images import find_data, sample
+from qgraph.calibration.images import find_data, sample, sample_of
 from qgraph.commands import floatcheck, report, trained
 from qgraph.commands.checks import REFERENCE_IMAGES, run_checks
 from qgraph.commands.line import pipeline, split
@@ -148,14 +148,15 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if trained.is_trained(opened.graph):
         from qgraph.commands.freeze_trained import freeze_trained
 
-        found = calib_data if calib_data is not None else trained.sample_of(model)
+        found = calib_data if calib_data is not None else sample_of(model)
         return freeze_trained(opened, options, target, found, given, progress)
     if options.fast:
         raise OptionError("--fast: is for networks that were trained quantized, and this one was not")
     original = opened.graph.copy()
     bare = opened.graph.copy()
     Canonicalize().run(bare)
-    data, shapes = find_data(opened, bare, options, calib_data, needed=given is None and not online, progress=progress)
+    data, shapes = find_data(opened.prefix, bare, options, calib_data, needed=given is None and not online,
+                             progress=progress)
     first = next(iter(data)) if data is not None else None
 
     float_graph = opened.graph

@@ -38,7 +38,7 @@ def freeze_trained(opened: Model, options: FreezeOptions, target: targets.Target
     if not simulated or trained.has_data(opened.prefix, options, calib_data):
         bare = trained.without_quantizers(g)
         Canonicalize().run(bare)
-        data, shapes = find_data(opened, bare, options, calib_data, needed=table is None, progress=progress)
+        data, shapes = find_data(opened.prefix, bare, options, calib_data, needed=table is None, progress=progress)
     float_steps, quant_steps = split(pipeline(dataclasses.replace(options, exclude=untrained)))
     findings: list[Any] = []
     if simulated:

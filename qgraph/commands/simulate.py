@@ -136,8 +136,9 @@ class _Bench:
         self.data: Data = open_for(self.original, data, options)
         if calib_data is None and options.calib_data is None and options.skip is not None:
             calib_data, calib_select = data, options.skip
-        self.calib, shapes = find_data(opened, bare, dataclasses.replace(options, select=calib_select, skip=None),
-                                       calib_data, needed=len(online) < len(strategies), progress=progress)
+        self.calib, shapes = find_data(
+            opened.prefix, bare, dataclasses.replace(options, select=calib_select, skip=None), calib_data,
+            needed=len(online) < len(strategies), progress=progress)
         first = next(iter(self.calib)) if self.calib is not None else None
         self.feeds = floatcheck.random_feeds(shapes, options.seed, first.feeds if first else None)
         self.sample = sample(self.calib) if self.calib is not None else None

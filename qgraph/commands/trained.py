@@ -207,13 +207,6 @@ def has_data(prefix: str, options: FreezeOptions, calib_data: Any) -> bool:
     return calib_data is not None or bool(options.calib_data) or os.path.isfile(f"{prefix}-calib.npz")
 
 
-def sample_of(model: Any) -> Any:
-    """Inputs of the last training step of a network of `qgraph.qat`, by name, or None."""
-    sample = getattr(getattr(model, "qat_control", None), "sample", ())
-    names = ["data"] if len(sample) == 1 else [f"data{i}" for i in range(len(sample))]
-    return {name: x.asnumpy() for name, x in zip(names, sample)} or None
-
-
 def need(data: Any, missing: Sequence[str], target: Target) -> None:
     if data is None:
         raise CalibrationError(f"target {target.name} quantizes {len(missing)} tensors that training does not "

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.commands.trained import sample_of
+from qgraph.calibration.images import sample_of
 from qgraph.files import write_files
 from qgraph.formats.gluon import from_gluon
 from qgraph.formats.mxnet import checkpoint_files
