@@ -9,7 +9,7 @@ import secrets
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Callable, Union
+from typing import Any, BinaryIO, Callable, Union, cast
 
 from qgraph.errors import OptionError, QGraphError
 
@@ -28,6 +28,28 @@ def check_output(prefix: str, files: Sequence[str], source: Sequence[str]) -> No
         raise OptionError(f"--output {prefix}: no permission to write in the folder {folder}")
     if {os.path.realpath(path) for path in files} & {os.path.realpath(path) for path in source}:
         raise OptionError(f"--output {prefix}: would overwrite the model itself, want another prefix")
+
+
+class _Counter:
+    """A stream that only counts."""
+
+    size = 0
+
+    def write(self, chunk: Any) -> int:
+        count = memoryview(chunk).nbytes
+        self.size += count
+        return count
+
+
+def written_size(files: Mapping[str, Content]) -> int:
+    """Bytes that `write_files` would write."""
+    counter = _Counter()
+    for content in files.values():
+        if callable(content):
+            content(cast(BinaryIO, counter))
+        else:
+            counter.write(content.encode() if isinstance(content, str) else content)
+    return counter.size
 
 
 def write_files(files: Mapping[str, Content]) -> None:

@@ -1,57 +1,244 @@
-"""What each target can carry: a table, apart from the code that writes its bytes.
+"""What a target is: the interface between qgraph and the engines that run what it writes.
 
-To add a target, add a row here and a writer in `qgraph.formats`.
+Adding a target
+---------------
+A target is one folder and one line.  The folder holds a subclass of `Target` (what the engine can carry, and how its
+graph is written) and one of `Model` (what was written, or read back)::
+
+    @dataclass(frozen=True)
+    class Listing(Target):
+        \"\"\"The frozen graph as text.\"\"\"
+        name, help, suffix = "listing", "the frozen graph as text", ".listing"
+        spec = Spec(rounding="half-even", weight=QSpec(bits=8, signed=True, narrow=True), act=QSpec(bits=8, signed=None),
+                    granularities=("tensor", "channel"), weight_bits=(8,), act_bits=(8,))
+        passes = ("insert-fake-quantize", "calibrate", "bake-weights")
+
+        def write(self, g, writing):
+            return ListingModel(g)
+
+The line names the class: in `qgraph.targets.registry.TARGETS`, or, in a package of its own, as an entry point of the
+group ``qgraph.targets``.  `freeze`, `convert`, `inspect`, `compare` and `eval` then know it; fields of the class are
+its options (``--target "listing{wide=true}"``).
 """
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
-from typing import Any, Callable
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
+from qgraph.analysis.difference import Difference
+from qgraph.data.open import Batch
+from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.ir import ops
+from qgraph.files import Content, written_size
 from qgraph.ir.graph import Graph, Node
-from qgraph.quant.spec import QSpec, shown_granularity
+from qgraph.quant.spec import QSpec
+from qgraph.quant.table import CalibrationTable
 
-_SUFFIXES = {"fused": "-symbol.json", "simulated": "-symbol.json", "qdq": ".onnx", "float-between": ".param",
-             "whole": ".tmfile"}  # by flow
+Shapes = Mapping[str, Sequence[int]]
+Feeds = Mapping[str, np.ndarray]
+Facts = dict[str, Any]  # plain data for the report
+
+KEEP_GRAPH, KEEP_CODES, KEEP_RANGES = "graph", "codes", "ranges"
+"""What a target keeps of a network that was trained quantized: its graph as it is, the codes of weights and the ranges
+of activations, or the ranges alone (weights are rounded again)."""
+
+
+class Executor(Protocol):
+    """What runs a model, whichever engine it is."""
+
+    @property
+    def inputs(self) -> Sequence[str]: ...
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """The values of the outputs, or of what is watched."""
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+        """(batch, values) for every batch."""
+
+
+class Tensors(ABC):
+    """The tensors of a model by the user's names, and how to read the real values that they stand for."""
+
+    no_advice: str = ""
+    """Why it cannot be told from this model which layers `freeze` should leave in float, or ""."""
+
+    @abstractmethod
+    def comparable(self) -> list[str]:
+        """Layers, sums, concatenations and poolings, in order."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+
+    @abstractmethod
+    def watch(self, names: Sequence[str]) -> list[Hashable]:
+        """What an executor must return: the first output, then what `reals` reads."""
+
+    @abstractmethod
+    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Name -> real values. values: those of `watch` without the output."""
+
+    @abstractmethod
+    def op(self, name: str) -> str:
+        """The op that writes the tensor."""
+
+    def common(self, other: Tensors) -> list[str]:
+        """Names that both models have, in this one's order."""
+        return [name for name in self.comparable() if other.has(name)]
+
+    def rows(self, differences: Mapping[str, Difference]) -> list[dict[str, Any]]:
+        """One row per tensor; the noise that a layer adds is known only where there is a graph of ours."""
+        return [{"name": name, "op": self.op(name), "origin": [name], **difference.to_dict(), "added_noise": None}
+                for name, difference in differences.items()]
+
+
+@dataclass
+class Description:
+    """What `inspect` shows. body: as JSON.  notes, columns, rows, remarks: the lines and the table that follow the ops."""
+
+    body: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    columns: Sequence[str] = ()
+    rows: list[Sequence[Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+class Model(ABC):
+    """A model of an engine in memory: just written, or read back from its files.
+
+    kind: "an ONNX model", for messages.  engine: what runs it.  float_engine: the engine of `qgraph.engines` that alone
+    runs it, "" if it does not depend on that choice.  has_kernels: False where the exact reference stands for the
+    engine, so that there are no kernels to judge.  least_axes: every tensor of the engine has at least so many.
+    """
+
+    kind: ClassVar[str]
+    engine: ClassVar[str]
+    float_engine: ClassVar[str] = ""
+    has_kernels: ClassVar[bool] = True
+    least_axes: ClassVar[int] = 0
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        """What is fed: name -> shape, 0 for a dimension that may vary, () where nothing is known."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> list[str]:
+        """Names of the outputs."""
+
+    @property
+    @abstractmethod
+    def op_counts(self) -> dict[str, int]:
+        """Op -> how many, by name."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return written_size(self.files(""))
+
+    @property
+    def codes(self) -> Mapping[Node, Hashable]:
+        """fake_quantize node -> what to watch for its integer codes; {} if the model came from a file."""
+        return {}
+
+    @property
+    def ir(self) -> Graph | None:
+        """The graph of MXNet's ops that this model is, for passes to rewrite; None for another engine's model."""
+        return None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is quantized."""
+        return False
+
+    @property
+    def is_float_graph(self) -> bool:
+        """Whether any engine for float graphs runs it."""
+        return False
+
+    @property
+    def heads(self) -> Sequence[Hashable]:
+        """What to watch for the outputs."""
+        return self.outputs
+
+    @property
+    def known_shapes(self) -> dict[str, list[int] | None]:
+        """Input name -> shape as the files say it; None where they say nothing."""
+        return {name: list(shape) if shape else None for name, shape in self.inputs.items()}
+
+    @abstractmethod
+    def files(self, prefix: str) -> dict[str, Content]:
+        """Path -> content."""
+
+    @abstractmethod
+    def executor(self, watch: Sequence[Hashable] | None = None, *, precise: bool = False) -> Executor:
+        """What runs it. watch: what to return instead of the outputs.  precise: floats of 32 bits throughout.
+
+        Raises MissingDependencyError where the engine is not installed.
+        """
+
+    def tensors(self) -> Tensors:
+        """For `compare`."""
+        raise UnsupportedError(f"{self.kind} cannot be compared layer by layer")
+
+    def describe(self, shapes: Shapes | None = None) -> Description:
+        """For `inspect`. shapes: of inputs, where the model does not say them."""
+        return Description({"frozen": self.frozen, "inputs": self.known_shapes, "outputs": dict.fromkeys(self.outputs),
+                            "ops": self.op_counts, "params": counted([]), "layers": []})
+
+    def logits(self, g: Graph) -> list[Hashable | None]:
+        """For each output what to watch in front of its softmax, None where there is none or it is fused away.
+
+        g: the graph that `self` was written from, with the same outputs.
+        """
+        return [None] * len(self.outputs)
+
+    def absent(self) -> str:
+        """Why the engine does not run here, and what to do; "" if it does."""
+        return ""
+
+    def refuse_engine(self, name: str) -> None:
+        """Raise OptionError if the user asked for an engine, by name, that cannot run this model."""
+
+    def module(self, shapes: Mapping[str, Sequence[int]] | Sequence[int]) -> Any:
+        """A bound `mx.mod.Module`, of a model that is frozen for MXNet. Raises OptionError for others."""
+        raise OptionError(f"module: this model is not frozen for MXNet; {self.engine} runs it")
+
+
+def counted(arrays: Sequence[np.ndarray]) -> dict[str, int]:
+    """How many arrays, numbers and bytes: what `inspect` says of parameters."""
+    return {"arrays": len(arrays), "numbers": sum(a.size for a in arrays), "bytes": sum(a.nbytes for a in arrays)}
 
 
 @dataclass(frozen=True)
-class Target:
-    """A kind of frozen model.
+class Spec:
+    """What a target can carry: the row of the table.
 
     rounding: how it rounds, a key of `qgraph.quant.spec.ROUNDING`.
     weight, act: the specs its layers start from.
-    granularities, weight_bits, act_bits: what it can carry exactly.
-    act_signed: the choices of signedness that it can carry.
+    granularities, weight_bits, act_bits, act_signed: what it can carry exactly.
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
-    beyond: choices that no integer engine has, as the flags that make them.
-    refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
     bias_limit: largest code of a bias; a layer whose bias has a larger one adds it in float.
-    flow: which line of quantizing passes makes its graph, a key of `qgraph.commands.line.QUANTIZING`.
+    beyond: choices that no integer engine has, as the flags that make them.
     """
 
-    name: str
-    help: str
     rounding: str
     weight: QSpec
     act: QSpec
     granularities: tuple[str, ...]
     weight_bits: tuple[int, ...]
     act_bits: tuple[int, ...]
-    flow: str
     act_signed: tuple[str, ...] = ("auto", "signed", "unsigned")
     signed_input_limit: int = 0
     bias_limit: int = 2**31 - 1
     beyond: tuple[str, ...] = ()
-    refuse: Callable[[Graph, Node], str] = lambda g, node: ""
-
-    @property
-    def suffix(self) -> str:
-        """The ending of the file that a model is called by."""
-        return _SUFFIXES[self.flow]
 
     def signed(self, choice: str) -> bool | None:
         """What `--act-signed` means here: None is decided per tensor, or by its zero point."""
@@ -59,117 +246,102 @@ class Target:
         return self.act.signed if chosen is None and self.act.symmetric else chosen
 
 
-def _is_2d(conv: Node) -> bool:
-    return len(ops.attr(conv, "kernel")) == 2 and ops.attr(conv, "layout") in ("None", "NCHW")
+@dataclass(frozen=True)
+class Writing:
+    """What only a run knows, for a target that writes. shapes: of the inputs, with any batch size.  table: the ranges.
+    preprocess: what made the images.  feeds: some of them.
+    """
+
+    shapes: Shapes = field(default_factory=dict)
+    table: CalibrationTable | None = None
+    preprocess: Preprocess | None = None
+    feeds: Feeds | None = None
 
 
-def _is_dense_or_depthwise(g: Graph, conv: Node) -> bool:
-    """One group, or one input and one output channel in each."""
-    groups, weight = ops.attr(conv, "num_group"), g.param(g.inputs(conv)[1])
-    return groups == 1 or (groups == ops.attr(conv, "num_filter") and weight is not None and weight.shape[1] == 1)
+@dataclass(frozen=True)
+class Target(ABC):
+    """A kind of frozen model. Subclasses are frozen dataclasses whose fields are options.
 
+    suffix: the ending of the file that a model is called by.  extra: the extra of qgraph that installs the engine.
+    passes: names of the quantizing passes, in order.
+    trained: what is kept of a network that was trained quantized, see `KEEP_GRAPH`.
+    float_inputs: its quantized layers may read floats.
+    rewrites: `convert` writes other ops than MXNet's, which are compared with the original.
+    float_passes: the line of `qgraph.passes.PIPELINES` that `convert` runs.
+    keeps_simulation: it carries the float ops that simulate a quantization (mxnet-sim).
+    reads: what `open` reads, such as "an .onnx model", "" if it reads nothing.  holds: where its parameters are.
+    beside: suffixes of further files that `open` needs.
+    companions: suffix of a file that is written beside a model -> what it is.
+    """
 
-def _refuse_mxnet(g: Graph, node: Node) -> str:
-    """Layers that MXNet 1.9.1's oneDNN kernels have no int8 form of, or compute wrongly."""
-    if node.op == "Deconvolution":
-        return "MXNet has no int8 Deconvolution"
-    if node.op == "Convolution":
-        if not _is_2d(node):
-            return "MXNet's int8 convolution is 2-D, NCHW"
-        if not _is_dense_or_depthwise(g, node):
-            return "MXNet's int8 kernel computes grouped convolutions with wrong scales"
-    if ops.attr(node, "act_type") not in ("", "relu", "clip"):
-        return f"MXNet's int8 kernel is not used with {ops.attr(node, 'act_type')}"
-    return ""
+    name: ClassVar[str]
+    help: ClassVar[str]
+    suffix: ClassVar[str]
+    extra: ClassVar[str] = ""
+    spec: ClassVar[Spec]
+    passes: ClassVar[tuple[str, ...]]
+    float_inputs: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = True
+    float_passes: ClassVar[str] = "float"
+    keeps_simulation: ClassVar[bool] = False
+    reads: ClassVar[str] = ""
+    holds: ClassVar[str] = "inside"
+    beside: ClassVar[tuple[str, ...]] = ()
+    companions: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def trained(self) -> str:
+        return KEEP_RANGES
 
-def _refuse_onnx(g: Graph, node: Node) -> str:
-    """Layers that onnxruntime has no integer kernel of."""
-    return "onnxruntime has no int8 transposed convolution" if node.op == "Deconvolution" else ""
+    @property
+    def parts_shortcuts(self) -> bool:
+        """Whether a tensor that training quantized for some readers only gets a range of its own for them."""
+        return False
 
+    def __str__(self) -> str:
+        """As on the command line: ``onnx{isa=avx2}``."""
+        given = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self)
+                 if getattr(self, f.name) != f.default]
+        return self.name + (f"{{{' '.join(given)}}}" if given else "")
 
-def _refuse_ncnn(g: Graph, node: Node) -> str:
-    """Layers that ncnn has no int8 form of, or computes wrongly."""
-    if node.op == "Deconvolution":
-        return "ncnn has no int8 transposed convolution"
-    if node.op == "Convolution":
-        if not _is_2d(node):
-            return "ncnn's int8 convolution is 2-D, NCHW"
-        if not _is_dense_or_depthwise(g, node):
-            return "ncnn computes grouped int8 convolutions wrongly on x86, but for depthwise ones"
-    return ""
+    def check_network(self, trained: bool) -> None:
+        """Raise OptionError for an option that does not go with such a network."""
 
+    def bits(self, weight: int, act: int) -> tuple[int, int]:
+        """Bits of weights and activations, of those that were asked for. Raises OptionError for a contradiction."""
+        return weight, act
 
-def _refuse_tengine(g: Graph, node: Node) -> str:
-    """Layers that Tengine has no int8 form of, or that crash in it."""
-    if node.op == "Deconvolution":
-        return "it has no int8 transposed convolution that is known to work in Tengine"
-    if node.op == "Convolution" and not _is_2d(node):
-        return "Tengine's convolution is 2-D, NCHW"
-    weight = g.param(g.inputs(node)[1])
-    if weight is not None and len(weight) == 1:
-        return "Tengine's int8 layers crash with one output channel; give it a second one (of zeros)"
-    return ""
+    def refuse(self, g: Graph, layer: Node) -> str:
+        """Why this layer stays in float, "" if it need not."""
+        return ""
 
+    def check_integer(self, g: Graph, node: Node) -> None:
+        """Raise UnsupportedError for a node that a model without floats cannot have."""
 
-BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
-_BITS, _MORE_BITS = tuple(range(2, 9)), tuple(range(2, 17))
-_WEIGHT = QSpec(bits=8, signed=True, narrow=True)
-_WIDE_WEIGHT = QSpec(bits=8, signed=True)  # oneDNN rounds the largest weight of a channel to 127 or to -128
-_ACT = QSpec(bits=8, signed=None)
-_AFFINE_ACT = QSpec(bits=8, signed=False, symmetric=False)
-_NARROW_ACT = QSpec(bits=8, signed=True, narrow=True)
+    def pass_options(self) -> dict[str, dict[str, Any]]:
+        """Pass -> options that follow from this target's own."""
+        return {}
 
-TARGETS: dict[str, Target] = {t.name: t for t in (
-    Target("mxnet", "int8 on MXNet's oneDNN kernels (x86-64)", "mxnet", _WIDE_WEIGHT, _ACT,
-           granularities=("channel",), weight_bits=(8,), act_bits=(8,), flow="fused",
-           act_signed=("auto",), signed_input_limit=64, refuse=_refuse_mxnet),
-    Target("mxnet-sim", "simulated in float on MXNet: any bit width and granularity, anywhere", "mxnet", _WEIGHT, _ACT,
-           granularities=("tensor", "group", "channel"), weight_bits=_MORE_BITS, act_bits=_MORE_BITS, flow="simulated",
-           bias_limit=2**22, beyond=BEYOND),  # floats add whole numbers exactly below 2**24
-    Target("onnx", "QDQ for onnxruntime and others: 2 to 8 bits, any granularity", "half-even", _WEIGHT, _AFFINE_ACT,
-           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=_BITS, flow="qdq",
-           act_signed=("auto",), refuse=_refuse_onnx),
-    # fewer bits and fewer scales are int8 codes of a smaller range, and scales that are repeated
-    Target("ncnn", "int8 on ncnn: .param, .bin and the scale table of its tools", "half-away", _WEIGHT, _NARROW_ACT,
-           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=(8,), flow="float-between",
-           act_signed=("auto", "signed"), refuse=_refuse_ncnn),
-    Target("tengine", "int8 on Tengine: .tmfile, and the scale file of its tools", "half-away", _WEIGHT, _NARROW_ACT,
-           granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=(8,), flow="whole",
-           act_signed=("auto", "signed"), refuse=_refuse_tengine),
-)}
+    def ops(self) -> frozenset[str]:
+        """The ops that `convert` and `write` carry."""
+        return frozenset()
 
+    @abstractmethod
+    def write(self, g: Graph, writing: Writing) -> Model:
+        """The model of a graph with fake_quantize nodes."""
 
-def get_target(name: str) -> Target:
-    """The row of that name; OptionError names the valid ones."""
-    if name not in TARGETS:
-        close = difflib.get_close_matches(name, TARGETS, 1)
-        raise OptionError(f"no target is called {name!r}; want one of {', '.join(TARGETS)}"
-                          + (f" (did you mean {close[0]}?)" if close else ""))
-    return TARGETS[name]
+    def convert(self, g: Graph, shapes: Shapes) -> Model:
+        """The model of a float graph. Raises UnsupportedError."""
+        raise UnsupportedError(f"target {self.name} has no float models; qgraph freeze --target {self.name} writes one")
 
+    def open(self, path: str) -> Model:
+        """Read a model. Raises FormatError for bad files."""
+        raise OptionError(f"{path}: target {self.name} only writes such files")
 
-def _listed(values: tuple[Any, ...]) -> str:
-    return ", ".join(shown_granularity(str(value)) for value in values)
+    def check(self, model: Model, g: Graph, writing: Writing) -> dict[str, Facts]:
+        """Facts for the report, under names of the target's own. Raises QGraphError where a written file is wrong."""
+        return {}
 
-
-def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,
-                act_signed: str = "auto", beyond: tuple[str, ...] = ()) -> None:
-    """UnsupportedError, naming the targets that can, if the target cannot carry these choices exactly."""
-    for flag in beyond:
-        if flag not in target.beyond:
-            others = [t.name for t in TARGETS.values() if flag in t.beyond]
-            raise UnsupportedError(f"target {target.name} cannot carry {flag}; {' or '.join(others)} can "
-                                   f"(--target {others[0]})")
-    wanted = {"granularities": ("--granularity", granularity), "weight_bits": ("--weight-bits", weight_bits),
-              "act_bits": ("--act-bits", act_bits), "act_signed": ("--act-signed", act_signed)}
-    for field, (flag, value) in wanted.items():
-        allowed = getattr(target, field)
-        if value not in allowed:
-            others = [t.name for t in TARGETS.values() if value in getattr(t, field)]
-            shown = _listed((value,))
-            if not others:
-                takes = "; ".join(f"{t.name} takes {_listed(getattr(t, field))}" for t in TARGETS.values())
-                raise OptionError(f"{flag} {shown}: {takes}")
-            raise UnsupportedError(f"target {target.name} cannot carry {flag} {shown} exactly; "
-                                   f"{' or '.join(others)} can (--target {others[0]})")
+    def summary(self, report: Mapping[str, Any]) -> list[str]:
+        """Its own lines of what `qgraph freeze` prints, from the report."""
+        return []

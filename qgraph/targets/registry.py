@@ -1,0 +1,135 @@
+"""Which targets there are: a name and a class each. To add one, see `qgraph.targets.base`.
+
+Targets of other packages come from the entry-point group ``qgraph.targets``::
+
+    [options.entry_points]
+    qgraph.targets =
+        listing = my_package:Listing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from qgraph.errors import OptionError, UnsupportedError, suggestion
+from qgraph.ir.rewrite import read_options
+from qgraph.quant.spec import shown_granularity
+from qgraph.targets.base import Target
+
+log = logging.getLogger("qgraph")
+
+GROUP = "qgraph.targets"
+TARGETS = {  # name -> module:class, which is imported when it is asked for
+    "mxnet": "qgraph.targets.mxnet.target:Mxnet",
+    "mxnet-sim": "qgraph.targets.mxnet.target:MxnetSim",
+    "onnx": "qgraph.targets.onnx.target:Onnx",
+    "ncnn": "qgraph.targets.ncnn.target:Ncnn",
+    "tengine": "qgraph.targets.tengine.target:Tengine",
+}
+BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
+_TEXT = re.compile(r"\s*([\w\-]+)\s*(?:\{([^}]*)\})?\s*")
+_classes: dict[str, type[Target]] = {}
+
+
+def target_class(name: str) -> type[Target]:
+    """The class of that name; OptionError names the valid ones."""
+    if name not in _classes:
+        places = _places()
+        if name not in places:
+            raise OptionError(f"no target is called {name!r}; want one of {', '.join(places)}"
+                              f"{suggestion(name, places)}")
+        module, _, attribute = places[name].partition(":")
+        try:
+            found = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if name in TARGETS:
+                raise
+            raise OptionError(f"target {name}: {places[name]} cannot be loaded: {error}; repair or remove the package "
+                              "that brings it") from error
+        if not (isinstance(found, type) and issubclass(found, Target)) or found.name != name:
+            raise OptionError(f"target {name}: {places[name]} is {getattr(found, 'name', found)!r}, want a subclass of "
+                              "qgraph.targets.base.Target of this name")
+        _classes[name] = found
+    return _classes[name]
+
+
+def get_target(text: str) -> Target:
+    """The target of a name, with options or without: ``onnx``, ``onnx{isa=avx2 int4=true}``."""
+    match = _TEXT.fullmatch(text)
+    if not match:
+        raise OptionError(f"--target: cannot read {text!r}, want a name, or name{{option=value ...}}")
+    cls = target_class(match.group(1))
+    return cls(**read_options(cls, match.group(2) or ""))
+
+
+def names() -> list[str]:
+    """All targets: qgraph's own, then those of other packages."""
+    return [*_places()]
+
+
+def all_classes() -> list[type[Target]]:
+    """The classes of all targets; one of another package that cannot be loaded is left out with a warning."""
+    found = []
+    for name in names():
+        try:
+            found.append(target_class(name))
+        except OptionError as error:
+            log.warning("warning: %s", error)
+    return found
+
+
+def _places() -> dict[str, str]:
+    others = {entry.name: entry.value for entry in sorted(_entry_points(), key=lambda entry: entry.name)}
+    return {**TARGETS, **{name: place for name, place in others.items() if name not in TARGETS}}
+
+
+def _entry_points() -> Any:
+    found = entry_points()
+    return found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())  # Python 3.9
+
+
+def option_fields() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
+    """Option -> (its field, the targets that have it), for flags of the command line."""
+    options: dict[str, tuple[dataclasses.Field[Any], list[str]]] = {}
+    for cls in all_classes():
+        for option in dataclasses.fields(cls):
+            options.setdefault(option.name, (option, []))[1].append(cls.name)
+    return options
+
+
+def with_options(text: str, **given: Any) -> str:
+    """The text of a target with those options that it has."""
+    target = get_target(text)
+    own = {option.name for option in dataclasses.fields(target)} & given.keys()
+    return str(dataclasses.replace(target, **{name: given[name] for name in own}))
+
+
+def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,
+                act_signed: str = "auto", beyond: tuple[str, ...] = ()) -> None:
+    """UnsupportedError, naming the targets that can, if the target cannot carry these choices exactly."""
+    for flag in beyond:
+        if flag not in target.spec.beyond:
+            others = [t.name for t in all_classes() if flag in t.spec.beyond]
+            raise UnsupportedError(f"target {target.name} cannot carry {flag}; {' or '.join(others)} can "
+                                   f"(--target {others[0]})")
+    wanted = {"granularities": ("--granularity", granularity), "weight_bits": ("--weight-bits", weight_bits),
+              "act_bits": ("--act-bits", act_bits), "act_signed": ("--act-signed", act_signed)}
+    for field, (flag, value) in wanted.items():
+        if value in getattr(target.spec, field):
+            continue
+        others = [t.name for t in all_classes() if value in getattr(t.spec, field)]
+        shown = _listed((value,))
+        if not others:
+            takes = "; ".join(f"{t.name} takes {_listed(getattr(t.spec, field))}" for t in all_classes())
+            raise OptionError(f"{flag} {shown}: {takes}")
+        raise UnsupportedError(f"target {target.name} cannot carry {flag} {shown} exactly; "
+                               f"{' or '.join(others)} can (--target {others[0]})")
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(shown_granularity(str(value)) for value in values)

@@ -1,0 +1,86 @@
+"""Target `tengine`: int8 from inputs to outputs, .tmfile and the scale file of Tengine's own tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qgraph.ir.graph import Graph, Node
+from qgraph.quant.spec import QSpec
+from qgraph.targets.base import Facts, Model, Shapes, Spec, Target, Writing
+from qgraph.targets.equivalents import equivalents, is_planar, quantized_weights
+
+
+@dataclass(frozen=True)
+class Tengine(Target):
+    name = "tengine"
+    help = "int8 on Tengine: .tmfile, and the scale file of its tools"
+    suffix = ".tmfile"
+    spec = Spec(rounding="half-away", weight=QSpec(bits=8, signed=True, narrow=True),
+                act=QSpec(bits=8, signed=True, narrow=True), granularities=("tensor", "group", "channel"),
+                weight_bits=tuple(range(2, 9)), act_bits=(8,), act_signed=("auto", "signed"))
+    # every value is an integer, from the inputs to the outputs
+    passes = ("insert-fake-quantize", "quantize-everything", "calibrate", "fit-bias", "round-weights", "quantize-bias",
+              "bake-weights")
+    reads = "a .tmfile of Tengine"
+    companions = {".scale": "the scales of a Tengine model"}
+
+    def refuse(self, g: Graph, layer: Node) -> str:
+        """Layers that Tengine has no int8 form of, or that crash in it."""
+        if layer.op == "Deconvolution":
+            return "Tengine has no int8 transposed convolution that is known to work"
+        if layer.op == "Convolution" and not is_planar(layer):
+            return "Tengine's convolution is 2-D, NCHW"
+        weight = g.param(g.inputs(layer)[1])
+        if weight is not None and len(weight) == 1:
+            return "Tengine's int8 layers crash with one output channel; give it a second one (of zeros)"
+        return ""
+
+    def ops(self) -> frozenset[str]:
+        from qgraph.targets.tengine.emit import CONVERTERS
+
+        return frozenset(CONVERTERS)
+
+    def write(self, g: Graph, writing: Writing) -> Model:
+        from qgraph.targets.tengine.emit import frozen_tengine
+
+        model = frozen_tengine(g, writing.shapes)
+        model.preprocess = writing.preprocess
+        return model
+
+    def convert(self, g: Graph, shapes: Shapes) -> Model:
+        from qgraph.targets.tengine.emit import to_tengine
+        from qgraph.targets.tengine.model import with_export
+
+        return with_export(to_tengine(g, shapes), g, shapes)
+
+    def open(self, path: str) -> Model:
+        from qgraph.targets.tengine.model import load
+
+        return load(path)
+
+    def check(self, model: Model, g: Graph, writing: Writing) -> dict[str, Facts]:
+        """What the file holds, and what of the choices Tengine has only in another form.
+
+        The file, read back and executed on `writing.feeds`, must give the integers of `g`, every one.
+        """
+        from qgraph.targets.tengine.model import TengineModel
+        from qgraph.targets.tengine.runtime import check_read_back
+
+        assert isinstance(model, TengineModel)
+        if writing.feeds is not None:
+            check_read_back(g, model, writing.feeds)
+        signed = "every value is -127..127 with one scale, inputs and outputs too: Tengine's int8 has no unsigned codes, " \
+                 "so what is never negative has 127"
+        return {"tengine": {
+            "inputs": list(model.inputs), "outputs": model.outputs, "ops": model.op_counts,
+            "read_back_images": 0 if writing.feeds is None else len(next(iter(writing.feeds.values()))),
+            "equivalents": [signed] * bool(quantized_weights(g)) + equivalents(g, writing.table, "tengine")}}
+
+    def summary(self, report: Mapping[str, Any]) -> list[str]:
+        facts = report["tengine"]
+        lines = [f"tengine     {', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"]
+        if facts["read_back_images"]:
+            lines.append(f"read back   the frozen graph's integers, every one, on {facts['read_back_images']} images")
+        return lines
