@@ -14,7 +14,7 @@ ncnn runs one image at a time: its blobs have no batch axis, so axis 1 of MXNet 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from qgraph.quant.spec import QParams
 from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape, axis_of
 from qgraph.targets.ncnn.files import Layer, Value, Weight
-
-if TYPE_CHECKING:
-    from qgraph.targets.ncnn.emit import _Emitter
 
 Converter = Callable[["Context"], Any]
 
@@ -53,10 +50,32 @@ def sizes(shape: Sequence[int]) -> dict[int, Value]:
     return dict(zip(_SIZES[len(shape)], map(int, shape)))
 
 
+class Emitter(Protocol):
+    """The model that is being written, as converters use it."""
+
+    g: Graph
+    shapes: dict[Port, Shape]
+
+    def blob(self, port: Port) -> str:
+        """The blob that holds a value. Raises UnsupportedError for one that is no image's."""
+
+    def constant(self, port: Port) -> np.ndarray | None:
+        """The array of what follows from parameters and shapes, else None."""
+
+    def fresh(self) -> str:
+        """A name for the time being."""
+
+    def add(self, layer: Layer, node: Node) -> None:
+        """Add a layer that is made for this node."""
+
+    def take_activation(self, node: Node, kinds: Sequence[str]) -> Node | None:
+        """The only reader of a layer, if it is one of these activations: it gets no layer of its own."""
+
+
 class Context:
     """The node that is converted, and the model that is being written."""
 
-    def __init__(self, emitter: _Emitter, node: Node, ports: Sequence[Port]) -> None:
+    def __init__(self, emitter: Emitter, node: Node, ports: Sequence[Port]) -> None:
         self._emitter, self.node, self.ports = emitter, node, list(ports)
         self._replaced: dict[int, str] = {}
 

@@ -15,7 +15,7 @@ and if the op is new to qgraph add its row to `qgraph.ir.ops` and a rule to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,9 +23,7 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.registry import enter
-
-if TYPE_CHECKING:
-    from qgraph.targets.onnx.emit import _Emitter
+from qgraph.semantics.geometry import Shape
 
 Converter = Callable[..., Any]  # (Context, *tensor names) -> the name of the result, or a list of names
 
@@ -43,13 +41,33 @@ def missing(node: Node) -> UnsupportedError:
         f"{node.op!r}) (examples/custom_converter.py), or end the model before it with --outputs NAME")
 
 
+class Emitter(Protocol):
+    """The model that is being written, as converters use it."""
+
+    g: Graph
+    nodes: list[Any]
+    shapes: dict[Port, Shape]
+
+    def read(self, reader: Node, port: Port) -> str:
+        """The tensor in which this reader finds a value."""
+
+    def name(self, node: Node, hint: str) -> str:
+        """A name that no tensor has yet."""
+
+    def constant(self, node: Node, array: np.ndarray, hint: str) -> str:
+        """The name of an initializer that holds the array."""
+
+    def drops_activation(self, node: Node) -> bool:
+        """Whether the activation fused into this node changes nothing."""
+
+
 class Context:
     """The node that is converted, and the model that is being written.
 
     inputs: names of the tensors it reads.  made: the ONNX nodes made for it so far.
     """
 
-    def __init__(self, emitter: _Emitter, node: Node, ports: Sequence[Port]) -> None:
+    def __init__(self, emitter: Emitter, node: Node, ports: Sequence[Port]) -> None:
         self._emitter, self.node, self._ports = emitter, node, list(ports)
         self.inputs = [emitter.read(node, port) for port in ports]
         self._first = len(emitter.nodes)

@@ -15,19 +15,16 @@ also needs a way back, in `tengine_graph`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
-from qgraph.ir.graph import Node, Port
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, per_axis, quantize
 from qgraph.semantics.geometry import Shape, axis_of
-from qgraph.targets.tengine.files import CONST, FP32, INT8, INT32, TYPE_OF, VAR, Layer, Param, Tensor
-
-if TYPE_CHECKING:
-    from qgraph.targets.tengine.emit import _Emitter
+from qgraph.targets.tengine.files import CONST, FP32, INT8, INT32, TYPE_OF, VAR, Layer, Model, Param, Tensor
 
 Converter = Callable[["Context"], int]
 
@@ -60,10 +57,35 @@ def check_activation(qp: QParams, name: str) -> None:
                                "--act-bits or --act-signed")
 
 
+class Emitter(Protocol):
+    """The model that is being written, as converters use it."""
+
+    g: Graph
+    int8: bool
+    shapes: dict[Port, Shape]
+    tm: Model
+    tensors: dict[Port, int]
+
+    def param(self, port: Port) -> np.ndarray | None:
+        """The array behind an input, past its quantizer, or None if it is a value."""
+
+    def scale_of(self, node: Node) -> np.ndarray:
+        """The scale of what a node writes."""
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a node is called so already, here or in the user's graph."""
+
+    def name(self, base: str) -> str:
+        """A name that no node has yet."""
+
+    def add(self, kind: str, name: str, inputs: Sequence[int], params: Sequence[Param], tensor: Tensor) -> int:
+        """Add a node and the tensor that it writes; the tensor's number."""
+
+
 class Context:
     """The node that is converted, and the model that is being written."""
 
-    def __init__(self, emitter: _Emitter, node: Node, ports: Sequence[Port]) -> None:
+    def __init__(self, emitter: Emitter, node: Node, ports: Sequence[Port]) -> None:
         self._emitter, self.node, self.ports = emitter, node, list(ports)
         self.int8 = emitter.int8
 

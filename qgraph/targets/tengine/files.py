@@ -21,6 +21,10 @@ from qgraph.errors import FormatError
 
 VAR, CONST, INPUT = 1, 2, 3  # Tensor.type
 FP32, FP16, INT8, UINT8, INT32, INT16 = 0, 1, 2, 3, 4, 5
+SUM, PRODUCT = 2, 0  # Eltwise.type
+MAX_POOL, AVG_POOL = 0, 1  # Pooling.alg
+FULL, INCLUDE_PAD = 1, 0x10  # Pooling.caffe_flavor: rounds sizes up and counts padding; counts padding
+CONV_ACTS = {"": -1, "relu": 0, "relu6": 6}  # Convolution.activation
 DTYPES = {FP32: "<f4", FP16: "<f2", INT8: "<i1", UINT8: "<u1", INT32: "<i4", INT16: "<i2"}
 _VERSION, _OP_VERSION, _MXNET = 2, 1, 4
 _MAX_INDEX = 0x7FFF  # Tengine keeps the ids of inputs and outputs as int16, those of tensors as uint16

@@ -16,8 +16,23 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, dequantize, quantize
 from qgraph.registry import enter
-from qgraph.targets.tengine.files import CONST, FP16, FP32, INT8, INT32, UINT8, Layer, Model, Tensor
-from qgraph.targets.tengine.nn import AVG_POOL, CONV_ACTS, FULL, MAX_POOL, PRODUCT, SUM
+from qgraph.targets.tengine.files import (
+    AVG_POOL,
+    CONST,
+    CONV_ACTS,
+    FP16,
+    FP32,
+    FULL,
+    INT8,
+    INT32,
+    MAX_POOL,
+    PRODUCT,
+    SUM,
+    UINT8,
+    Layer,
+    Model,
+    Tensor,
+)
 
 Maker = Callable[["_Builder", Layer], Node]
 

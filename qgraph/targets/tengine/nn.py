@@ -7,11 +7,7 @@ import math
 import numpy as np
 
 from qgraph.targets.tengine.convert import Context, clip, converter
-
-SUM, PRODUCT = 2, 0  # Eltwise.type
-MAX_POOL, AVG_POOL = 0, 1
-FULL, INCLUDE_PAD = 1, 0x10  # Pooling.caffe_flavor: rounds sizes up and counts padding; counts padding
-CONV_ACTS = {"": -1, "relu": 0, "relu6": 6}
+from qgraph.targets.tengine.files import AVG_POOL, CONV_ACTS, FULL, INCLUDE_PAD, MAX_POOL, PRODUCT, SUM
 
 
 def conv_act(c: Context) -> str:
