@@ -1,11 +1,35 @@
-"""The passes: one file each, named as the pass. PIPELINES says which run, in which order.
+"""The passes: one file each, named as the pass. Importing this package registers them all.
 
-Importing this package registers the float passes; `qgraph.commands.line` adds the quantization passes.
+    float           keep the outputs in float: PIPELINES says which run, in which order
+    quantizing      decide, place quantizers, calibrate, round: `qgraph.targets.base.Target.passes` says which run
+    of one target   integer_flow, share_scales, signed_dense, signed_residual, limit_saturation (mxnet),
+                    winograd_weights, absorb_bn, wide_sums (mxnet-sim), quantize_between, limit_weights (onnx),
+                    quantize_everything, fit_bias (tengine)
 """
 
 from __future__ import annotations
 
 from qgraph.ir.rewrite import Pass
+from qgraph.passes import (  # noqa: F401  (the import registers them)
+    absorb_bn,
+    bake_weights,
+    calibrate,
+    fit_bias,
+    insert_fake_quantize,
+    integer_flow,
+    limit_saturation,
+    limit_weights,
+    pair_channels,
+    quantize_between,
+    quantize_bias,
+    quantize_everything,
+    round_weights,
+    share_scales,
+    signed_dense,
+    signed_residual,
+    wide_sums,
+    winograd_weights,
+)
 from qgraph.passes.bn_to_affine import BNToAffine
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.fold_bn import FoldBN
@@ -15,7 +39,7 @@ from qgraph.passes.fold_pad import FoldPad
 from qgraph.passes.fuse_relu import FuseRelu
 
 PIPELINES: dict[str, tuple[Pass, ...]] = {
-    # the outputs in float stay the same
+    "canonical": (Canonicalize(),),
     "float": (
         Canonicalize(),
         FoldBN(),

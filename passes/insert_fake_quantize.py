@@ -11,10 +11,11 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.ir.select import select_nodes
 from qgraph.quant.spec import QSpec, as_granularity
-from qgraph.targets import base as targets
+from qgraph.targets.base import Target
+from qgraph.targets.registry import ONLINE_FLAG, check_legal, get_target
 
 
-def layer_verdicts(g: Graph, target: targets.Target, exclude: tuple[str, ...]) -> dict[Node, str]:
+def layer_verdicts(g: Graph, target: Target, exclude: tuple[str, ...]) -> dict[Node, str]:
     """Every layer with weights -> "" if it is quantized, else the reason why it stays in float."""
     excluded = select_nodes(g, exclude)
     for pattern in dict.fromkeys(excluded.values()):
@@ -61,12 +62,12 @@ class InsertFakeQuantize(Pass):
     online: bool = False
 
     def run(self, g: Graph) -> int:
-        target = targets.get_target(self.target)
+        target = get_target(self.target)
         granularity = as_granularity(self.granularity)
-        targets.check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed,
-                            (targets.ONLINE_FLAG,) if self.online else ())
-        weight = dataclasses.replace(target.weight, bits=self.weight_bits, granularity=granularity)
-        act = dataclasses.replace(target.act, bits=self.act_bits, signed=target.signed(self.act_signed),
+        check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed,
+                            (ONLINE_FLAG,) if self.online else ())
+        weight = dataclasses.replace(target.spec.weight, bits=self.weight_bits, granularity=granularity)
+        act = dataclasses.replace(target.spec.act, bits=self.act_bits, signed=target.spec.signed(self.act_signed),
                                   online=self.online)
         made: dict[Port, Node] = {}
         count = 0

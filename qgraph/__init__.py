@@ -26,7 +26,7 @@ _HOME = {
     "load": "formats.mxnet", "save": "formats.mxnet", "from_gluon": "formats.gluon",
     "QSpec": "quant.spec", "QParams": "quant.spec", "CalibrationTable": "quant.table",
     "Preprocess": "data.preprocess", "open_data": "data.open",
-    "FreezeOptions": "options", "freeze": "commands.freeze", "Frozen": "commands.freeze",
+    "FreezeOptions": "options", "freeze": "commands.freeze", "Frozen": "commands.frozen",
     "convert": "commands.convert", "Converted": "commands.convert",
     "to_onnx": "targets.onnx.emit", "OnnxModel": "targets.onnx.model",
     "simulate": "commands.simulate", "Strategy": "commands.strategies",

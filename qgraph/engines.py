@@ -1,20 +1,36 @@
-"""What executes a model: the NumPy reference and the engines, behind one interface."""
+"""The engines that run float graphs, and what runs any model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
 
 from qgraph.errors import OptionError
-from qgraph.ir.graph import Graph
-from qgraph.targets.ncnn.model import NcnnModel
-from qgraph.targets.tengine.model import TengineModel
+from qgraph.ir.graph import Graph, Port
+from qgraph.targets.base import Executor, Model
 
 RUNTIMES = ("auto", "mxnet", "onnxruntime")
 
 
-def runtime(what_for: str, name: str = "auto") -> Any:
-    """The `Executor` class of the engine that runs float graphs: that named, or MXNet where it is installed.
+@dataclass(frozen=True)
+class Engine:
+    """Runs graphs of MXNet's float ops, with fake_quantize nodes or without.
+
+    any_quantizer: also ones with ranges of the running batch, and with activations of more than 8 bits.
+    """
+
+    name: str
+    make: Callable[..., Executor]
+    any_quantizer: bool
+
+    def __call__(self, g: Graph, watch: Optional[Sequence[Port]] = None, fused: bool = False) -> Executor:
+        """An Executor. watch: what to return instead of the heads.  fused: let the engine fuse where that is safe."""
+        return self.make(g, watch, fused)
+
+
+def runtime(what_for: str, name: str = "auto") -> Engine:
+    """The engine for float graphs: that named, or MXNet where it is installed.
 
     Raises MissingDependencyError, saying what it was needed for, where the engine is not installed.
     """
@@ -24,35 +40,18 @@ def runtime(what_for: str, name: str = "auto") -> Any:
     from qgraph.targets.onnx import runtime as onnxruntime
 
     if name == "onnxruntime" or (name == "auto" and not mxnet.is_installed()):
-        return onnxruntime.Executor
+        return Engine("onnxruntime", onnxruntime.Executor, any_quantizer=False)
     mxnet.import_mxnet(what_for)
-    return mxnet.Executor
+    return Engine("mxnet", mxnet.Executor, any_quantizer=True)
 
 
-def executor(model: Any, what_for: str, name: str = "auto", watch: Sequence[Any] | None = None) -> Any:
-    """An Executor of a Graph, frozen ones for MXNet included, or of an `OnnxModel`, `NcnnModel` or `TengineModel`.
+def executor(model: Model, what_for: str, name: str = "auto", watch: Sequence[Hashable] | None = None) -> Executor:
+    """An Executor of any model: a float graph runs on the engine of that name, every other model on its own.
 
-    Raises OptionError for an engine that cannot run this model, and as `runtime`.
+    Raises OptionError for an engine that cannot run this model, and MissingDependencyError.
     """
-    from qgraph.formats.mxnet_marks import is_quantized_op
-
-    if isinstance(model, NcnnModel):
-        from qgraph.targets.ncnn import runtime as ncnn
-
-        ncnn.import_ncnn(what_for)
-        return ncnn.Executor(model, watch)
-    if isinstance(model, TengineModel):
-        from qgraph.targets.tengine import runtime as tengine
-
-        return tengine.Executor(model, watch)
-    if not isinstance(model, Graph):
-        if name == "mxnet":
-            raise OptionError("--runtime mxnet: MXNet cannot run an ONNX model, onnxruntime can")
-        return runtime(what_for, "onnxruntime")(model, watch)
-    if any(is_quantized_op(node) for node in model.dag):
-        if name == "onnxruntime":
-            raise OptionError("--runtime onnxruntime: this model is frozen for MXNet's own operators; freeze the float "
-                              "model with --target onnx instead")
-        name = "mxnet"
-        what_for += ", which is frozen for MXNet (--target onnx makes one for onnxruntime),"
-    return runtime(what_for, name)(model, watch)
+    if model.ir is not None and model.is_float_graph:
+        ports: Any = watch
+        return runtime(what_for, name)(model.ir, ports)
+    model.refuse_engine(name)
+    return model.executor(watch)

@@ -56,11 +56,10 @@ class FreezeOptions(DataOptions):
 
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.ir.select`.
     calib: a method of `qgraph.quant.ranges`, or online.  merge_bn: fold BatchNorms before weights are quantized.
+    target: its name, with options or without: ``onnx``, ``onnx{isa=avx2}``.
     winograd: quantize weights in a domain of `qgraph.passes.winograd_weights`.
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
-    isa: what executes an ONNX model, of `qgraph.passes.limit_weights`.  int4: 4-bit weights in 4-bit storage, and
-    activations in float (ONNX).  fast: what training left in float is quantized too (mxnet).
     runtime: of `qgraph.engines`, the engine that runs models meanwhile.
     """
 
@@ -84,9 +83,6 @@ class FreezeOptions(DataOptions):
     passes: str | None = None
     user_passes: tuple[str, ...] = ()
     dump_passes: str | None = None
-    isa: str = "auto"
-    int4: bool = False
-    fast: bool = False
     runtime: str = "auto"
 
     def __post_init__(self) -> None:
@@ -97,23 +93,14 @@ class FreezeOptions(DataOptions):
             if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
                 raise OptionError(f"{name} is {value!r}, want texts, such as {example!r}")
             object.__setattr__(self, name, tuple(texts))
-        for name in ("target", "granularity", "act_signed", "calib", "winograd", "isa", "runtime"):
+        for name in ("target", "granularity", "act_signed", "calib", "winograd", "runtime"):
             if not isinstance(getattr(self, name), str):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, want a text")
-        for name in ("merge_bn", "int4", "fast"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name} is {getattr(self, name)!r}, want True or False")
+        if not isinstance(self.merge_bn, bool):
+            raise OptionError(f"merge_bn is {self.merge_bn!r}, want True or False")
         if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
             raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
                               "to qgraph.freeze(..., calib_data=...)")
-        if self.int4:
-            if self.target != "onnx":
-                raise OptionError(f"--int4: target {self.target} has no 4-bit storage; --target onnx has")
-            if self.act_bits != 8:
-                raise OptionError("--act-bits: with --int4 activations stay in float")
-            object.__setattr__(self, "weight_bits", min(self.weight_bits, 4))
-        if self.fast and self.target != "mxnet":
-            raise OptionError(f"--fast: target {self.target} has no choice; it is for --target mxnet")
         for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):

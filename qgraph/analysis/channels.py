@@ -169,6 +169,15 @@ def _remembered(node: Node, channels: int) -> np.ndarray:
     return np.arange(channels) if order is None else order
 
 
+def in_the_users_order(value: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """Channels (axis 1) of an array as the user's model has them. order: what `channel_order` gives."""
+    if order is None or value.ndim < 2 or value.shape[1] != len(order):
+        return value
+    back = np.empty_like(value)
+    back[:, order] = value
+    return back
+
+
 def channel_order(node: Node) -> np.ndarray | None:
     """The order that `reorder` left on a node, or None. Raises FormatError if a file says nonsense."""
     text = node.attrs.get(ops.CHANNEL_ORDER)

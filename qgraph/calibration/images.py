@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from qgraph.data.open import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.ir.graph import Graph
 from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
+from qgraph.targets.base import Feeds
 from qgraph.semantics.inputs import hinted_shapes, inputs_of, known_channels
 
 log = logging.getLogger("qgraph")
@@ -22,11 +25,46 @@ SAMPLE_IMAGES = 16  # on which passes may measure, such as limit-saturation
 CHECK_IMAGES = 4
 
 
-def find_data(prefix: str, bare: Graph, options: FreezeOptions, calib_data: Any, needed: bool,
-              progress: Progress | None) -> tuple[Data | None, dict[str, tuple[int, ...]]]:
-    """(calibration data, shapes of a small batch). prefix: of the model's files, or "". bare: it, without labels.
+class CalibrationImages:
+    """Images for calibration. What only the first of them are asked for is read once, whoever asks.
 
-    Data: what is given, else ``<prefix>-calib.npz``, else, if they are needed, images distilled from the BatchNorms.
+    Raises CalibrationError where there is no image.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    @cached_property
+    def _head(self) -> list[Batch]:
+        """Batches that hold the first `SAMPLE_IMAGES` images."""
+        head: list[Batch] = []
+        for batch in self.data:
+            head.append(batch)
+            if sum(map(len, head)) >= SAMPLE_IMAGES:
+                break
+        if not head:
+            raise CalibrationError(f"{self.data.name}: no image was read")
+        return head
+
+    @property
+    def first(self) -> Batch:
+        return self._head[0]
+
+    @cached_property
+    def sample(self) -> Feeds:
+        """The first images, as many whatever the batch size."""
+        return {name: np.concatenate([b.feeds[name] for b in self._head])[:SAMPLE_IMAGES] for name in self.first.feeds}
+
+    def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Input -> shape of a small batch."""
+        return {name: (min(len(self.first), CHECK_IMAGES), *self.first.feeds[name].shape[1:]) for name in names}
+
+
+def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: Any, needed: bool,
+                progress: Progress | None) -> tuple[CalibrationImages | None, dict[str, tuple[int, ...]]]:
+    """(calibration images, shapes of a small batch). prefix: of the model's files, or "". bare: it, without labels.
+
+    Images: what is given, else ``<prefix>-calib.npz``, else, if they are needed, images distilled from the BatchNorms.
     """
     names = inputs_of(bare)
     given = parse_shapes(options.input_shape, names)
@@ -39,9 +77,8 @@ def find_data(prefix: str, bare: Graph, options: FreezeOptions, calib_data: Any,
         log.info("calibration data: %s", beside)
     limit = options.num_calib or DEFAULT_IMAGES
     if source is not None:
-        data = options.open(source, wanted, limit)
-        first = _peek(data)
-        return data, {name: (min(len(first), CHECK_IMAGES), *first.feeds[name].shape[1:]) for name in names}
+        images = CalibrationImages(options.open(source, wanted, limit))
+        return images, images.shapes(names)
     shapes = {**hinted_shapes(bare), **given}
     unknown = [name for name in names if name not in shapes]
     if unknown:
@@ -50,17 +87,7 @@ def find_data(prefix: str, bare: Graph, options: FreezeOptions, calib_data: Any,
     shapes = {name: shapes[name] for name in names}
     if not needed:
         return None, shapes
-    return _distilled(bare, shapes, options, progress), shapes
-
-
-def sample(data: Data) -> dict[str, np.ndarray]:
-    """The first images, as many whatever the batch size."""
-    batches: list[Batch] = []
-    for batch in data:
-        batches.append(batch)
-        if sum(map(len, batches)) >= SAMPLE_IMAGES:
-            break
-    return {name: np.concatenate([b.feeds[name] for b in batches])[:SAMPLE_IMAGES] for name in batches[0].feeds}
+    return CalibrationImages(_distilled(bare, shapes, options, progress)), shapes
 
 
 def sample_of(model: Any) -> Any:
@@ -68,12 +95,6 @@ def sample_of(model: Any) -> Any:
     arrays = getattr(getattr(model, "qat_control", None), "sample", ())
     names = ["data"] if len(arrays) == 1 else [f"data{i}" for i in range(len(arrays))]
     return {name: x.asnumpy() for name, x in zip(names, arrays)} or None
-
-
-def _peek(data: Data) -> Batch:
-    for batch in data:
-        return batch
-    raise CalibrationError(f"{data.name}: no image was read")
 
 
 def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,

@@ -9,48 +9,33 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qgraph import engines
 from qgraph.commands import floatcheck
-from qgraph.commands.freeze import model_files, refuse_frozen
-from qgraph.commands.open_model import Model, find_symbol, open_model
-from qgraph.commands.report import count_ops
-from qgraph.engines import runtime
+from qgraph.commands.open_model import Opened, find_symbol, open_model
 from qgraph.errors import OptionError, QGraphError
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.options import block_shapes, parse_shapes
 from qgraph.passes import PIPELINES
-from qgraph.passes.canonicalize import Canonicalize
-from qgraph.semantics import interpreter as reference
+from qgraph.semantics import interpreter
 from qgraph.semantics.inputs import hinted_shapes, inputs_of
 from qgraph.semantics.kernels import KERNELS
-from qgraph.targets.base import get_target
-from qgraph.targets.mxnet import runtime as mxnet
-from qgraph.targets.ncnn import runtime as ncnn
-from qgraph.targets.ncnn.emit import to_ncnn
-from qgraph.targets.ncnn.model import NcnnModel
-from qgraph.targets.onnx import runtime as onnxruntime
-from qgraph.targets.onnx.emit import to_onnx
-from qgraph.targets.onnx.model import OnnxModel
-from qgraph.targets.tengine import runtime as tengine
-from qgraph.targets.tengine.emit import to_tengine
-from qgraph.targets.tengine.model import TengineModel, with_export
+from qgraph.targets.base import Executor, Model, Shapes, Target
+from qgraph.targets.mxnet.model import MxnetModel
+from qgraph.targets.registry import all_classes, get_target
 
 log = logging.getLogger("qgraph")
 
-FORMATS = ("onnx", "ncnn", "tengine", "mxnet")
 MXNET, REFERENCE = "MXNet", "the NumPy reference"
-_HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
-                    "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass
@@ -60,13 +45,13 @@ class Converted:
     difference: of the largest output, None if it was not compared.  source: the files that the model came from.
     """
 
-    model: Graph | OnnxModel | NcnnModel | TengineModel
+    model: Model
     report: dict[str, Any]
     source: tuple[str, ...] = ()
 
     def save(self, prefix: str | os.PathLike[str]) -> list[str]:
         """Write PREFIX.onnx, or .param and .bin, or .tmfile, or -symbol.json and -0000.params; the paths."""
-        files = model_files(self.model, os.fspath(prefix))
+        files = self.model.files(os.fspath(prefix))
         check_output(os.fspath(prefix), list(files), self.source)
         write_files(files)
         return list(files)
@@ -76,61 +61,65 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
             outputs: Sequence[str] = (), input_shape: Sequence[str] = (), runtime: str = "auto") -> Converted:
     """Convert a float model.
 
-    model: path of a symbol JSON (or its prefix), a `Graph`, or a Gluon block.
+    model: path of a symbol JSON (or its prefix), a `Graph`, or a Gluon block.  to: a target.
     outputs: what the result gives back instead of the model's outputs: a node's name, ``name:index``, or MXNet's
         ``name_output``.
     input_shape: ``data:1,3,224,224``, one per input, where the file does not say it.
     runtime: what runs the model to compare with, of `qgraph.engines`; onnxruntime stands for the NumPy reference.
     """
-    if to not in FORMATS:
-        raise OptionError(f"--to {to}: want {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    target = format_named(to)
     outputs, input_shape = _several(outputs), _several(input_shape)
     opened = open_model(model, params, epoch, block_shapes(input_shape))
     g = opened.as_graph("converting")
-    _refuse_frozen(opened, to)
-    before = count_ops(g)
+    _refuse_frozen(opened, target)
+    before = MxnetModel(g).op_counts
     if outputs:
         g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
         g.prune()
-    source = g.copy()
-    found: Graph | OnnxModel | NcnnModel | TengineModel = g
-    difference, engine = None, ""
-    if to != "mxnet":
-        Canonicalize().run(g)
+    if target.rewrites:
+        source = g.copy()
+        PassManager(PIPELINES[target.float_passes]).run(g)
         names = inputs_of(g)
         shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
-        known = {n: shapes[n] for n in names if n in shapes}
-        if to == "onnx":
-            found = to_onnx(g, shapes)
-            difference, engine = _check_onnx(source, g, found, known, runtime)
-        elif to == "tengine":
-            PassManager(PIPELINES["float"]).run(g)
-            found = with_export(to_tengine(g, shapes), g, shapes)
-            difference, engine = _check_tengine(source, g, found, known, runtime)
-        else:
-            PassManager(PIPELINES["float"]).run(g)
-            found = to_ncnn(g, shapes)
-            difference, engine = _check_ncnn(source, g, found, known, runtime)
-    elif input_shape and opened.files:
-        raise OptionError("--input-shape: is for --to onnx, ncnn, tengine; MXNet's own files are converted without it")
+        converted = target.convert(g, shapes)
+        difference, engine = _compare(source, g, converted, {n: shapes[n] for n in names if n in shapes}, target,
+                                      runtime)
+    else:
+        if input_shape and opened.files:
+            raise OptionError(f"--input-shape: is for --to {', '.join(_formats(rewrites=True))}; MXNet's own files are "
+                              "converted without it")
+        converted, difference, engine = target.convert(g, {}), None, ""
     report = {
-        "to": to,
-        "inputs": _inputs(found),
-        "outputs": [h.key for h in found.heads] if isinstance(found, Graph) else found.outputs,
-        "ops": {"before": before, "after": count_ops(found)},
+        "to": target.name,
+        "inputs": converted.known_shapes,
+        "outputs": converted.outputs,
+        "ops": {"before": before, "after": converted.op_counts},
         "difference": difference, "compared_with": engine or None,
-        "size": {"before": opened.size, "after": Model(found).size},
+        "size": {"before": opened.size, "after": Opened(converted).size},
     }
-    return Converted(found, report, opened.files)
+    return Converted(converted, report, opened.files)
+
+
+def format_named(text: str) -> Target:
+    """The target of that name. Raises OptionError for one that has no float models."""
+    formats = _formats()
+    if text not in formats:
+        raise OptionError(f"--to {text}: want {', '.join(formats[:-1])} or {formats[-1]}")
+    return get_target(text)
+
+
+def _formats(rewrites: bool = False) -> list[str]:
+    """Names of the targets that have float models. rewrites: those alone that write other ops."""
+    return [cls.name for cls in all_classes() if cls.convert is not Target.convert and (cls.rewrites or not rewrites)]
 
 
 def destination(model: Any, to: str, output: str | None = None) -> str:
     """Prefix of the files to write, before any work. Raises OptionError where they cannot be written."""
     symbol, prefix = find_symbol(model)
-    suffix = get_target(to).suffix
-    default = f"{prefix}-converted" if to == "mxnet" else prefix
-    output = default if output is None else output.removesuffix(suffix)
-    check_output(output, [output + suffix], [symbol])
+    target = format_named(to)
+    default = prefix if target.rewrites else f"{prefix}-converted"
+    output = default if output is None else output.removesuffix(target.suffix)
+    check_output(output, [output + target.suffix], [symbol])
     return output
 
 
@@ -159,136 +148,82 @@ def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
-def _refuse_frozen(opened: Model, to: str) -> None:
-    """A quantization that is simulated in float (mxnet-sim) stays exact in ONNX and MXNet, and only there."""
-    if to in ("ncnn", "tengine"):
-        refuse_frozen(opened)
-    for node in opened.graph.toposort():
+def _refuse_frozen(opened: Opened, target: Target) -> None:
+    """A quantization that is simulated in float (mxnet-sim) stays exact where its ops are carried as they are."""
+    if not target.keeps_simulation:
+        opened.refuse_frozen()
+    for node in opened.as_graph("converting").toposort():
         if is_quantized_op(node):
-            raise OptionError(f"{opened.prefix or 'model'}: is frozen for MXNet's own integer operators ({node}), want "
-                              "the float model; qgraph freeze --target onnx makes an integer ONNX model of it")
-
-
-def _inputs(model: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, list[int] | None]:
-    """Name -> shape, 0 for what may vary, None where nothing is known."""
-    if isinstance(model, (NcnnModel, TengineModel)):
-        return {name: [1, *shape[1:]] if shape else None for name, shape in model.inputs.items()}
-    if isinstance(model, OnnxModel):
-        return {name: list(shape) or None for name, shape in model.inputs.items()}
-    shapes = hinted_shapes(model)
-    return {name: list(shapes[name]) if name in shapes else None for name in inputs_of(model)}
+            raise OptionError(f"{opened.name}: is frozen for MXNet's own integer operators ({node}), want the float "
+                              "model; qgraph freeze --target onnx makes an integer ONNX model of it")
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
-@dataclass
-class _Comparison:
-    """What is run for comparing, and on which shapes.
-
-    open: names of more tensors to watch -> an Executor of the written model.  logits: for each output the tensor in
-    front of its softmax, "" is none.  squashed: outputs that MXNet would want a label for.
-    """
-
-    to: str
-    inputs: Sequence[str]
-    open: Callable[[list[str]], Any]
-    logits: list[str]
-    squashed: list[bool]
-
-
-def _check_onnx(source: Graph, g: Graph, model: OnnxModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
+def _compare(source: Graph, g: Graph, model: Model, shapes: Shapes, target: Target,
+             name: str) -> tuple[float | None, str]:
     """(largest difference of an output as a part of its size, what it was compared with); None: not compared.
 
     g: `source` in the form from which `model` was made.  Raises QGraphError where they differ.
     """
-    made = {output for node in model.proto.graph.node for output in node.output}
-    squashed = [q.node.name == p.node.name and p.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
-    logits = [g.inputs(q.node)[0].key if head else "" for q, head in zip(g.heads, squashed)]
-
-    def run(names: list[str]) -> Any:
-        return onnxruntime.Executor(model, watch=[*model.outputs, *names])
-
-    return _compare(source, g, shapes, name, _Comparison(
-        "ONNX", list(model.inputs), run, [key if key in made else "" for key in logits], squashed))
-
-
-def _check_ncnn(source: Graph, g: Graph, model: NcnnModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
-    """The same of an ncnn model, where the package ncnn is installed."""
-    if not ncnn.is_installed():
-        runtime("comparing", name)
-        log.warning('the ncnn model was not run: the package ncnn is not installed (pip install "qgraph[ncnn]")')
+    engines.runtime("comparing", name)  # refuses an unknown name, and MXNet where it is asked for and not there
+    if why := model.absent():
+        log.warning("the %s model was not run: %s", target.name, why)
         return None, ""
-    made = {blob: layer for layer in model.layers for blob in layer.outputs}
-    logits = [made[blob].inputs[0] if made[blob].type == "Softmax" and p.node.op in _HEADS else ""
-              for blob, p in zip(model.outputs, source.heads)]
-    squashed = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
-
-    def run(names: list[str]) -> Any:
-        return ncnn.Executor(model, [*model.outputs, *names], half=False)
-
-    return _compare(source, g, shapes, name, _Comparison("ncnn", list(model.inputs), run, logits, squashed))
-
-
-def _check_tengine(source: Graph, g: Graph, model: TengineModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
-    """The same of a Tengine model, which the NumPy reference runs as it reads back."""
-    squashed = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
-    logits = [model.graph.inputs(p.node)[0].key if p.node.op in _HEADS else "" for p in model.graph.heads]
-
-    def run(names: list[str]) -> Any:
-        ports = [Port(model.graph.find(key)) for key in names]
-        return tengine.Executor(model, [*model.graph.heads, *ports])
-
-    return _compare(source, g, shapes, name, _Comparison("tengine", list(model.inputs), run, logits, squashed))
-
-
-def _compare(source: Graph, g: Graph, shapes: Shapes, name: str, of: _Comparison) -> tuple[float | None, str]:
-    runtime("comparing", name)  # refuses a name that is none, and MXNet where it is asked for and not there
-    if unknown := [i for i in of.inputs if i not in shapes]:
+    if unknown := [i for i in model.inputs if i not in shapes]:
         log.warning("the %s model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
-                    "(with the right numbers) tells it", of.to, unknown[0], unknown[0])
+                    "(with the right numbers) tells it", target.name, unknown[0], unknown[0])
         return None, ""
-    watch = [source.inputs(p.node)[0] if p.node.op in _HEADS else p for p in source.heads]
+    # heads that MXNet wants a label for, or that hide differences, are compared in front of their softmax, too
+    squashed = [q.node.name == p.node.name and p.node.op in ops.HEADS for p, q in zip(source.heads, g.heads)]
+    logits = [key if head else None for key, head in zip(model.logits(g), squashed)]
+    watch = [source.inputs(p.node)[0] if p.node.op in ops.HEADS else p for p in source.heads]
     engine, theirs, batches = _engine(source, watch, name)
-    names = [key for key in of.logits if key]
-    ours = of.open(names)
+    keys = [key for key in logits if key is not None]
+    ours = model.executor([*model.heads, *keys], precise=True)
     worst = 0.0
     for batch in batches:
-        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in of.inputs}, seed=0)
+        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0)
         values = ours.run(feeds)
         if theirs is None:
             continue
-        found = dict(zip(names, values[len(g.heads):]))
-        for q, value, want, logits, squashed in zip(g.heads, values, theirs.run(feeds), of.logits, of.squashed):
-            if of.to == "ncnn" and want.ndim == 1 and value.size == want.size:  # its blobs have one axis at least
+        rest = iter(values[len(g.heads):])
+        for q, value, want, key, head in zip(g.heads, values, theirs.run(feeds), logits, squashed):
+            if want.ndim < model.least_axes and value.size == want.size:
                 value = value.reshape(want.shape)
-            if logits:
-                worst = max(worst, _difference(want, found[logits], logits, engine, of.to))
-            if squashed:  # MXNet's own would want a label
-                want = reference.evaluate(q.node, [reference.Tensor(want)])[0].real
-            worst = max(worst, _difference(want, value, q.key, engine, of.to))
+            if key is not None:
+                worst = max(worst, _difference(want, next(rest), _shown(key), engine, target.name))
+            if head:  # MXNet's own would want a label
+                want = interpreter.evaluate(q.node, [interpreter.Tensor(want)])[0].real
+            worst = max(worst, _difference(want, value, q.key, engine, target.name))
     return (worst if theirs is not None else None), engine
 
 
-def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Any, tuple[int, ...]]:
+def _shown(key: Hashable) -> str:
+    return key.key if isinstance(key, Port) else str(key)
+
+
+def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Executor | None, tuple[int, ...]]:
     """(what runs the source, its Executor or None, batch sizes)"""
-    if runtime("comparing", name) is mxnet.Executor:
+    engine = engines.runtime("comparing", name)
+    if engine.name == MxnetModel.float_engine:
         try:
-            return MXNET, mxnet.Executor(source, watch), (2, 1)
+            return MXNET, engine(source, watch), (2, 1)
         except RuntimeError as error:  # MXNetError: an op that this MXNet does not have
             log.info("MXNet cannot run this model: %s", str(error).strip().splitlines()[-1])
-    without = sorted({n.op for n in reference.Executor(source, watch).order if n.op != "null" and n.op not in KERNELS})
-    if without:
+    reference = interpreter.Executor(source, watch)
+    if without := sorted({n.op for n in reference.order if n.op != "null" and n.op not in KERNELS}):
         log.warning("the model was run, but there is nothing to compare it with: the NumPy reference has no "
                     "kernel for %s, and MXNet is not there or cannot run it", ", ".join(without))
         return "", None, (2, 1)
     log.info("comparing with %s, which takes its time for a large network", REFERENCE)
-    return REFERENCE, reference.Executor(source, watch), (1,)
+    return REFERENCE, reference, (1,)
 
 
-def _difference(want: np.ndarray, found: np.ndarray, name: str, engine: str, to: str) -> float:
-    error = floatcheck.relative_error(want, found)
+def _difference(want: np.ndarray, value: np.ndarray, name: str, engine: str, to: str) -> float:
+    error = floatcheck.relative_error(want, value)
     if error > floatcheck.TOLERANCE:
-        what = (f"has shape {found.shape} in {to}, {want.shape} with {engine}" if want.shape != found.shape else
+        what = (f"has shape {value.shape} in {to}, {want.shape} with {engine}" if want.shape != value.shape else
                 f"differs by {error:.2g} of its size from {engine}, want below {floatcheck.TOLERANCE}")
         raise QGraphError(f"the {to} model is wrong: {name} {what}. This is a bug of qgraph; nothing was written. "
                           "--outputs NAME with names further up tells where it begins")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from qgraph.analysis.difference import Difference
-from qgraph.formats.mxnet_marks import CODES, MARK
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.data.open import Batch
+from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import Tensor, evaluate
 from qgraph.semantics.shapes import value_inputs
-
-if TYPE_CHECKING:
-    from qgraph.targets.ncnn.model import NcnnModel
-    from qgraph.targets.onnx.model import OnnxModel
+from qgraph.targets.base import Executor, Feeds, Model
 
 
 def class_scores(array: np.ndarray) -> np.ndarray | None:
@@ -28,7 +25,7 @@ def class_scores(array: np.ndarray) -> np.ndarray | None:
     return flat if flat.shape[1] == array.shape[1] > 1 else None
 
 
-def agreement(first: Any, second: Any, batches: Iterable[Any]) -> dict[str, Any]:
+def agreement(first: Executor, second: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
     """Top-1 agreement in percent (None if the model is no classifier) and SQNR of the first output.
 
     first, second: executors of the float and of the frozen model.
@@ -49,23 +46,18 @@ def agreement(first: Any, second: Any, batches: Iterable[Any]) -> dict[str, Any]
     return {"images": images, "top1": top1, **total.to_dict()}
 
 
-def kernel_departure(g: Graph, lowered: Graph | OnnxModel | NcnnModel, feeds: Mapping[str, np.ndarray], rounding: str,
-                     open_executor: Callable[..., Any]) -> dict[str, Any]:
+def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str,
+                     open_executor: Callable[..., Executor]) -> dict[str, Any]:
     """Each integer tensor of the frozen model against exact arithmetic *on the same integers*, layer by layer.
 
     The reference goes on with the kernel's codes, so that no layer is blamed for the one before.
-    open_executor: (model, watch=...) -> an executor.
+    g: the graph with fake_quantize nodes that `model` was written from.  open_executor: (model, watch=...) -> Executor.
     Returns {"images", "within_one": least percentage of codes within 1 of the exact ones, "layers": {name: {"equal",
     "within_one" in percent, "max" in codes}}, "output": largest error of an output as a part of its largest value}.
     """
-    ports: list[Any]
-    if isinstance(lowered, Graph):
-        carriers: Mapping[Node, Any] = _carriers(g, lowered)
-        outputs_of: list[Any] = list(lowered.heads)
-    else:
-        carriers, outputs_of = lowered.integers, list(lowered.outputs)
+    carriers, heads = model.codes, list(model.heads)
     ports = list(dict.fromkeys(carriers.values()))
-    values = open_executor(lowered, watch=[*ports, *outputs_of]).run(dict(feeds))
+    values = open_executor(model, watch=[*ports, *heads]).run(feeds)
     codes = dict(zip(ports, values))
     layers: dict[str, dict[str, float]] = {}
     known: dict[Port, Tensor] = {}
@@ -83,24 +75,10 @@ def kernel_departure(g: Graph, lowered: Graph | OnnxModel | NcnnModel, feeds: Ma
                 layers[g.inputs(node)[0].key] = _judge(exact, kernel)
                 outputs = [Tensor(codes=kernel, qp=node.quant)]
         known.update((Port(node, i), tensor) for i, tensor in enumerate(outputs))
-    heads = [_relative(known[p].real, v) for p, v in zip(g.heads, values[len(ports):])]
+    errors = [_relative(known[p].real, v) for p, v in zip(g.heads, values[len(ports):])]
     images = len(next(iter(feeds.values()))) if feeds else 0
     return {"images": images, "within_one": min((v["within_one"] for v in layers.values()), default=100.0),
-            "layers": layers, "output": float(f"{max(heads, default=0.0):.3g}")}
-
-
-def _carriers(g: Graph, lowered: Graph) -> dict[Node, Port]:
-    """Activation quantizer -> the integer tensor of the written graph that holds its codes."""
-    by_name = {n.name: n for n in lowered.dag if n.n_out >= 3 or n.attrs.get(MARK) == CODES}
-    found = {}
-    for fq in g.nodes("fake_quantize"):
-        source = g.inputs(fq)[0]
-        if g.param(source) is None:
-            for name in (fq.name + "_codes", fq.name + "_quantize", fq.name, source.node.name):
-                if name in by_name:
-                    found[fq] = Port(by_name[name])
-                    break
-    return found
+            "layers": layers, "output": float(f"{max(errors, default=0.0):.3g}")}
 
 
 def _judge(exact: np.ndarray, kernel: np.ndarray) -> dict[str, float]:

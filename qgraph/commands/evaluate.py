@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from qgraph.commands.departure import class_scores
-from qgraph.commands.open_model import input_sizes, open_model
+from qgraph.commands.open_model import open_model
 from qgraph.data.open import Batch, Data
 from qgraph.engines import executor
 from qgraph.errors import DataError
-from qgraph.ir.graph import Graph
 from qgraph.options import DataOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.semantics.inputs import inputs_of
+from qgraph.targets.base import Executor, Model
+
+
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptions | None = None,
@@ -28,11 +31,11 @@ def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptio
     ms_per_image is wall time of the model alone, without the first batch, which warms up.
     Raises DataError for a model that is no classifier.
     """
-    graph = runnable(open_model(model).graph)
-    other = runnable(open_model(reference).graph) if reference is not None else None
-    run = executor(graph, "evaluating a model", runtime)
+    judged = runnable(open_model(model).model)
+    other = runnable(open_model(reference).model) if reference is not None else None
+    run = executor(judged, "evaluating a model", runtime)
     run_other = executor(other, "evaluating a model", runtime) if other is not None else None
-    opened = open_for(graph, data, options or DataOptions())
+    opened = open_for(judged, data, options or DataOptions())
 
     batches = iter(opened)
     first = next(batches, None)
@@ -61,7 +64,7 @@ class Tally:
     def classes(self) -> np.ndarray:
         return np.concatenate(self._classes)
 
-    def add(self, run: Any, batch: Batch) -> None:
+    def add(self, run: Executor, batch: Batch) -> None:
         """Run an Executor on a batch. Raises DataError for a model that is no classifier, and for labels not its."""
         started = time.perf_counter()
         scores = _scores(run.run(batch.feeds)[0])
@@ -87,16 +90,16 @@ def _percent(count: int, total: int) -> float | None:
     return round(100 * count / total, 2) if total else None
 
 
-def runnable(g: Any) -> Any:
-    """`g` without labels, which an engine would want to be fed. Changes `g`; an ONNX model is as it should be."""
-    if isinstance(g, Graph) and len(inputs_of(g)) != len(g.data_inputs()):
-        Canonicalize().run(g)
-    return g
+def runnable(model: AnyModel) -> AnyModel:
+    """The model without labels, which an engine would want to be fed. Changes it where it is a graph."""
+    if model.ir is not None and len(inputs_of(model.ir)) != len(model.ir.data_inputs()):
+        Canonicalize().run(model.ir)
+    return model
 
 
-def open_for(g: Any, data: Any, options: DataOptions) -> Data:
-    """Data that fit the inputs of a graph or ONNX model."""
-    return options.open(data, input_sizes(g))
+def open_for(model: Model, data: Any, options: DataOptions) -> Data:
+    """Data that fit the inputs of a model."""
+    return options.open(data, {name: (0, *shape[1:]) if shape else () for name, shape in model.inputs.items()})
 
 
 def _scores(output: np.ndarray) -> np.ndarray:

@@ -1,89 +1,66 @@
-"""The whole line of passes for a set of options: what `qgraph freeze` runs, in order."""
+"""The line of passes for a set of options, and how it is run."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
 
-from qgraph.ir.rewrite import Pass, insert_after, load_user_pass, parse_pipeline, pass_class
-from qgraph.options import ONLINE, FreezeOptions
-from qgraph.passes import (  # noqa: F401  (the import registers them)
-    PIPELINES,
-    absorb_bn,
-    bake_weights,
-    calibrate,
-    fit_bias,
-    insert_fake_quantize,
-    integer_flow,
-    limit_saturation,
-    limit_weights,
-    pair_channels,
-    quantize_between,
-    quantize_bias,
-    quantize_everything,
-    round_weights,
-    share_scales,
-    signed_dense,
-    signed_residual,
-    wide_sums,
-    winograd_weights,
-)
-from qgraph.quant.spec import as_granularity
-from qgraph.targets import base as targets
+from qgraph.calibration.collect import collect
+from qgraph.data.open import Data
+from qgraph.errors import OptionError
+from qgraph.ir.graph import Graph
+from qgraph.ir.rewrite import Pass, PassManager, PassRecord, insert_after, load_user_pass, parse_pipeline, pass_class
+from qgraph.options import ONLINE, FreezeOptions, Progress
+from qgraph.passes import PIPELINES
+from qgraph.passes.winograd_weights import NONE, check_domain
+from qgraph.quant.spec import QParams, as_granularity
+from qgraph.quant.table import CalibrationTable
+from qgraph.targets.registry import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG, check_legal, get_target
 
-# behind the float passes, by `Target.flow`
-QUANTIZING = {
-    # only what layers with weights read is quantized
-    "simulated": ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "absorb-bn", "fuse-relu",
-                  "quantize-bias", "bake-weights", "wide-sums"),
-    # values stay integers from layer to layer, with sums and activations inside MXNet's kernels
-    "fused": ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
-              "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights"),
-    # the same with a quantizer behind every op, which the engine fuses as it likes
-    "qdq": ("insert-fake-quantize", "quantize-between", "calibrate", "pair-channels", "limit-weights", "round-weights",
-            "quantize-bias", "bake-weights"),
-    # layers with weights read integers and write floats, biases among them
-    "float-between": ("insert-fake-quantize", "calibrate", "round-weights", "bake-weights"),
-    # every value is an integer, from the inputs to the outputs
-    "whole": ("insert-fake-quantize", "quantize-everything", "calibrate", "fit-bias", "round-weights", "quantize-bias",
-              "bake-weights"),
-}
-_FOLDING_BN = ("fold-bn", "fold-bn-forward", "bn-to-affine")
+log = logging.getLogger("qgraph")
+
 FIRST_QUANTIZING = "insert-fake-quantize"
+_FOLDING_BN = ("fold-bn", "fold-bn-forward", "bn-to-affine")
+
+Ranges = Callable[[Graph], Optional[CalibrationTable]]  # of a graph with quantizers; None: of the running batch
 
 
 def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     """Passes that are ready but for the calibration table. Raises OptionError, UnsupportedError for bad choices."""
-    target = targets.get_target(options.target)
+    target = get_target(options.target)
     granularity = as_granularity(options.granularity)
     online = options.calib == ONLINE
-    winograd_weights.check_domain(options.winograd)
-    beyond = {targets.ONLINE_FLAG: online, targets.APART_FLAG: not options.merge_bn,
-              targets.WINOGRAD_FLAG: options.winograd != winograd_weights.NONE}
-    targets.check_legal(target, granularity, options.weight_bits, options.act_bits, options.act_signed,
-                        tuple(flag for flag, asked in beyond.items() if asked))
+    check_domain(options.winograd)
+    weight_bits, act_bits = target.bits(options.weight_bits, options.act_bits)
+    beyond = {ONLINE_FLAG: online, APART_FLAG: not options.merge_bn, WINOGRAD_FLAG: options.winograd != NONE}
+    check_legal(target, granularity, weight_bits, act_bits, options.act_signed,
+                tuple(flag for flag, asked in beyond.items() if asked))
+    rounding = target.spec.rounding
     given: dict[str, dict[str, Any]] = {
-        "insert-fake-quantize": {
-            "target": target.name, "granularity": granularity, "exclude": options.exclude,
-            "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed,
-            "activations": not options.int4, "online": online},
-        "winograd-weights": {"domain": options.winograd, "rounding": target.rounding},
-        "calibrate": {"signed_input_limit": target.signed_input_limit},
-        "round-weights": {"rounding": target.rounding},
-        "pair-channels": {"rounding": target.rounding, "active": options.isa != "vnni"},
-        "limit-weights": {"rounding": target.rounding, "isa": options.isa},
-        "absorb-bn": {"rounding": target.rounding},
-        "quantize-bias": {"limit": target.bias_limit},
-        "bake-weights": {"rounding": target.rounding},
+        FIRST_QUANTIZING: {
+            "target": target.name, "granularity": granularity, "exclude": options.exclude, "weight_bits": weight_bits,
+            "act_bits": act_bits, "act_signed": options.act_signed, "online": online},
+        "winograd-weights": {"domain": options.winograd, "rounding": rounding},
+        "calibrate": {"signed_input_limit": target.spec.signed_input_limit},
+        "round-weights": {"rounding": rounding},
+        "pair-channels": {"rounding": rounding},
+        "limit-weights": {"rounding": rounding},
+        "absorb-bn": {"rounding": rounding},
+        "quantize-bias": {"limit": target.spec.bias_limit},
+        "bake-weights": {"rounding": rounding},
     }
+    of_target = target.pass_options()
 
-    def make(cls: type[Pass], written: dict[str, Any]) -> Pass:
-        return cls(**{**given.get(cls.name, {}), **written})
+    def make(cls: type[Pass], written: Mapping[str, Any]) -> Pass:
+        return cls(**{**given.get(cls.name, {}), **of_target.get(cls.name, {}), **written})
 
     if options.passes is not None:
         steps = parse_pipeline(options.passes, make)
     else:
         steps = (*(step for step in PIPELINES["float"] if options.merge_bn or step.name not in _FOLDING_BN),
-                 *(make(pass_class(name), {}) for name in QUANTIZING[target.flow]))
+                 *(make(pass_class(name), {}) for name in target.passes))
     for spec in options.user_passes:
         steps = insert_after(steps, *load_user_pass(spec))
     return steps
@@ -94,3 +71,50 @@ def split(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
     names = [step.name for step in steps]
     at = names.index(FIRST_QUANTIZING) if FIRST_QUANTIZING in names else len(steps)
     return steps[:at], steps[at:]
+
+
+def quantize(g: Graph, steps: tuple[Pass, ...], ranges: Ranges, dump_dir: str = "",
+             records: list[PassRecord] | None = None,
+             **known: Any) -> tuple[CalibrationTable | None, tuple[Pass, ...]]:
+    """Run the quantizing passes on `g`, in place: (the calibration table, the passes that read it).
+
+    ranges: gives the calibration; it is asked if anything is quantized.
+    known: what only a run can know, for the fields of the passes.
+    """
+    records = [] if records is None else records
+    before, after = _split_at_table(steps)
+    PassManager(before, dump_dir, records).run(g)
+    table = None
+    if g.nodes("fake_quantize"):
+        table = ranges(g)
+    else:
+        log.warning("warning: nothing is quantized: every layer is excluded or stays in float")
+    after = tuple(_bound(step, table=table, **known) for step in after)
+    PassManager(after, dump_dir, records).run(g)
+    for node in g.nodes("fake_quantize"):
+        if not isinstance(node.quant, QParams) and not (node.quant and node.quant.online):
+            raise OptionError(f"--passes: {node.name} has no range: end the line with calibrate,bake-weights")
+    return table, after
+
+
+def _split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """(passes before, passes from the first one that reads the calibration)"""
+    for at, step in enumerate(steps):
+        if "table" in step.fields():
+            return steps[:at], steps[at:]
+    return steps, ()
+
+
+def _bound(step: Pass, **known: Any) -> Pass:
+    """The pass with what only a run can know in the fields that it has for it."""
+    return step.with_fields(**{name: known[name] for name in step.fields() & known.keys()})
+
+
+def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
+                  progress: Progress | None) -> CalibrationTable:
+    """The ranges of a float graph. signed: for which codes they are chosen, None is for those that the signs allow."""
+    table = collect(float_graph, data, options.calib, act_bits=options.act_bits, act_signed=signed, progress=progress,
+                    runtime=options.runtime)
+    log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
+             table.data)
+    return table

@@ -1,185 +1,133 @@
-"""Finding the model that the user means: a path, a prefix, a Graph, a Gluon block, or something frozen."""
+"""Find the model that the user means: a path, a prefix, a Graph, a Gluon block, or something frozen."""
 
 from __future__ import annotations
 
-import difflib
-import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qgraph.errors import OptionError
+from qgraph.formats.mxnet import SYMBOL_SUFFIX, load
+from qgraph.formats.mxnet_marks import is_frozen_op
+from qgraph.formats.paths import close_paths, find_params, missing_file
 from qgraph.ir.graph import Graph
-from qgraph.semantics.inputs import inputs_of, known_channels
+from qgraph.targets import registry
+from qgraph.targets.base import Model, Target
+from qgraph.targets.mxnet.model import MxnetModel
 
-log = logging.getLogger("qgraph")
-
-_SUFFIX = "-symbol.json"
-_NOT_MODELS = {  # what lies beside a model -> what it is, and what to give instead
-    ".params": f"these are parameters, want the MODEL{_SUFFIX} that goes with them (and --params)",
-    ".bin": f"these are the weights of an ncnn model, give its .param, or a MODEL{_SUFFIX}",
-    ".table": f"these are the scales of an ncnn model, give its .param, or a MODEL{_SUFFIX}",
-    ".scale": f"these are the scales of a Tengine model, give its .tmfile, or a MODEL{_SUFFIX}",
-    ".calib.json": f"this is a table of ranges (for --calib-table), give a MODEL{_SUFFIX}",
-    ".report.json": f"this is the report of an earlier run, give a MODEL{_SUFFIX}",
+_BESIDE = {  # what lies beside a model -> what it is, and what to give instead
+    ".params": f"these are parameters, want the MODEL{SYMBOL_SUFFIX} that goes with them (and --params)",
+    ".calib.json": f"this is a table of ranges (for --calib-table), give a MODEL{SYMBOL_SUFFIX}",
+    ".report.json": f"this is the report of an earlier run, give a MODEL{SYMBOL_SUFFIX}",
 }
 
 
 @dataclass
-class Model:
-    """A graph that qgraph may change, or an ONNX model. prefix: of its files, without ``-symbol.json``, or ""."""
+class Opened:
+    """A model that qgraph may change. prefix: of its files, without ``-symbol.json``, or ""."""
 
-    graph: Any
+    model: Model
     prefix: str = ""
     files: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of its files, or of its parameters."""
-        if self.files or not isinstance(self.graph, Graph):
-            return sum(os.path.getsize(f) for f in self.files) or int(self.graph.size)
-        return sum(a.nbytes for a in self.graph.params.values())
+        if self.files or self.model.ir is None:
+            return sum(os.path.getsize(f) for f in self.files) or self.model.size
+        return sum(a.nbytes for a in self.model.ir.params.values())
 
     @property
-    def kind(self) -> str:
-        return "an MXNet model" if isinstance(self.graph, Graph) else (
-            "an ONNX model" if hasattr(self.graph, "proto") else
-            "a Tengine model" if hasattr(self.graph, "tm") else "an ncnn model")
+    def name(self) -> str:
+        """For messages."""
+        return self.prefix or "model"
 
     def as_graph(self, what_for: str) -> Graph:
-        """The graph. Raises OptionError for an ONNX model, of which there is none."""
-        if not isinstance(self.graph, Graph):
+        """The graph of MXNet's ops. Raises OptionError for another engine's model, of which there is none."""
+        if self.model.ir is None:
             raise OptionError(f"{self.files[0] if self.files else 'the model'}: {what_for} wants an MXNet model "
-                              f"(MODEL{_SUFFIX}), found {self.kind}, which is what comes out in the end")
-        return self.graph
+                              f"(MODEL{SYMBOL_SUFFIX}), found {self.model.kind}, which is converted already; give the "
+                              "checkpoint that it was made from")
+        return self.model.ir
+
+    def refuse_frozen(self) -> None:
+        """Raise OptionError for a model that is quantized already."""
+        for node in self.as_graph("quantizing").dag:
+            if is_frozen_op(node):
+                raise OptionError(f"{self.name}: is quantized already ({node}), want the float model")
 
 
 def open_model(model: Any, params: str | None = None, epoch: int | None = None,
-               shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
-    """model: path of a symbol JSON or its prefix, or of an .onnx file, a Graph (copied), a Gluon block, or a `Frozen`.
+               shapes: Mapping[str, Sequence[int]] | None = None) -> Opened:
+    """model: path of a symbol JSON or its prefix, or of a file that a target reads (.onnx, .param, .tmfile), a Graph
+    (copied), a Gluon block, a `qgraph.targets.base.Model`, or what has one as ``model`` (`Frozen`, `Converted`).
 
     params: path; without, ``<prefix>-<epoch>.params``; without an epoch the highest there is.
     shapes: of a Gluon block's inputs.  Raises OptionError for files that are not there, and what `load` raises.
     """
-    if isinstance(model, Model):
+    if isinstance(model, Opened):
         return model
+    found = getattr(model, "model", model)
+    if isinstance(found, Model):
+        return Opened(found if found.ir is None else MxnetModel(found.ir.copy()))
     if isinstance(model, Graph):
-        return Model(model.copy())
-    if hasattr(model, "lowered"):
-        return Model(model.lowered.copy() if isinstance(model.lowered, Graph) else model.lowered)
-    if any(hasattr(model, own) for own in ("proto", "int8_layers", "tm")):
-        return Model(model)
+        return Opened(MxnetModel(model.copy()))
     if hasattr(model, "hybridize"):
         from qgraph.formats.gluon import from_gluon
 
-        return Model(from_gluon(model, *([dict(shapes)] if shapes else [])))
+        return Opened(MxnetModel(from_gluon(model, *([dict(shapes)] if shapes else []))))
     if not isinstance(model, (str, os.PathLike)):
         raise OptionError(f"found a {type(model).__name__}, want a path, a qgraph.Graph or a Gluon HybridBlock")
-    if os.fspath(model).endswith(".onnx"):
-        return _open_onnx(os.fspath(model), params)
-    if os.fspath(model).endswith(".param"):
-        return _open_ncnn(os.fspath(model), params)
-    if os.fspath(model).endswith(".tmfile"):
-        return _open_tengine(os.fspath(model), params)
-    from qgraph.formats.mxnet import load
-
-    symbol, prefix = find_symbol(model)
-    found = params or find_params(prefix, epoch)
-    if not os.path.isfile(found):
-        what = "a folder" if os.path.isdir(found) else "no such file"
-        raise OptionError(f"{found}: {what}; --params FILE names the parameters of {symbol}")
-    return Model(load(symbol, found), prefix, (symbol, found))
+    path = os.fspath(model)
+    for cls in registry.all_classes():
+        if cls.reads and path.endswith(cls.suffix):
+            return _open_written(registry.get_target(cls.name), path, params)
+    symbol, prefix = find_symbol(path)
+    arrays = params or find_params(prefix, epoch)
+    if not os.path.isfile(arrays):
+        raise OptionError(f"{arrays}: {missing_file(arrays)}; --params FILE names the parameters of {symbol}")
+    return Opened(MxnetModel(load(symbol, arrays)), prefix, (symbol, arrays))
 
 
-def _open_onnx(path: str, params: str | None) -> Model:
-    from qgraph.targets.onnx.model import load
-
-    _want_file(path, "an .onnx model", params, "an ONNX model has its parameters inside")
-    return Model(load(path), path[: -len(".onnx")], (path,))
-
-
-def _open_ncnn(path: str, params: str | None) -> Model:
-    from qgraph.targets.ncnn.model import load
-
-    _want_file(path, "a .param of ncnn", params, "an ncnn model has its parameters in the .bin beside it")
-    prefix = path[: -len(".param")]
-    return Model(load(path), prefix, (path, prefix + ".bin"))
-
-
-def _open_tengine(path: str, params: str | None) -> Model:
-    from qgraph.targets.tengine.model import load
-
-    _want_file(path, "a .tmfile of Tengine", params, "a Tengine model has its parameters inside")
-    return Model(load(path), path[: -len(".tmfile")], (path,))
-
-
-def _want_file(path: str, what: str, params: str | None, where: str) -> None:
+def _open_written(target: Target, path: str, params: str | None) -> Opened:
     if params:
-        raise OptionError(f"--params {params}: {where}")
+        raise OptionError(f"--params {params}: {target.reads} has its parameters {target.holds}")
     if not os.path.isfile(path):
-        raise OptionError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}, want {what}"
-                          + _close(path, os.path.splitext(path)[1]))
+        raise OptionError(f"{path}: {missing_file(path)}, want {target.reads}"
+                          + close_paths(path, os.path.splitext(path)[1]))
+    prefix = path.removesuffix(target.suffix)
+    return Opened(target.open(path), prefix, (path, *(prefix + suffix for suffix in target.beside)))
 
 
 def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:
     """(path of the symbol JSON, prefix)"""
     path = os.fspath(model)
-    if not path.endswith(".json") and os.path.isfile(path + _SUFFIX):
-        return path + _SUFFIX, path
-    if not os.path.splitext(path)[1] and not os.path.isfile(path) and os.path.isfile(path + ".onnx"):
-        raise OptionError(f"{path}: there is no {path}{_SUFFIX}, but {path}.onnx: give its whole name")
+    if not path.endswith(".json") and os.path.isfile(path + SYMBOL_SUFFIX):
+        return path + SYMBOL_SUFFIX, path
     if not os.path.isfile(path):
-        what = "a folder" if os.path.isdir(path) else "no such file"
-        raise OptionError(f"{path}: {what}, want a MODEL{_SUFFIX} (or its prefix){_close(path)}")
-    for suffix, what in _NOT_MODELS.items():
+        if not os.path.splitext(path)[1]:
+            for cls in registry.all_classes():
+                if cls.reads and os.path.isfile(path + cls.suffix):
+                    raise OptionError(f"{path}: there is no {path}{SYMBOL_SUFFIX}, but {path}{cls.suffix}: give its "
+                                      "whole name")
+        raise OptionError(f"{path}: {missing_file(path)}, want a MODEL{SYMBOL_SUFFIX} (or its prefix)"
+                          f"{close_paths(path)}")
+    _refuse_companion(path)
+    return path, path[: -len(SYMBOL_SUFFIX)] if path.endswith(SYMBOL_SUFFIX) else os.path.splitext(path)[0]
+
+
+def _refuse_companion(path: str) -> None:
+    """Raise OptionError for a file that lies beside a model and is none."""
+    for suffix, what in _BESIDE.items():
         if path.endswith(suffix):
             raise OptionError(f"{path}: {what}")
-    return path, path[: -len(_SUFFIX)] if path.endswith(_SUFFIX) else os.path.splitext(path)[0]
-
-
-def _close(path: str, suffix: str = _SUFFIX) -> str:
-    folder = Path(path if os.path.isdir(path) else os.path.dirname(path) or ".")
-    try:
-        names = sorted(n for n in os.listdir(folder) if n.endswith(suffix))
-    except OSError:
-        return f"; the folder {folder} is not there"
-    base = os.path.basename(path)
-    wanted = base if base.endswith(suffix) else re.sub(r"(-\d{4,})?\.\w+$", "", base) + suffix
-    close = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:3]
-    return f"; did you mean {' or '.join(str(folder / n) for n in close)}?" if close else ""
-
-
-def find_params(prefix: str, epoch: int | None) -> str:
-    """``<prefix>-NNNN.params`` of that epoch, or of the highest."""
-    pattern = re.compile(re.escape(os.path.basename(prefix)) + r"-(\d{4,})\.params")
-    folder = os.path.dirname(prefix)
-    found = {int(m.group(1)): m.group(0) for m in map(pattern.fullmatch, sorted(os.listdir(folder or "."))) if m}
-    if epoch is None:
-        if not found:
-            raise OptionError(f"{prefix}-NNNN.params: no such file beside the symbol; give --params FILE")
-        epoch = max(found)
-        if len(found) > 1:
-            log.warning("%d files of parameters lie beside the symbol, taking the last: %s (--epoch N takes another)",
-                        len(found), found[epoch])
-        else:
-            log.info("parameters: %s", os.path.join(folder, found[epoch]))
-    if epoch not in found:
-        raise OptionError(f"{prefix}-{epoch:04d}.params: no such file; "
-                          + (f"--epoch can be {', '.join(map(str, sorted(found)))}" if found else "give --params FILE"))
-    return os.path.join(folder, found[epoch])
+    for cls in registry.all_classes():
+        for suffix, what in cls.companions.items():
+            if path.endswith(suffix):
+                raise OptionError(f"{path}: these are {what}, give its {cls.suffix}, or a MODEL{SYMBOL_SUFFIX}")
 
 
 def default_prefix(model: Any) -> str:
     """Where `freeze` writes when nothing is said."""
     return find_symbol(model)[1] + "-quantized"
-
-
-def input_sizes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Input name -> shape as far as it is known (0: any size), or (); of a Graph or an `OnnxModel`."""
-    if not isinstance(model, Graph):
-        return {name: (0, *shape[1:]) if shape else () for name, shape in model.inputs.items()}
-    channels = known_channels(model)
-    return {name: channels.get(name, ()) for name in inputs_of(model)}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,19 +15,15 @@ from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import PassRecord
 from qgraph.quant.spec import QParams, shown_granularity
 from qgraph.quant.table import CalibrationTable
-from qgraph.targets import base as targets
-from qgraph.targets.ncnn.model import NcnnModel
-from qgraph.targets.tengine.model import TengineModel
-
-if TYPE_CHECKING:
-    from qgraph.targets.onnx.model import OnnxModel
+from qgraph.targets.base import Model, Target
+from qgraph.targets.mxnet.model import MxnetModel
 
 FORMAT = "qgraph-report"
 
 
-def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph | OnnxModel | NcnnModel | TengineModel,
+def build(*, original: Graph, float_graph: Graph, graph: Graph, model: Model,
           verdicts: dict[str, str], table: CalibrationTable | None, records: Sequence[PassRecord],
-          findings: Sequence[Any], options: dict[str, Any], target: targets.Target, sizes: tuple[int, int],
+          findings: Sequence[Any], options: dict[str, Any], target: Target, sizes: tuple[int, int],
           checks: dict[str, Any]) -> dict[str, Any]:
     """The report of one freeze.
 
@@ -38,11 +33,11 @@ def build(*, original: Graph, float_graph: Graph, graph: Graph, lowered: Graph |
     return {
         "format": FORMAT,
         "target": target.name,
-        "rounding": target.rounding,
+        "rounding": target.spec.rounding,
         "options": options,
         "versions": versions(),
         "graph_hash": float_graph.digest(),
-        "ops": {"before": count_ops(original), "after": count_ops(lowered)},
+        "ops": {"before": MxnetModel(original).op_counts, "after": model.op_counts},
         "passes": [{"name": r.name, "changed": r.changed, "nodes": r.nodes} for r in records],
         "quantized": layers,
         "float": _left_in_float(graph, {layer["name"] for layer in layers}, verdicts),
@@ -63,14 +58,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def count_ops(g: Graph | OnnxModel | NcnnModel | TengineModel) -> dict[str, int]:
-    if isinstance(g, (NcnnModel, TengineModel)):
-        return g.op_counts
-    if not isinstance(g, Graph):
-        return dict(sorted(Counter(node.op_type for node in g.proto.graph.node).items()))
-    return dict(sorted(Counter(n.op for n in g.toposort() if n.op != "null").items()))
 
 
 def is_quantized(g: Graph, node: Node) -> bool:

@@ -13,13 +13,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
-from qgraph.calibration.images import find_data, sample
-from qgraph.commands import floatcheck, trained
+from qgraph.calibration.images import find_images
+from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import Tally, open_for, runnable
-from qgraph.commands.freeze import collect_table, quantize, refuse_frozen
-from qgraph.commands.line import pipeline, split
+from qgraph.commands.line import collect_table, pipeline, quantize, split
 from qgraph.commands.open_model import open_model
 from qgraph.commands.strategies import Simulation, Strategy
+from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
 from qgraph.data.preprocess import parse_slice
 from qgraph.engines import runtime
@@ -30,7 +30,8 @@ from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.quant.ranges import method
 from qgraph.quant.table import CalibrationTable
-from qgraph.targets import base as targets
+from qgraph.targets.mxnet.model import MxnetModel
+from qgraph.targets.registry import get_target
 
 log = logging.getLogger("qgraph")
 
@@ -114,34 +115,34 @@ class _Bench:
     def __init__(self, model: Any, data: Any, options: FreezeOptions, calib_data: Any, calib_select: str | None,
                  strategies: Sequence[Strategy], progress: Progress | None) -> None:
         self.options, self.progress = options, progress
-        self.executor = runtime("simulating", options.runtime)
+        self.engine = runtime("simulating", options.runtime)
         online = [s for s in strategies if s.calib == ONLINE]
-        engine = self.executor.__module__.rpartition(".")[2]
         beyond = [(f"--calib {ONLINE}", "ranges of the running batch") for _ in online]
         beyond += [(f"--act-bits {s.act_bits}", "activations of more than 8 bits") for s in strategies
                    if s.act_bits > 8]
-        if beyond and engine != "mxnet":
-            raise OptionError(f"{beyond[0][0]}: only MXNet can run {beyond[0][1]}, and this runs on {engine}; leave it "
-                              "out, or pip install \"qgraph[mxnet]\"")
+        if beyond and not self.engine.any_quantizer:
+            raise OptionError(f"{beyond[0][0]}: only MXNet can run {beyond[0][1]}, and this runs on {self.engine.name};"
+                              ' leave it out, or pip install "qgraph[mxnet]"')
         opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
         self.source = opened.as_graph("simulating").copy()
-        refuse_frozen(opened)
-        if trained.is_trained(self.source):
-            raise OptionError(f"{opened.prefix or 'model'}: was trained with a quantization of its own; qgraph freeze "
+        opened.refuse_frozen()
+        if is_trained(self.source):
+            raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")
-        self.original = runnable(self.source.copy())
+        original = runnable(MxnetModel(self.source.copy()))
+        self.original = original.graph
         bare = self.source.copy()
         Canonicalize().run(bare)
         select_nodes(bare, options.exclude)  # a typing error shall not wait for the first row
-        self.data: Data = open_for(self.original, data, options)
+        self.data: Data = open_for(original, data, options)
         if calib_data is None and options.calib_data is None and options.skip is not None:
             calib_data, calib_select = data, options.skip
-        self.calib, shapes = find_data(
+        images, shapes = find_images(
             opened.prefix, bare, dataclasses.replace(options, select=calib_select, skip=None), calib_data,
             needed=len(online) < len(strategies), progress=progress)
-        first = next(iter(self.calib)) if self.calib is not None else None
-        self.feeds = floatcheck.random_feeds(shapes, options.seed, first.feeds if first else None)
-        self.sample = sample(self.calib) if self.calib is not None else None
+        self.calib = images.data if images is not None else None
+        self.feeds = floatcheck.random_feeds(shapes, options.seed, images.first.feeds if images is not None else None)
+        self.sample = images.sample if images is not None else None
         self.rounds = self.round = 0
         self._float_graphs: dict[Any, Graph] = {}
         self._tables: dict[Any, CalibrationTable] = {}
@@ -157,10 +158,10 @@ class _Bench:
                 "calibration_images": None if self.calib is None else self.calib.num_items,
                 "calibration_digest": None if self.calib is None else self.calib.fingerprint(),
                 "exclude": list(options.exclude), "batch_size": options.batch_size, "seed": options.seed,
-                "runtime": self.executor.__module__.rpartition(".")[2]}
+                "runtime": self.engine.name}
 
     def judge(self, g: Graph) -> Tally:
-        run = self.executor(g, fused=True)
+        run = self.engine(g, fused=True)
         tally = Tally()
         count = self.data.num_items
         for batch in self.data:
@@ -179,19 +180,20 @@ class _Bench:
         variant = tuple(float_steps)
         if variant not in self._float_graphs:
             g = self.source.copy()
-            floatcheck.run_checked(float_steps, g, self.feeds, self.executor)
+            floatcheck.run_checked(float_steps, g, self.feeds, self.engine)
             self._float_graphs[variant] = g
         float_graph = self._float_graphs[variant]
 
-        def ranges() -> CalibrationTable | None:
+        def ranges(_: Graph) -> CalibrationTable | None:
             if options.calib == ONLINE:
                 return None
-            how, signed = method(options.calib), targets.get_target(TARGET).signed(options.act_signed)
+            how, signed = method(options.calib), get_target(TARGET).spec.signed(options.act_signed)
             key = (variant, how.name, options.act_bits if how.per_bits else 0, signed if how.bound else None)
             if key not in self._tables:
                 assert self.calib is not None
                 self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress)
             return self._tables[key]
 
-        found: dict[str, Any] = {"feeds": self.sample, "data": self.calib, "float_graph": float_graph}
-        return quantize(float_graph, quant_steps, ranges, **found)[0]
+        g = float_graph.copy()
+        quantize(g, quant_steps, ranges, feeds=self.sample)
+        return g

@@ -1,31 +1,43 @@
-"""Freezing a network that was trained quantized: its ranges and codes are kept, whatever the target.
+"""How a network that was trained quantized goes through the line of `qgraph.freeze`: its ranges and codes are kept.
 
-    simulated   the graph is written as it is
-    qdq         activations get the trained ranges; weights keep their codes, a BatchNorm goes into their scales; sums
-                stay in float, as in training
-    fused       the same; with --fast weights (of 8 bits) are rounded again to the scales MXNet derives, and sums and
-                outputs are quantized too, as its kernels want it, to ranges observed on data
+What a target keeps (`Target.trained`):
+
+    graph    the graph is written as it is
+    codes    activations get the trained ranges; weights keep their codes, a BatchNorm goes into their scales; sums stay
+             in float, as in training
+    ranges   weights are rounded again to scales that the target derives, and what training left in float is quantized
+             too, to ranges observed on images
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.codes import quantizer_name
+from qgraph.analysis.codes import drop_quantizers, quantizer_name
+from qgraph.calibration.images import CalibrationImages
+from qgraph.commands import floatcheck
+from qgraph.commands.line import pipeline, split
+from qgraph.commands.network import FloatNetwork
+from qgraph.engines import Engine
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.rewrite import Pass, PassManager, PassRecord
 from qgraph.options import FreezeOptions
+from qgraph.passes.canonicalize import Canonicalize
 from qgraph.quant.spec import QParams, fake_quantize, per_axis, quantize
 from qgraph.quant.table import CalibrationTable, Entry
-from qgraph.targets.base import TARGETS, Target
+from qgraph.targets.base import KEEP_CODES, KEEP_GRAPH, Executor, Feeds, Target
+from qgraph.targets.registry import all_classes
 
-_CHOSEN_IN_TRAINING = ("exclude", "granularity", "weight_bits", "act_bits", "act_signed", "passes", "int4")
+_CHOSEN_IN_TRAINING = ("exclude", "granularity", "weight_bits", "act_bits", "act_signed", "passes")
+_CHANGES_VALUES = frozenset({"quantize-between", "share-scales", "signed-residual"})
+"""Passes that quantize what training left in float."""
 
 
 def is_trained(g: Graph) -> bool:
@@ -33,8 +45,89 @@ def is_trained(g: Graph) -> bool:
     return any(isinstance(n.quant, QParams) for n in g.dag)
 
 
-def check_options(options: FreezeOptions) -> None:
-    """OptionError for a choice that was made in training."""
+class TrainedNetwork(FloatNetwork):
+    """A network that comes with quantizers which have numbers.
+
+    Raises OptionError for a choice that was made in training, UnsupportedError for codes that the target has not.
+    """
+
+    def __init__(self, source: Graph, options: FreezeOptions, target: Target) -> None:
+        target.check_network(trained=True)
+        _check_options(options)
+        _check_carried(source, target)
+        self.source, self.options, self.target = source, options, target
+        self.untrained = untrained_layers(source, target)
+        self.float_steps, self.quantizing = split(pipeline(dataclasses.replace(options, exclude=self.untrained)))
+        self.entries: dict[str, Entry] = {}
+        self.missing: list[str] = []
+
+    @property
+    def _as_it_is(self) -> bool:
+        return self.target.trained == KEEP_GRAPH
+
+    def bare(self) -> Graph:
+        bare = without_quantizers(self.source)
+        Canonicalize().run(bare)
+        return bare
+
+    def reads_images(self, prefix: str, data: Any) -> bool:
+        """A graph that is written as it is needs none; with some, the written files are judged."""
+        return (not self._as_it_is or data is not None or bool(self.options.calib_data)
+                or os.path.isfile(f"{prefix}-calib.npz"))
+
+    def need(self, images: CalibrationImages | None) -> None:
+        if images is None:
+            raise CalibrationError(f"target {self.target.name} quantizes {len(self.missing)} tensors that training "
+                                   f"does not ({', '.join(self.missing[:3])}, ...): give --calib-data PATH, some images")
+
+    def fold(self, feeds: Feeds, engine: Engine, dump_dir: str, records: list[PassRecord]) -> tuple[Graph, Graph]:
+        g = self.source.copy()
+        if self._as_it_is:
+            PassManager((Canonicalize(),), dump_dir, records).run(g)
+            self.quantizing = ()
+            return without_quantizers(g), g
+        codes = take_weights(g)
+        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records)
+        float_graph = without_quantizers(g)
+        if self.target.parts_shortcuts:
+            part_shortcuts(g)
+        self.entries = trained_ranges(g)
+        if self.target.trained == KEEP_CODES:
+            self.quantizing = self._without_changes(g)
+            respecify(g, self.target)
+            give_weights(g, codes, self.untrained)
+        else:
+            drop_quantizers(g)
+        return float_graph, g
+
+    def _without_changes(self, g: Graph) -> tuple[Pass, ...]:
+        """The quantizing passes without those that change what was trained.
+
+        Codes of biases are as coarse as those of data and weights together, too coarse below 8 bits.
+        """
+        narrow = any(isinstance(n.quant, QParams) and n.quant.bits < 8 for n in g.dag)
+        left_out = _CHANGES_VALUES | ({"quantize-bias"} if narrow else set())
+        return tuple(step.with_fields(exact=True) if "exact" in step.fields() else step
+                     for step in self.quantizing if step.name not in left_out)
+
+    def verdicts(self, float_graph: Graph) -> dict[str, str]:
+        return {n.name: "was not quantized in training" if n.name in self.untrained else ""
+                for n in self.source.toposort() if ops.kind(n) == ops.COMPUTE}
+
+    def ranges(self, g: Graph, float_graph: Graph, given: CalibrationTable | None,
+               observe: Callable[[], CalibrationTable]) -> CalibrationTable | None:
+        if self._as_it_is:
+            return None
+        self.missing = missing_ranges(g, self.entries)
+        base = given
+        if self.missing and given is None:
+            base = observe()
+        elif self.missing and given is not None:
+            given.check(float_graph.digest())
+        return joined(base, self.entries, float_graph)
+
+
+def _check_options(options: FreezeOptions) -> None:
     default = FreezeOptions(target=options.target)
     for name in _CHOSEN_IN_TRAINING:
         if getattr(options, name) != getattr(default, name):
@@ -42,15 +135,14 @@ def check_options(options: FreezeOptions) -> None:
                               "how, is chosen with qgraph.qat.convert_model")
 
 
-def check_carried(g: Graph, target: Target) -> None:
-    """UnsupportedError for a quantizer that the target has no codes for."""
+def _check_carried(g: Graph, target: Target) -> None:
     for fq in g.nodes("fake_quantize"):
         qp, is_weight = fq.quant, g.param(g.inputs(fq)[0]) is not None
         if not isinstance(qp, QParams):
             continue
-        bits = target.weight_bits if is_weight else target.act_bits
-        if qp.bits not in bits:
-            others = [t.name for t in TARGETS.values() if qp.bits in (t.weight_bits if is_weight else t.act_bits)]
+        kind = "weight_bits" if is_weight else "act_bits"
+        if qp.bits not in getattr(target.spec, kind):
+            others = [t.name for t in all_classes() if qp.bits in getattr(t.spec, kind)]
             raise UnsupportedError(f"{fq.name}: was trained with {qp.bits} bits, which target {target.name} cannot "
                                    f"carry; {' or '.join(others)} can")
 
@@ -71,9 +163,9 @@ def without_quantizers(g: Graph) -> Graph:
     return twin
 
 
-def in_float(executor: Callable[..., Any]) -> Callable[..., Any]:
-    """The same executor for graphs whose quantizers are left out: rounding would hide what a float pass changes."""
-    def run(graph: Graph, watch: Sequence[Port] | None = None) -> Any:
+def in_float(engine: Engine) -> Callable[..., Executor]:
+    """The same engine for graphs whose quantizers are left out: rounding would hide what a float pass changes."""
+    def run(graph: Graph, watch: Sequence[Port] | None = None) -> Executor:
         twin = without_quantizers(graph)
         by_name = {n.name: n for n in twin.dag}
 
@@ -82,14 +174,14 @@ def in_float(executor: Callable[..., Any]) -> Callable[..., Any]:
                 port = graph.inputs(port.node)[0]
             return Port(by_name[port.node.name], port.index)
 
-        return executor(twin, watch=[found(p) for p in (graph.heads if watch is None else watch)])
+        return engine(twin, watch=[found(p) for p in (graph.heads if watch is None else watch)])
 
     return run
 
 
 def untrained_layers(g: Graph, target: Target) -> tuple[str, ...]:
     """Names of the layers that stay in float as they trained; for MXNet's kernels those that read floats, too."""
-    needed = 1 if target.flow == "fused" else 2
+    needed = 2 if target.float_inputs else 1
     return tuple(n.name for n in g.toposort() if ops.kind(n) == ops.COMPUTE
                  and not any(p.node.op == "fake_quantize" for p in g.inputs(n)[:needed]))
 
@@ -168,8 +260,8 @@ def respecify(g: Graph, target: Target) -> None:
                 g.remove(fq)
                 continue
             first[source] = fq
-            signed = qp.signed if target.act.signed is None else target.act.signed
-            fq.quant = dataclasses.replace(target.act, bits=qp.bits, signed=signed)
+            act = target.spec.act
+            fq.quant = dataclasses.replace(act, bits=qp.bits, signed=qp.signed if act.signed is None else act.signed)
 
 
 def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
@@ -201,19 +293,3 @@ def joined(base: CalibrationTable | None, entries: Mapping[str, Entry], float_gr
         base = CalibrationTable("naive", 8, None, float_graph.digest(), 0, data="trained ranges")
     return dataclasses.replace(base, entries={**base.entries, **entries}, data=f"{base.data}, and trained ranges"
                                if base.images else base.data)
-
-
-def has_data(prefix: str, options: FreezeOptions, calib_data: Any) -> bool:
-    return calib_data is not None or bool(options.calib_data) or os.path.isfile(f"{prefix}-calib.npz")
-
-
-def need(data: Any, missing: Sequence[str], target: Target) -> None:
-    if data is None:
-        raise CalibrationError(f"target {target.name} quantizes {len(missing)} tensors that training does not "
-                               f"({', '.join(missing[:3])}, ...): give --calib-data PATH, some images")
-
-
-def verdicts(g: Graph, untrained: Sequence[str]) -> dict[str, str]:
-    """Every layer -> "" or why it stays in float."""
-    return {n.name: "was not quantized in training" if n.name in untrained else "" for n in g.toposort()
-            if ops.kind(n) == ops.COMPUTE}

@@ -26,6 +26,7 @@ log = logging.getLogger("qgraph")
 
 PathLike = Union[str, "os.PathLike[str]"]
 
+SYMBOL_SUFFIX = "-symbol.json"
 SUBGRAPHS = "__subgraphs__"  # attribute of a fused oneDNN node: its subgraphs as one line of JSON
 _FUSED = "_sg_mkldnn_"
 _CONTROL_FLOW = frozenset({"_foreach", "_while_loop", "_cond"})
@@ -375,7 +376,7 @@ def checkpoint_files(g: Graph, prefix: PathLike, epoch: int = 0) -> dict[str, Co
     arg, aux = split_params(g)
     arrays = {**{f"arg:{k}": v for k, v in arg.items()}, **{f"aux:{k}": v for k, v in aux.items()}}
     base = os.fspath(prefix)
-    return {f"{base}-symbol.json": to_json(g),
+    return {f"{base}{SYMBOL_SUFFIX}": to_json(g),
             f"{base}-{epoch:04d}.params": lambda stream: dump_params(stream, arrays)}
 
 

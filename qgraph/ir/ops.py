@@ -191,6 +191,9 @@ ALIASES = {
 IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss", "LinearRegressionOutput"})
 """Ops that give back their first input at inference."""
 
+HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
+                   "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
+
 # attributes of our own; MXNet keeps attributes of this form
 CHANNEL_ORDER = "__channel_order__"
 """JSON list: channel i of this node's output is channel list[i] of the user's model."""

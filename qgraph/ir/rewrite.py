@@ -30,7 +30,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, ClassVar, TypeVar, get_type_hints
 
@@ -41,21 +41,34 @@ from qgraph.ir.pattern import MatchFail, P
 log = logging.getLogger("qgraph.passes")
 
 
+_AnyPass = TypeVar("_AnyPass", bound="Pass")
+
+
 class Pass(ABC):
     """Valid graph in, valid graph out. Works in place.
 
     name: the word on the command line, the dump file, the log line.
     requires: names of passes that must have run before, checked by the PassManager.
     preserves_float: the outputs in float stay the same up to rounding; `freeze` checks it.
+    findings: what it measured, for the report.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
     preserves_float: ClassVar[bool] = False
+    findings: Sequence[Any] = ()
 
     @abstractmethod
     def run(self, g: Graph) -> int:
         """Rewrite `g`; the number of things changed."""
+
+    def fields(self) -> set[str]:
+        """Names of its options, and of what only a run can know (such as ``table``)."""
+        return {f.name for f in fields(self)} if is_dataclass(self) else set()
+
+    def with_fields(self: _AnyPass, **values: Any) -> _AnyPass:
+        """A copy with these values."""
+        return replace(self, **values) if values else self  # type: ignore[type-var]
 
 
 class RewritePass(Pass):

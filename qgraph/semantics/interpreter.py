@@ -13,16 +13,18 @@ kernels do differently is judged against this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Callable
 
 import numpy as np
 
 from qgraph.analysis.codes import are_bias_steps, channel_scales
+from qgraph.data.open import Batch
 from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import ROUNDER, QParams, dequantize, online_params, per_axis, quantize
+from qgraph.semantics.inputs import inputs_of
 from qgraph.semantics.kernels import KERNELS, activate
 from qgraph.semantics.linear import BLOCK, LINEAR, along_channels
 from qgraph.semantics.shapes import infer, value_inputs
@@ -160,7 +162,7 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
         return [Tensor(codes=quantize(inputs[0].real, qp, rounding), qp=qp)]
     if node.op not in KERNELS:
         raise UnsupportedError(f"{node}: the reference interpreter has no kernel for this op; add one with "
-                               f"@qgraph.runtimes.kernels.kernel({node.op!r})")
+                               f"@qgraph.semantics.kernels.kernel({node.op!r})")
     if node.op in LINEAR:
         exact = _integer_linear(node, inputs)
         if exact is not None:
@@ -208,6 +210,15 @@ class Executor:
             node: [Tensor(np.asarray(graph.params[node.name], np.float32))]
             for node in self.order if graph.is_param(node)}
         self._checked: set[tuple] = set()
+
+    @property
+    def inputs(self) -> list[str]:
+        return inputs_of(self.graph)
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+        """(batch, values) for every batch."""
+        for batch in batches:
+            yield batch, self.run(batch.feeds)
 
     def walk(self, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[Node, list[Tensor], list[Tensor]]]:
         """(node, inputs, outputs) of each node, variables too, in topological order, as it is computed."""

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
-from qgraph.ir.graph import Graph
-from qgraph.quant.spec import quantize, shown_granularity
-from qgraph.quant.table import CalibrationTable
+from qgraph.quant.spec import quantize
 from qgraph.targets.ncnn.model import Codes, NcnnModel
 
 
@@ -102,29 +100,3 @@ class Executor:
         """(batch, values) for every batch."""
         for batch in batches:
             yield batch, self.run(batch.feeds)
-
-
-_LEVELS = ("kl", "mse")  # methods whose ranges depend on the number of codes
-
-
-def facts(g: Graph, model: NcnnModel, table: CalibrationTable | None) -> dict[str, Any]:
-    """For the report: what the files hold, and what of the choices ncnn has only in another form.
-
-    g: the graph with fake_quantize nodes that `model` was written from.  table: the ranges.
-    """
-    weights = [n.quant for n in g.nodes("fake_quantize") if g.param(g.inputs(n)[0]) is not None and n.quant is not None]
-    equivalents = []
-    if model.int8_layers:
-        equivalents.append("activations are -127..127 with one scale: ncnn has no unsigned ones, so what is never "
-                           "negative has 127 codes")
-    if table is not None and table.signed is None and table.method in _LEVELS:
-        equivalents.append(f"the ranges were chosen by {table.method} for unsigned codes where nothing is negative: "
-                           "calibrated for ncnn alone they suit its codes better")
-    if bits := sorted({q.bits for q in weights if q.bits < 8}):
-        equivalents.append(f"weights of {', '.join(map(str, bits))} bits are stored in 8")
-    if coarse := sorted({q.granularity for q in weights} - {"channel"}):
-        equivalents.append(f"one scale per {' and '.join(map(shown_granularity, coarse))} is repeated for each output "
-                           "channel")
-    return {"inputs": list(model.inputs), "outputs": model.outputs, "int8": len(model.int8_layers), "requantized": sum(
-                layer.number(8) > 100 for layer in model.int8_layers), "without_winograd": model.masked,
-            "equivalents": equivalents}

@@ -37,7 +37,7 @@ def converter(*names: str) -> Callable[[Converter], Converter]:
 
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
-        f"{node}: there is no ONNX converter for this op; add one with @qgraph.formats.onnx_convert.converter("
+        f"{node}: there is no ONNX converter for this op; add one with @qgraph.targets.onnx.convert.converter("
         f"{node.op!r}) (examples/custom_converter.py), or end the model before it with --outputs NAME")
 
 

@@ -43,7 +43,7 @@ def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4
     Raises UnsupportedError naming the node that ONNX, or a converter, cannot carry.
     """
     emitter = _Emitter(g, dict(shapes or {}), int4)
-    return OnnxModel(emitter.run(check), integers=emitter.integers)
+    return OnnxModel(emitter.run(check), codes=emitter.integers)
 
 
 class _Emitter:

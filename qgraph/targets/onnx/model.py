@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from qgraph.errors import FormatError
-from qgraph.ir.graph import Node
+from qgraph.analysis.channels import in_the_users_order
+from qgraph.errors import FormatError, OptionError
+from qgraph.files import Content
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node
+from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors
 
 ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
 ORIGINS = "qgraph.origin"  # metadata: JSON, tensor -> the node of the user's model that has this value
+_LAYERS = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose", "Add", "Concat", "MaxPool", "AveragePool",
+                     "GlobalAveragePool", "GlobalMaxPool"})
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -25,14 +35,17 @@ class Codes:
     zero_point: int
 
 
-class OnnxModel:
+class OnnxModel(Model):
     """An ONNX model in memory, ours or anybody's.
 
-    integers: fake_quantize -> tensor of its codes, in a model that was just written.
+    codes: fake_quantize -> tensor of its codes, in a model that was just written.
     """
 
-    def __init__(self, proto: Any, size: int | None = None, integers: dict[Node, str] | None = None) -> None:
-        self.proto, self.integers = proto, integers or {}
+    kind = "an ONNX model"
+    engine = "onnxruntime.InferenceSession"
+
+    def __init__(self, proto: Any, size: int | None = None, codes: Mapping[Node, str] | None = None) -> None:
+        self.proto, self._codes = proto, codes or {}
         self._size = size
 
     @property
@@ -50,6 +63,22 @@ class OnnxModel:
     @property
     def outputs(self) -> list[str]:
         return [o.name for o in self.proto.graph.output]
+
+    @property
+    def known_shapes(self) -> dict[str, list[int] | None]:
+        return {name: list(shape) or None for name, shape in self.inputs.items()}
+
+    @property
+    def op_counts(self) -> dict[str, int]:
+        return dict(sorted(Counter(node.op_type for node in self.proto.graph.node).items()))
+
+    @property
+    def codes(self) -> Mapping[Node, Hashable]:
+        return self._codes
+
+    @property
+    def frozen(self) -> bool:
+        return not _QUANTIZERS.isdisjoint(self.op_counts)
 
     @property
     def channel_orders(self) -> dict[str, np.ndarray]:
@@ -72,7 +101,7 @@ class OnnxModel:
                 return found if isinstance(found, dict) else {}
         return {}
 
-    def codes(self) -> dict[str, Codes]:
+    def roundings(self) -> dict[str, Codes]:
         """Float tensor -> the integers it is rounded to, for every QuantizeLinear of one scale."""
         from onnx import numpy_helper
 
@@ -90,6 +119,128 @@ class OnnxModel:
 
     def to_bytes(self) -> bytes:
         return bytes(self.proto.SerializeToString(deterministic=True))
+
+    def files(self, prefix: str) -> dict[str, Content]:
+        return {f"{prefix}.onnx": self.to_bytes()}
+
+    def executor(self, watch: Sequence[Any] | None = None, *, precise: bool = False) -> Executor:
+        from qgraph.targets.onnx.runtime import Executor as Runtime
+
+        return Runtime(self, watch)
+
+    def refuse_engine(self, name: str) -> None:
+        if name == "mxnet":
+            raise OptionError("--runtime mxnet: MXNet cannot run an ONNX model, onnxruntime can")
+
+    def logits(self, g: Graph) -> list[Hashable | None]:
+        made = {output for node in self.proto.graph.node for output in node.output}
+        keys = [g.inputs(h.node)[0].key if h.node.op in ops.HEADS else None for h in g.heads]
+        return [key if key in made else None for key in keys]
+
+    def tensors(self) -> Tensors:
+        return OnnxTensors(self)
+
+    def describe(self, shapes: Shapes | None = None) -> Description:
+        """A row is a float tensor that is rounded to 8 bits or fewer: its type, scale, zero point and range."""
+        proto, constants = self.proto, self.proto.graph.initializer
+        body = {
+            "frozen": self.frozen,
+            "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
+            "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+            "inputs": {i.name: _dims(i) for i in proto.graph.input if i.name in self.inputs},
+            "outputs": {o.name: _dims(o) for o in proto.graph.output},
+            "ops": self.op_counts,
+            "params": {"arrays": len(constants), "numbers": sum(math.prod(t.dims) for t in constants),
+                       "bytes": sum(map(_bytes, constants))},
+            "layers": self._rounded_rows()}
+        opset = ", ".join(f"{domain} {version}" for domain, version in body["opset"].items())
+        rows = [(row["name"], row["dtype"], f"{row['scale']:.4g}", row["zero_point"],
+                 "{:.5g} .. {:.5g}".format(*row["range"]) if "range" in row else "") for row in body["layers"]]
+        return Description(body, [f"{'producer':<8} {body['producer'] or '?'}, opset {opset}"],
+                           ("tensor", "type", "scale", "zero point", "range"), rows)
+
+    def _rounded_rows(self) -> list[dict[str, Any]]:
+        from onnx import numpy_helper
+
+        arrays = {t.name: t for t in self.proto.graph.initializer}
+        made = {node.output[0]: node for node in self.proto.graph.node if node.op_type == "QuantizeLinear"}
+        clips = {node.input[0]: node for node in self.proto.graph.node
+                 if node.op_type == "Clip" and len(node.input) == 3 and {*node.input[1:]} <= set(arrays)}
+        rows = []
+        for name, codes in self.roundings().items():
+            inputs = made[codes.tensor].input
+            dtype = numpy_helper.to_array(arrays[inputs[2]]).dtype if len(inputs) > 2 else np.dtype(np.uint8)
+            row = {"name": name, "scale": codes.scale, "zero_point": codes.zero_point, "dtype": dtype.name}
+            if dtype.name in ("int8", "uint8", "int16", "uint16"):
+                ends = [np.iinfo(dtype).min, np.iinfo(dtype).max]
+                if codes.tensor in clips:  # fewer bits than the type holds
+                    ends = [int(numpy_helper.to_array(arrays[end])) for end in clips[codes.tensor].input[1:]]
+                row["range"] = [codes.scale * (end - codes.zero_point) for end in ends]
+            rows.append(row)
+        return rows
+
+
+def _dims(value: Any) -> list[int | str] | None:
+    """Dimensions, those that may vary by name; None where not even their number is said."""
+    kind = value.type.tensor_type
+    return [d.dim_param or d.dim_value or "?" for d in kind.shape.dim] if kind.HasField("shape") else None
+
+
+def _bytes(tensor: Any) -> int:
+    from onnx import numpy_helper
+
+    return len(tensor.raw_data) or int(numpy_helper.to_array(tensor).nbytes)
+
+
+class OnnxTensors(Tensors):
+    """Of a quantized layer the codes are watched, so that onnxruntime fuses it as ever."""
+
+    no_advice = "A is an ONNX model, want the float MXNet model"
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.model = model
+        self.codes, self.orders = model.roundings(), model.channel_orders
+        self.made = {name: node.op_type for node in model.proto.graph.node for name in node.output}
+        self.names = {name: name for name in self.made}  # the user's name -> the tensor
+
+    def common(self, other: Tensors) -> list[str]:
+        """Of two ONNX models tensors are called as in the user's: a converted one has them all, a frozen one folds
+        layers.  And what is a layer here may be its relu there."""
+        if not isinstance(other, OnnxTensors):
+            return super().common(other)
+        self._use_origins()
+        other._use_origins()
+        wanted = {*super().common(other), *filter(self.has, other.comparable())}
+        return [name for name in self.names if name in wanted]
+
+    def _use_origins(self) -> None:
+        origins = self.model.origins
+        self.names = {**self.names, **{origins[name]: name for name in self.made if name in origins}}
+        for name in origins.keys() - set(origins.values()):
+            self.names.pop(name, None)
+
+    def comparable(self) -> list[str]:
+        return [name for name, tensor in self.names.items() if self.made[tensor] in _LAYERS or tensor in self.codes]
+
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    def op(self, name: str) -> str:
+        return self.made[self.names[name]]
+
+    def watch(self, names: Sequence[str]) -> list[Hashable]:
+        tensors = [self.names[name] for name in names]
+        return [self.model.outputs[0], *(self.codes[t].tensor if t in self.codes else t for t in tensors)]
+
+    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        found = {}
+        for name, value in zip(names, values):
+            tensor = self.names[name]
+            if tensor in self.codes:
+                known = self.codes[tensor]
+                value = (value.astype(np.float32) - known.zero_point) * np.float32(known.scale)
+            found[name] = in_the_users_order(value, self.orders.get(tensor))
+        return found
 
 
 def load(path: str | os.PathLike[str]) -> OnnxModel:

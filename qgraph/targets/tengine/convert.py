@@ -46,7 +46,7 @@ def converter(*names: str, int8: bool = True) -> Callable[[Converter], Converter
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
         f"{node}: there is no Tengine converter for this op; end the model before it (qgraph convert --outputs NAME), "
-        f"or add one with @qgraph.formats.tengine_convert.converter({node.op!r})")
+        f"or add one with @qgraph.targets.tengine.convert.converter({node.op!r})")
 
 
 def check_activation(qp: QParams, name: str) -> None:

@@ -5,29 +5,38 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import FormatError, UnsupportedError
 from qgraph.files import Content
-from qgraph.ir.graph import Graph
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, counted
+from qgraph.targets.tengine import files
 from qgraph.targets.tengine.export import export, export_files
-from qgraph.targets.tengine.files import Model, Tensor, from_bytes, to_bytes
 from qgraph.targets.tengine.note import usage_note
 
 log = logging.getLogger("qgraph")
 
 
 @dataclass
-class TengineModel:
+class TengineModel(Model):
     """export: the same network in float for Tengine's own tools; without it `why` says what they get wrong.
 
     scales: the scale file of an int8 model.  preprocess: what made the calibration images.
     """
 
-    tm: Model
+    kind = "a Tengine model"
+    engine = "Tengine"
+    has_kernels = False  # Tengine is on no package index: the reference runs the model
+
+    tm: files.Model
     export: Graph | None = None
     why: str = ""
     scales: str = ""
@@ -44,7 +53,7 @@ class TengineModel:
         return [tensor.name for tensor in self.output_tensors]
 
     @property
-    def output_tensors(self) -> list[Tensor]:
+    def output_tensors(self) -> list[files.Tensor]:
         return [self.tm.tensors[self.tm.layers[i].outputs[0]] for i in self.tm.outputs]
 
     @property
@@ -53,7 +62,19 @@ class TengineModel:
 
     @cached_property
     def data(self) -> bytes:
-        return to_bytes(self.tm)
+        return files.to_bytes(self.tm)
+
+    @property
+    def known_shapes(self) -> dict[str, list[int] | None]:
+        return {name: [1, *shape[1:]] if shape else None for name, shape in self.inputs.items()}
+
+    @property
+    def frozen(self) -> bool:
+        return any(tensor.dtype in (files.INT8, files.UINT8) for tensor in self.tm.tensors)
+
+    @property
+    def heads(self) -> list[Hashable]:
+        return [*self.graph.heads]
 
     @property
     def size(self) -> int:
@@ -83,6 +104,71 @@ class TengineModel:
         return found
 
 
+    def executor(self, watch: Sequence[Any] | None = None, *, precise: bool = False) -> Executor:
+        from qgraph.targets.tengine.runtime import Executor as Runtime
+
+        return Runtime(self, watch)
+
+    def logits(self, g: Graph) -> list[Hashable | None]:
+        return [self.graph.inputs(h.node)[0] if h.node.op in ops.HEADS else None for h in self.graph.heads]
+
+    def tensors(self) -> Tensors:
+        return TengineTensors(self)
+
+    def describe(self, shapes: Shapes | None = None) -> Description:
+        """A row is a node: the types of its weights and of what it writes, and the step of that."""
+        layers = [self._row(layer) for layer in self.tm.layers if layer.op != "Const"]
+        body = {"frozen": self.frozen, "engine": "Tengine", "inputs": self.known_shapes,
+                "outputs": {tensor.name: list(tensor.dims) or None for tensor in self.output_tensors},
+                "ops": self.op_counts,
+                "params": counted([tensor.array for tensor in self.tm.tensors if tensor.array is not None]),
+                "layers": layers}
+        rows = [(row["name"], row["op"], row["weight"] or "", row["writes"], f"{row['step']:.4g}" if row["step"] else "",
+                 "x".join(map(str, row["shape"])) if row["shape"] else "?") for row in layers]
+        return Description(body, [], ("node", "op", "weight", "writes", "step", "shape"), rows)
+
+    def _row(self, layer: files.Layer) -> dict[str, Any]:
+        written = self.tm.tensors[layer.outputs[0]]
+        weights = [array for array in (self.tm.tensors[i].array for i in layer.inputs) if array is not None]
+        return {"name": layer.name, "op": layer.op, "weight": weights[0].dtype.name if weights else None,
+                "writes": np.dtype(files.DTYPES[written.dtype]).name, "shape": list(written.dims) or None,
+                "step": float(written.scales[0]) if written.scales is not None else None}
+
+
+class TengineTensors(Tensors):
+    """Nodes are called as ours; a node that ends in a relu of its own counts behind it."""
+
+    no_advice = "A is a Tengine model, want the float MXNet model"
+
+    def __init__(self, model: TengineModel) -> None:
+        self.graph = model.graph
+        self.nodes = {n.name: n for n in self.graph.toposort() if n.op not in ("null", "fake_quantize")}
+
+    def comparable(self) -> list[str]:
+        return [name for name, node in self.nodes.items()
+                if ops.kind(node) == ops.COMPUTE or node.op in ("broadcast_add", "Concat", "Pooling")]
+
+    def has(self, name: str) -> bool:
+        return name in self.nodes
+
+    def op(self, name: str) -> str:
+        return self.nodes[name].op
+
+    def watch(self, names: Sequence[str]) -> list[Hashable]:
+        return [self.graph.heads[0], *(self._value(self.nodes[name]) for name in names)]
+
+    def _value(self, node: Node) -> Port:
+        """Behind its rounding, and behind the activation that is fused into it on the other side."""
+        g, found = self.graph, node
+        follow = ("fake_quantize",) if node.op in ("Pooling", "Concat") else ("fake_quantize", "Activation", "clip")
+        while len(readers := g.readers(found)) == 1 and readers[0].op in follow and not g.is_head(found):
+            found = readers[0]
+        return Port(found)
+
+    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, values))
+
+
 def with_export(model: TengineModel, float_graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> TengineModel:
     """The same with the checkpoint for convert_tool, or why there is none."""
     try:
@@ -97,7 +183,7 @@ def with_export(model: TengineModel, float_graph: Graph, shapes: Mapping[str, Se
 def load(path: str) -> TengineModel:
     """Read a .tmfile. Raises FormatError for a bad one."""
     with open(path, "rb") as stream:
-        model = TengineModel(from_bytes(stream.read(), path))
+        model = TengineModel(files.from_bytes(stream.read(), path))
     if not model.tm.layers:
         raise FormatError(f"{path}: found no nodes, want a model")
     return model

@@ -1,0 +1,85 @@
+"""How a float network goes through the line of `qgraph.freeze`; `qgraph.commands.trained` has the other kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from qgraph.calibration.images import CalibrationImages
+from qgraph.commands import floatcheck
+from qgraph.commands.line import pipeline, split
+from qgraph.engines import Engine
+from qgraph.ir.graph import Graph
+from qgraph.ir.rewrite import Pass, PassRecord
+from qgraph.options import ONLINE, FreezeOptions
+from qgraph.passes.canonicalize import Canonicalize
+from qgraph.passes.insert_fake_quantize import InsertFakeQuantize, layer_verdicts
+from qgraph.quant.table import CalibrationTable
+from qgraph.semantics.inputs import hinted_shapes
+from qgraph.targets.base import Feeds, Target
+from qgraph.targets.registry import get_target
+
+log = logging.getLogger("qgraph")
+
+
+class FloatNetwork:
+    """A network that was not trained quantized. quantizing: the passes from the first one that quantizes.
+
+    Raises OptionError for options that do not go with it.
+    """
+
+    quantizing: tuple[Pass, ...]
+
+    def __init__(self, source: Graph, options: FreezeOptions, target: Target) -> None:
+        target.check_network(trained=False)
+        self.source, self.options, self.target = source, options, target
+        self.float_steps, self.quantizing = split(pipeline(options))
+
+    def bare(self) -> Graph:
+        """A float copy without labels, by which the frozen model is judged."""
+        bare = self.source.copy()
+        Canonicalize().run(bare)
+        return bare
+
+    def hinted_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs as the files say them."""
+        return hinted_shapes(self.source)
+
+    def reads_images(self, prefix: str, data: Any) -> bool:
+        """Whether calibration images are looked for. prefix: of the model's files.  data: what was given."""
+        return True
+
+    def need(self, images: CalibrationImages | None) -> None:
+        """Raise CalibrationError if ranges have to be observed and there are no images."""
+
+    def fold(self, feeds: Feeds, engine: Engine, dump_dir: str,
+             records: list[PassRecord]) -> tuple[Graph, Graph]:
+        """Run the float passes, checked on `feeds`: (the float graph, the graph to be quantized)."""
+        g = self.source.copy()
+        changed = floatcheck.run_checked(self.float_steps, g, feeds, engine, dump_dir, records)
+        log.info("float passes: outputs kept to %.1e of their size on a random batch", changed)
+        return g, g.copy()
+
+    def verdicts(self, float_graph: Graph) -> dict[str, str]:
+        """Layer -> why it stays in float, "" if it is quantized."""
+        for step in self.quantizing:
+            if isinstance(step, InsertFakeQuantize):
+                verdicts = layer_verdicts(float_graph, get_target(step.target), step.exclude)
+                for node, why in verdicts.items():
+                    if why:
+                        log.info("stays in float: %s: %s", node.name, why)
+                return {node.name: why for node, why in verdicts.items()}
+        return {}
+
+    def ranges(self, g: Graph, float_graph: Graph, given: CalibrationTable | None,
+               observe: Callable[[], CalibrationTable]) -> CalibrationTable | None:
+        """The calibration table of a graph with quantizers, None for ranges of the running batch."""
+        if self.options.calib == ONLINE:
+            log.info("ranges: of the batch that is being run")
+            return None
+        if given is None:
+            return observe()
+        given.check(float_graph.digest())
+        given.check_bits(self.options.act_bits)
+        return given
