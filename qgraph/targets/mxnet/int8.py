@@ -174,7 +174,8 @@ class _Lowering:
         if node.op == "elemwise_add":
             if self._reader(node) is None or not all(p in self.codes or self._waits(p) for p in inputs):
                 return False
-            return any(self._waits(p) for p in inputs) or not ops.attr(node, "act_type")
+            waiting = sum(map(self._waits, inputs))  # the kernel adds the codes of one operand to the sums of the other
+            return waiting == 1 or (not waiting and not ops.attr(node, "act_type"))
         return passes_integers(node) and all(p in self.codes for p in inputs)
 
     def _waits(self, port: Port) -> bool:
