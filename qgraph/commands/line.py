@@ -66,6 +66,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
             "target": target.name, "granularity": granularity, "exclude": options.exclude,
             "weight_bits": options.weight_bits, "act_bits": options.act_bits, "act_signed": options.act_signed,
             "activations": not options.int4, "online": online},
+        "quantize-everything": {"target": target.name},
         "winograd-weights": {"domain": options.winograd, "rounding": target.rounding},
         "calibrate": {"signed_input_limit": target.signed_input_limit},
         "round-weights": {"rounding": target.rounding},

@@ -29,6 +29,7 @@ class Target:
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
     beyond: choices that no integer engine has, as the flags that make them.
     refuse: (graph, layer) -> why this layer stays in float, "" if it need not.
+    check_integer: (graph, node); raises UnsupportedError for a node without an int8 form, where all nodes need one.
     bias_limit: largest code of a bias; a layer whose bias has a larger one adds it in float.
     flow: which line of quantizing passes makes its graph, a key of `qgraph.commands.line.QUANTIZING`.
     """
@@ -47,6 +48,7 @@ class Target:
     bias_limit: int = 2**31 - 1
     beyond: tuple[str, ...] = ()
     refuse: Callable[[Graph, Node], str] = lambda g, node: ""
+    check_integer: Callable[[Graph, Node], None] = lambda g, node: None
 
     @property
     def suffix(self) -> str:
@@ -112,6 +114,12 @@ def _refuse_tengine(g: Graph, node: Node) -> str:
     return ""
 
 
+def _check_tengine(g: Graph, node: Node) -> None:
+    from qgraph.targets.tengine.check import check_integer
+
+    check_integer(g, node, _refuse_tengine)
+
+
 BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
 _BITS, _MORE_BITS = tuple(range(2, 9)), tuple(range(2, 17))
 _WEIGHT = QSpec(bits=8, signed=True, narrow=True)
@@ -136,7 +144,7 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
            act_signed=("auto", "signed"), refuse=_refuse_ncnn),
     Target("tengine", "int8 on Tengine: .tmfile, and the scale file of its tools", "half-away", _WEIGHT, _NARROW_ACT,
            granularities=("tensor", "group", "channel"), weight_bits=_BITS, act_bits=(8,), flow="whole",
-           act_signed=("auto", "signed"), refuse=_refuse_tengine),
+           act_signed=("auto", "signed"), refuse=_refuse_tengine, check_integer=_check_tengine),
 )}
 
 
