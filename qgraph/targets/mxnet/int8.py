@@ -44,7 +44,15 @@ class Codes:
 
 def lower(g: Graph) -> Graph:
     """A new graph in MXNet's int8 ops. Raises UnsupportedError naming the node that they cannot carry."""
-    return _Lowering(g).run()
+    return lower_with_codes(g)[0]
+
+
+def lower_with_codes(g: Graph) -> tuple[Graph, dict[Node, Port]]:
+    """`lower`, and activation quantizer of `g` -> the tensor of the new graph that holds its codes."""
+    lowering = _Lowering(g)
+    out = lowering.run()
+    found = {port.node: codes.ports[0] for port, codes in lowering.codes.items() if port.node.op == "fake_quantize"}
+    return out, {fq: port for fq, port in found.items() if port.node in out}
 
 
 class _Lowering:
