@@ -66,15 +66,8 @@ def models() -> Iterator[tuple[str, Any, Any, dict[str, Any]]]:
 
 def trained_models() -> Iterator[tuple[str, Graph, Any]]:
     """Networks with quantizers that have their numbers, as `qgraph.qat` leaves them."""
-    from qgraph import PassManager
-    from qgraph.ir.rewrite import parse_pipeline
-
     for name in TRAINED:
-        g, feeds = networks.build(name)
-        table = networks.calibrated(g, feeds)
-        insert, calibrate = parse_pipeline("insert-fake-quantize{target=mxnet-sim},calibrate")
-        PassManager((insert, type(calibrate)(table=table))).run(g)
-        yield name, g, feeds
+        yield (name, *networks.trained(name))
 
 
 def show(what: str, made: Callable[[], dict[str, bytes]]) -> None:

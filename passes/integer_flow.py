@@ -33,7 +33,7 @@ class IntegerFlow(Pass):
     kernels write.
 
     exact: only what changes no value, for networks that were trained quantized: case 1, where nobody else reads what is
-    passed on, and it is no average.
+    passed on.
     """
 
     name = "integer-flow"
@@ -120,8 +120,7 @@ class _Flow:
         for node in reversed(self.order):
             fq = self._quantizer(Port(node)) if self.dtype[node] and passes_integers(node) else None
             ports = [*self.g.inputs(node), Port(node)]
-            if (fq is not None and all(self.g.has_one_use(port) for port in ports)
-                    and ops.attr(node, "pool_type") != "avg"):
+            if fq is not None and all(self.g.has_one_use(port) for port in ports):
                 self._move(fq, node)
 
     def _move(self, fq: Node, node: Node) -> None:

@@ -30,6 +30,8 @@ class LimitWeights(Pass):
     together.  "avx2": the smallest factor with which no sum can overflow, whatever the layer reads.  "vnni": nothing,
     such CPUs (and ARM ones) do not overflow.
 
+    A second run with "auto" starts from the new scales, and may lengthen them once more.
+
     feeds: some calibration images; without them the pass does nothing.  findings: layers that are left to overflow.
     """
 

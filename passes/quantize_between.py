@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from networkx.utils import UnionFind
+
 from qgraph.analysis.codes import quantizer_name, upper_end
 from qgraph.analysis.observed import observed_ports
 from qgraph.ir import ops
@@ -46,7 +48,7 @@ class _Between:
         # what layers read is quantized already, and their quantizers hide it
         self.observed = {p.key for p in observed_ports(g)} | {g.inputs(fq)[0].key for fq in g.nodes("fake_quantize")}
         self.integer = self._integer_nodes()
-        self.parent: dict[Node, Node] = {}
+        self.sets = UnionFind()  # quantizers that share a scale
 
     def run(self) -> int:
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and self.g.param(self.g.inputs(n)[0]) is None]
@@ -135,11 +137,6 @@ class _Between:
 
     # ---- scales -----------------------------------------------------------------------------------------------------
 
-    def _find(self, fq: Node) -> Node:
-        while self.parent.setdefault(fq, fq) is not fq:
-            self.parent[fq] = fq = self.parent[self.parent[fq]]
-        return fq
-
     def _share(self, node: Node, reads: list[Node]) -> None:
         written = next(v for v, _ in self.g.uses(node) if v.op == "fake_quantize")
         if node.op == "Concat":
@@ -148,7 +145,7 @@ class _Between:
                 free = (False, None) if not all(zero for zero, _ in ends) else (True, None)
                 reads = [fq for fq, end in zip(reads, ends) if end == free]
         for fq in reads:
-            self.parent[self._find(fq)] = self._find(written)
+            self.sets.union(fq, written)
 
     def _ends(self, fq: Node) -> tuple[bool, float | None]:
         """Whether its values come from a fused activation, through ops that pass values on, and where that ends."""
@@ -162,8 +159,8 @@ class _Between:
         """One range for what shares a scale: the union of those of its tensors that calibration looks at."""
         groups: dict[Node, list[Node]] = {}
         for node in self.g.nodes("fake_quantize"):
-            if node in self.parent:
-                groups.setdefault(self._find(node), []).append(node)
+            if node in self.sets.parents:
+                groups.setdefault(self.sets[node], []).append(node)
         for group in groups.values():
             sources = {fq.quant.source for fq in group if fq.quant is not None}
             if len(sources) == 1 and "" not in sources:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from networkx.utils import UnionFind
+
 from qgraph.analysis.codes import quantizer_name
 from qgraph.analysis.observed import observed_ports
 from qgraph.errors import UnsupportedError
@@ -12,9 +14,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, QSpec, with_range
 from qgraph.semantics.shapes import value_inputs, value_nodes
-from qgraph.targets import base as targets
-from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY, missing
-from qgraph.targets.tengine.emit import float_only
+from qgraph.targets.registry import get_target
 
 _KNOWN = {"softmax": (0.0, 1.0), "SoftmaxActivation": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 """Op, or act_type of an Activation -> between what its values lie, whatever it reads."""
@@ -33,45 +33,34 @@ class QuantizeEverything(Pass):
     what others make of it.  So in fq(relu(fq(x))) what the relu drops needs no codes.  Values that calibration does not
     look at take the range of what they come from, or the known one of a softmax.
 
-    Raises UnsupportedError, with the way out, for a node that has no int8 form.
+    Raises UnsupportedError, with the way out, for a node that has no int8 form in the target.
+
+    target: its name, of `qgraph.targets`.
     """
 
     name = "quantize-everything"
     requires = ("insert-fake-quantize",)
+    target: str = "tengine"
 
     def run(self, g: Graph) -> int:
         specs = [n.quant for n in g.nodes("fake_quantize") if g.param(g.inputs(n)[0]) is None]
-        self._check(g)
+        target, reached = get_target(self.target), value_nodes(g)
+        for node in g.toposort():
+            if node in reached and node.op not in ("null", "fake_quantize"):
+                target.check_integer(g, node)
         if not specs or specs[0] is None:
             return 0
-        return _Everything(g, dataclasses.replace(specs[0], source="")).run()
-
-    def _check(self, g: Graph) -> None:
-        target = targets.get_target("tengine")
-        for node in g.toposort():
-            if node.op in ("null", "fake_quantize") or node not in value_nodes(g):
-                continue
-            if node.op not in CONVERTERS:
-                raise missing(node)
-            if node.op in FLOAT_ONLY:
-                raise UnsupportedError(float_only(node))
-            if ops.kind(node) == ops.COMPUTE and g.inputs(node)[1].node.op != "fake_quantize":
-                why = target.refuse(g, node) or "excluded, trained in float, or its weight is computed"
-                raise UnsupportedError(f"{node}: stays in float ({why}), and Tengine's int8 models are so from inputs "
-                                       "to outputs: freeze without --exclude, end the model before it (qgraph convert "
-                                       "--outputs NAME), or keep all of it in float (qgraph convert --to tengine)")
+        return _Everything(g, dataclasses.replace(specs[0], source=""), reached, self.target).run()
 
 
 class _Everything:
-    def __init__(self, g: Graph, act: QSpec) -> None:
-        self.g, self.act, self.count = g, act, 0
+    def __init__(self, g: Graph, act: QSpec, reached: set[Node], target: str) -> None:
+        self.g, self.act, self.reached, self.target, self.count = g, act, reached, target, 0
         self.observed = {self._bare(port).key for port in observed_ports(g)}
-        self.reached = value_nodes(g)
         self.order = [n for n in g.toposort() if n in self.reached and n.op != "fake_quantize" and not g.is_param(n)]
         self.values = {node: [self._bare(p) for p in value_inputs(g, node) if not g.is_param(self._bare(p).node)]
                        for node in self.order}
         self.heads = {self._bare(head) for head in g.heads}
-        self.parent: dict[Node, Node] = {}
 
     def _bare(self, port: Port) -> Port:
         return self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
@@ -79,24 +68,20 @@ class _Everything:
     def run(self) -> int:
         readers: dict[Node, list[Node]] = {node: [] for node in self.order}
         groups: dict[Node, list[Node]] = {}
+        sets = UnionFind(self.order)  # of nodes whose values share a scale
         for node in self.order:
             for port in self.values[node]:
                 readers[port.node].append(node)
             if self._keeps_scale(node):
-                self.parent[self._find(node)] = self._find(self.values[node][0].node)
+                sets.union(node, self.values[node][0].node)
         for node in self.order:
-            groups.setdefault(self._find(node), []).append(node)
+            groups.setdefault(sets[node], []).append(node)
         for group in groups.values():
             whole = any(Port(node) in self.heads for node in group)
             asked = [node for node in group
                      if Port(node) in self.heads or not all(map(self._keeps_scale, readers[node]))]
             self._quantize(group, asked or group, whole)
         return self.count
-
-    def _find(self, node: Node) -> Node:
-        while self.parent.setdefault(node, node) is not node:
-            node = self.parent[node]
-        return node
 
     def _keeps_scale(self, node: Node) -> bool:
         """Every value that it writes is one that it reads, or an end of its own."""
@@ -131,8 +116,8 @@ class _Everything:
             return []
         if self.values[node] and (node.op in _WITHIN or self._keeps_scale(node)):
             return self._source(self.values[node][0].node)
-        raise UnsupportedError(f"{node}: calibration does not look at what it writes, and in an int8 model of Tengine "
-                               "every value has a range; end the model before it (qgraph convert --outputs NAME)")
+        raise UnsupportedError(f"{node}: calibration does not look at what it writes, and target {self.target} gives "
+                               "every value a range; end the model before it (qgraph convert --outputs NAME)")
 
     def _ends(self, node: Node) -> tuple[float, float]:
         while _known(node) is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from networkx.utils import UnionFind
+
 from qgraph.analysis.codes import quantizers_behind, upper_end
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
@@ -24,26 +26,16 @@ class ShareScales(Pass):
     requires = ("insert-fake-quantize",)
 
     def run(self, g: Graph) -> int:
-        parent: dict[Node, Node] = {}
-
-        def find(fq: Node) -> Node:
-            while parent.setdefault(fq, fq) is not fq:
-                parent[fq] = fq = parent[parent[fq]]
-            return fq
-
+        sets = UnionFind()
         for node in g.nodes("Concat"):
             group = [fq for port in g.inputs(node) for fq in quantizers_behind(g, port)]
             whole = all(quantizers_behind(g, port) for port in g.inputs(node))
             if len(group) > 1 and whole and len({upper_end(g.inputs(fq)[0].node) for fq in group}) == 1:
-                for fq in group[1:]:
-                    parent[find(fq)] = find(group[0])
-        members: dict[Node, list[Node]] = {}
-        for fq in parent:
-            members.setdefault(find(fq), []).append(fq)
-        return sum(_unite(g, group) for group in members.values())
+                sets.union(*group)
+        return sum(_unite(g, group) for group in sets.to_sets())
 
 
-def _unite(g: Graph, group: list[Node]) -> int:
+def _unite(g: Graph, group: set[Node]) -> int:
     names: dict[str, None] = {}
     for fq in sorted(group, key=lambda n: n.name):
         assert fq.quant is not None

@@ -27,6 +27,8 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.options import FreezeOptions
+from qgraph.passes.calibrate import Calibrate
+from qgraph.passes.insert_fake_quantize import InsertFakeQuantize
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import get_target
@@ -386,6 +388,13 @@ def quantize(g: Graph, table: CalibrationTable | None, target: str = "mxnet", **
     steps = split(pipeline(FreezeOptions(target=target, **options)))[1]
     PassManager(tuple(dataclasses.replace(s, table=table) if s.name == "calibrate" else s for s in steps)).run(q)
     return q
+
+
+def trained(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
+    """(network with quantizers that have their numbers, as `qgraph.qat` leaves one, a batch for it)"""
+    g, feeds = build(name)
+    PassManager((InsertFakeQuantize(target="mxnet-sim"), Calibrate(table=calibrated(g, feeds)))).run(g)
+    return g, feeds
 
 
 def run_module(g: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

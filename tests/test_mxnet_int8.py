@@ -345,3 +345,17 @@ def test_a_network_without_layers_is_copied() -> None:
     PassManager(passes.PIPELINES["float"]).run(g)
     q = networks.quantize(g, None)
     assert mxnet_int8.lower(q).text() == g.text()
+
+
+@pytest.mark.parametrize("name", ["concats", "residual_linear", "residual_of_pools", "squeeze_excite", "float_between"])
+def test_the_codes_of_each_quantizer_are_where_it_says(name: str) -> None:
+    """Of the same shape and type, and near those of the reference, which adds up no differences as kernels do."""
+    g, feeds = networks.build(name)
+    q = networks.quantize(g, networks.calibrated(g, feeds))
+    lowered, codes = mxnet_int8.lower_with_codes(q)
+    assert lowered.text() == mxnet_int8.lower(q).text()
+    assert set(codes) == {fq for fq in q.nodes("fake_quantize") if q.param(q.inputs(fq)[0]) is None}
+    want = Reference(q, [Port(fq) for fq in codes]).run_tensors(feeds)
+    for fq, exact, found in zip(codes, want, networks.Executor(lowered, watch=list(codes.values())).run(feeds)):
+        assert found.dtype == (np.int8 if fq.quant.signed else np.uint8) and found.shape == exact.codes.shape, fq
+        assert (np.abs(exact.codes - found.astype(np.int32)) <= 2).mean() > 0.99, fq

@@ -259,3 +259,15 @@ def test_weight_specs_of_groups() -> None:
     specs = [weight_spec(g.find(n), QSpec(8, True, granularity=gran)) for n in "cdf" for gran in ("group", "channel")]
     assert [(s.granularity, s.axis, s.groups) for s in specs] == [
         ("group", 0, 4), ("channel", 0, 1), ("group", 0, 2), ("channel", 1, 1), ("channel", 0, 1), ("channel", 0, 1)]
+
+
+@pytest.mark.parametrize("name", ["concats", "residual_linear", "squeeze_excite", "upsampling"])
+def test_the_codes_of_each_quantizer_are_where_it_says(name: str) -> None:
+    g, feeds = networks.build(name)
+    q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim")
+    lowered, codes = mxnet_sim.lower_with_codes(q)
+    assert lowered.text() == mxnet_sim.lower(q).text()
+    assert set(codes) == {fq for fq in q.nodes("fake_quantize") if q.param(q.inputs(fq)[0]) is None}
+    want = Reference(q, [Port(fq) for fq in codes]).run_tensors(feeds)
+    for fq, exact, found in zip(codes, want, Executor(lowered, watch=list(codes.values())).run(feeds)):
+        assert np.array_equal(exact.codes, found), fq

@@ -42,6 +42,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         FIRST_QUANTIZING: {
             "target": target.name, "granularity": granularity, "exclude": options.exclude, "weight_bits": weight_bits,
             "act_bits": act_bits, "act_signed": options.act_signed, "online": online},
+        "quantize-everything": {"target": target.name},
         "winograd-weights": {"domain": options.winograd, "rounding": rounding},
         "calibrate": {"signed_input_limit": target.spec.signed_input_limit},
         "round-weights": {"rounding": rounding},

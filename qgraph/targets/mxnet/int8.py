@@ -44,7 +44,15 @@ class Codes:
 
 def lower(g: Graph) -> Graph:
     """A new graph in MXNet's int8 ops. Raises UnsupportedError naming the node that they cannot carry."""
-    return _Lowering(g).run()
+    return lower_with_codes(g)[0]
+
+
+def lower_with_codes(g: Graph) -> tuple[Graph, dict[Node, Port]]:
+    """`lower`, and activation quantizer of `g` -> the tensor of the new graph that holds its codes."""
+    lowering = _Lowering(g)
+    out = lowering.run()
+    found = {port.node: codes.ports[0] for port, codes in lowering.codes.items() if port.node.op == "fake_quantize"}
+    return out, {fq: port for fq, port in found.items() if port.node in out}
 
 
 class _Lowering:
@@ -174,7 +182,8 @@ class _Lowering:
         if node.op == "elemwise_add":
             if self._reader(node) is None or not all(p in self.codes or self._waits(p) for p in inputs):
                 return False
-            return any(self._waits(p) for p in inputs) or not ops.attr(node, "act_type")
+            waiting = sum(map(self._waits, inputs))  # the kernel adds the codes of one operand to the sums of the other
+            return waiting == 1 or (not waiting and not ops.attr(node, "act_type"))
         return passes_integers(node) and all(p in self.codes for p in inputs)
 
     def _waits(self, port: Port) -> bool:

@@ -36,6 +36,15 @@ def lower(g: Graph, marked: bool = False) -> Graph:
     return _Lowering(g, marked).run()
 
 
+def lower_with_codes(g: Graph) -> tuple[Graph, dict[Node, Port]]:
+    """`lower`, and activation quantizer of `g` -> the tensor of the copy that holds its codes."""
+    lowering = _Lowering(g, marked=False)
+    twins = dict(zip(g.toposort(), lowering.out.toposort()))
+    out = lowering.run()
+    found = {fq: lowering.codes.port(twins[fq]) for fq in g.nodes("fake_quantize") if twins[fq] in lowering.codes}
+    return out, {fq: port for fq, port in found.items() if port.node in out}
+
+
 class _Lowering:
     """out: the copy, in which nodes are replaced in topological order."""
 

@@ -18,7 +18,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.semantics.shapes import infer, value_inputs, value_nodes
 from qgraph.targets.ncnn.model import folded_graph
-from qgraph.targets.tengine import nn as tengine_nn  # noqa: F401  (the import fills the table)
+from qgraph.targets.tengine.check import float_only
 from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY, Context, check_activation, missing, new_layer
 from qgraph.targets.tengine.export import INPUT_NAMES, scale_file
 from qgraph.targets.tengine.files import FP32, INPUT, INT8, Model, Param, Tensor
@@ -136,10 +136,3 @@ class _Emitter:
         if kind == "Const":
             self._params[name] = number
         return number
-
-
-def float_only(node: Node) -> str:
-    """Why an int8 model cannot have this node, and what to do."""
-    return (f"{node}: Tengine has no int8 form of it that is known to work, and its int8 models are so from inputs to "
-            "outputs; end the model before it (qgraph convert --outputs NAME), or keep all of it in float "
-            "(qgraph convert --to tengine)")

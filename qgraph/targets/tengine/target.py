@@ -37,6 +37,11 @@ class Tengine(Target):
             return "Tengine's int8 layers crash with one output channel; give it a second one (of zeros)"
         return ""
 
+    def check_integer(self, g: Graph, node: Node) -> None:
+        from qgraph.targets.tengine.check import check_integer
+
+        check_integer(g, node, self.refuse)
+
     def ops(self) -> frozenset[str]:
         from qgraph.targets.tengine.emit import CONVERTERS
 
