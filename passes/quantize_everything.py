@@ -11,7 +11,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, QSpec, with_range
-from qgraph.semantics.shapes import value_inputs, value_nodes
+from qgraph.semantics.infer import value_inputs, value_nodes
 from qgraph.targets import base as targets
 from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY, missing
 from qgraph.targets.tengine.emit import float_only

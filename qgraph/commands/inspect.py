@@ -16,8 +16,8 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.passes.insert_fake_quantize import layer_verdicts
+from qgraph.semantics.infer import infer
 from qgraph.semantics.inputs import hinted_shapes, inputs_of
-from qgraph.semantics.shapes import infer
 from qgraph.targets import base as targets
 from qgraph.targets.ncnn.files import SLOTS, Layer
 from qgraph.targets.ncnn.int8 import MASK, input_scale, is_int8

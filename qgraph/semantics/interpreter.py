@@ -23,9 +23,9 @@ from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import ROUNDER, QParams, dequantize, online_params, per_axis, quantize
+from qgraph.semantics.infer import infer, value_inputs
 from qgraph.semantics.kernels import KERNELS, activate
 from qgraph.semantics.linear import BLOCK, LINEAR, along_channels
-from qgraph.semantics.shapes import infer, value_inputs
 
 
 class Tensor:
@@ -160,7 +160,7 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
         return [Tensor(codes=quantize(inputs[0].real, qp, rounding), qp=qp)]
     if node.op not in KERNELS:
         raise UnsupportedError(f"{node}: the reference interpreter has no kernel for this op; add one with "
-                               f"@qgraph.runtimes.kernels.kernel({node.op!r})")
+                               f"@qgraph.semantics.kernels.kernel({node.op!r})")
     if node.op in LINEAR:
         exact = _integer_linear(node, inputs)
         if exact is not None:

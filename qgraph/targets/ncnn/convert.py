@@ -42,7 +42,7 @@ def converter(*names: str) -> Callable[[Converter], Converter]:
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
         f"{node}: there is no ncnn converter for this op; end the model before it (qgraph convert --outputs NAME), or "
-        f"add one with @qgraph.formats.ncnn_convert.converter({node.op!r})")
+        f"add one with @qgraph.targets.ncnn.convert.converter({node.op!r})")
 
 
 def sizes(shape: Sequence[int]) -> dict[int, Value]:

@@ -9,7 +9,7 @@ To teach qgraph an op, in its own code or in yours::
         return c.op("Mul", x, c.const(np.float32(2)))
 
 and if the op is new to qgraph add its row to `qgraph.ir.ops` and a rule to
-`qgraph.semantics.shapes` (only ops that read shapes, somewhere behind it, need the rule).
+`qgraph.semantics` (only ops that read shapes, somewhere behind it, need the rule).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def converter(*names: str) -> Callable[[Converter], Converter]:
 
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
-        f"{node}: there is no ONNX converter for this op; add one with @qgraph.formats.onnx_convert.converter("
+        f"{node}: there is no ONNX converter for this op; add one with @qgraph.targets.onnx.convert.converter("
         f"{node.op!r}) (examples/custom_converter.py), or end the model before it with --outputs NAME")
 
 
