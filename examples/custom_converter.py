@@ -13,8 +13,8 @@ import numpy as np
 
 from qgraph import Graph, Node, Port, convert
 from qgraph.ir.ops import OPS, OpInfo, attr
+from qgraph.semantics.infer import Shape, rule
 from qgraph.semantics.kernels import kernel
-from qgraph.semantics.shapes import Shape, rule
 from qgraph.targets.onnx.convert import Context, converter
 from qgraph.targets.onnx.runtime import Executor
 

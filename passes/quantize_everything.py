@@ -13,7 +13,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, QSpec, with_range
-from qgraph.semantics.shapes import value_inputs, value_nodes
+from qgraph.semantics.infer import value_inputs, value_nodes
 from qgraph.targets.registry import get_target
 
 _KNOWN = {"softmax": (0.0, 1.0), "SoftmaxActivation": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}

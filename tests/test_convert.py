@@ -24,8 +24,8 @@ from qgraph.errors import OptionError, QGraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.semantics import interpreter as reference
+from qgraph.semantics.infer import RULES
 from qgraph.semantics.kernels import KERNELS
-from qgraph.semantics.shapes import RULES
 from qgraph.targets.onnx.convert import CONVERTERS, Context
 from qgraph.targets.onnx.model import load as load_onnx
 from qgraph.targets.onnx.runtime import Executor

@@ -11,7 +11,7 @@ from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.semantics.shapes import infer
+from qgraph.semantics.infer import infer
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

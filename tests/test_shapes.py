@@ -14,8 +14,8 @@ from qgraph.errors import GraphError, QGraphError
 from qgraph.formats.mxnet import load
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
+from qgraph.semantics.infer import RULES, infer
 from qgraph.semantics.interpreter import Executor, run
-from qgraph.semantics.shapes import RULES, infer
 
 
 def inferred(case: Case) -> list[tuple[int, ...]]:

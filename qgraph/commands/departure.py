@@ -11,9 +11,9 @@ from qgraph.analysis.difference import Difference
 from qgraph.data.open import Batch
 from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams
+from qgraph.semantics.infer import value_inputs
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import Tensor, evaluate
-from qgraph.semantics.shapes import value_inputs
 from qgraph.targets.base import Executor, Feeds, Model
 
 

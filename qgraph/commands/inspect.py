@@ -11,8 +11,8 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.passes.insert_fake_quantize import layer_verdicts
+from qgraph.semantics.infer import infer
 from qgraph.semantics.inputs import hinted_shapes, inputs_of
-from qgraph.semantics.shapes import infer
 from qgraph.targets.base import Description, Model, Shapes
 from qgraph.targets.mxnet.model import MxnetModel
 from qgraph.targets.registry import get_target

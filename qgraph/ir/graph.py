@@ -2,7 +2,7 @@
 
 Edges are the only truth.  An edge u -> v carries the input slot of v as its key and the output index of u as `out`, so
 ``add(x, x)`` is two parallel edges.  `Graph.dag` is public for reading (`networkx.ancestors`, drawing); only methods of
-`Graph` write.  Shapes and dtypes are not stored: `qgraph.semantics.shapes.infer` computes them.
+`Graph` write.  Shapes and dtypes are not stored: `qgraph.semantics.infer.infer` computes them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ COMPUTE, PASS, AVERAGE, JOIN, FLOAT = "compute", "pass", "average", "join", "flo
 class OpInfo:
     """inputs: slot names; a missing trailing "bias" is governed by `no_bias`. "*" repeats.
     aux: slots that hold auxiliary states (MXNet lists their arrays as ``aux:``).
-    defaults: attribute -> MXNet's default, which also gives the type it is read with.
+    defaults: attribute -> MXNet's default, which also gives the type it is read with; None is an optional number.
     out_axis: axis of the weight that runs over output channels.
     """
 
@@ -35,6 +35,21 @@ class OpInfo:
     kind: str = FLOAT
     out_axis: int = 0
 
+
+_WORDS = ("maximum", "minimum", "mod", "power", "hypot", "equal", "not_equal", "greater", "greater_equal", "lesser",
+          "lesser_equal", "logical_and", "logical_or", "logical_xor")
+UNARY = ("relu", "sigmoid", "tanh", "softsign", "exp", "sqrt", "abs", "log", "log2", "log10", "log1p", "expm1", "rsqrt",
+         "cbrt", "rcbrt", "square", "reciprocal", "sign", "floor", "ceil", "round", "rint", "trunc", "fix", "negative",
+         "erf", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "arcsinh", "arccosh", "arctanh",
+         "logical_not")
+"""Ops that take one tensor, element by element, and no attributes."""
+WITH_SCALAR = (*(f"_{word}_scalar" for word in ("plus", "minus", "rminus", "mul", "div", "rdiv", "rpower", "rmod",
+                                                *_WORDS)), "smooth_l1")
+"""Ops that take one tensor and a number."""
+ELEMWISE = (*(f"elemwise_{word}" for word in ("add", "sub", "mul", "div")), *(f"_{word}" for word in _WORDS))
+"""Ops that take two tensors of one shape."""
+BROADCAST = tuple(f"broadcast_{word}" for word in ("add", "sub", "mul", "div", *_WORDS))
+"""Ops that take two tensors of shapes that broadcast."""
 
 _CONV = {"kernel": (), "stride": (), "dilate": (), "pad": (), "num_filter": 0, "num_group": 1, "no_bias": False,
          "layout": "None", "act_type": "", "a_min": 0.0, "a_max": 0.0}
@@ -47,7 +62,7 @@ _WEIGHTED = ("data", "weight", "bias")
 _ACT = {"act_type": "", "a_min": 0.0, "a_max": 0.0}
 _SCALAR = OpInfo(defaults={"scalar": 0.0})
 _BINARY = OpInfo(("lhs", "rhs"))
-_SOFTMAX = OpInfo(defaults={"axis": -1, "temperature": "None", "use_length": False})
+_SOFTMAX = OpInfo(defaults={"axis": -1, "temperature": None, "use_length": False})
 _REDUCE = OpInfo(defaults={"axis": (), "keepdims": False, "exclude": False})
 
 OPS: dict[str, OpInfo] = {
@@ -78,9 +93,8 @@ OPS: dict[str, OpInfo] = {
     "Pooling": OpInfo(defaults=_POOL, kind=AVERAGE),  # "max" passes values through: see `kind`
     "_contrib_AdaptiveAvgPooling2D": OpInfo(defaults={"output_size": ()}, kind=AVERAGE),
     "_contrib_BilinearResize2D": OpInfo(("data", "*"), defaults={
-        "height": 1, "width": 1, "scale_height": 0.0, "scale_width": 0.0, "mode": "size", "align_corners": True}),
+        "height": 1, "width": 1, "scale_height": None, "scale_width": None, "mode": "size", "align_corners": True}),
     # several inputs, one output range
-    "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN),
     "Concat": OpInfo(("*",), defaults={"dim": 1, "num_args": 1}, kind=JOIN),
     # windows at places that the data give
     "ROIPooling": OpInfo(("data", "rois"), defaults={"pooled_size": (), "spatial_scale": 1.0}),
@@ -92,27 +106,14 @@ OPS: dict[str, OpInfo] = {
     # element by element
     "Activation": OpInfo(defaults={"act_type": ""}),
     "clip": OpInfo(defaults={"a_min": 0.0, "a_max": 0.0}),
-    "relu": OpInfo(), "sigmoid": OpInfo(), "tanh": OpInfo(), "softsign": OpInfo(),
-    "exp": OpInfo(), "sqrt": OpInfo(), "abs": OpInfo(),
+    **dict.fromkeys(UNARY, OpInfo()),
     "LeakyReLU": OpInfo(("data", "gamma"), defaults={"act_type": "leaky", "slope": 0.25, "lower_bound": 0.125,
                                                          "upper_bound": 0.334}),
     "hard_sigmoid": OpInfo(defaults={"alpha": 0.2, "beta": 0.5}),
-    "_plus_scalar": _SCALAR, "_minus_scalar": _SCALAR, "_rminus_scalar": _SCALAR, "_mul_scalar": _SCALAR,
-    "_div_scalar": _SCALAR, "_rdiv_scalar": _SCALAR, "_maximum_scalar": _SCALAR, "_minimum_scalar": _SCALAR,
-    "_power_scalar": _SCALAR,
-    "elemwise_mul": _BINARY, "elemwise_sub": _BINARY, "elemwise_div": _BINARY,
-    "broadcast_add": _BINARY, "broadcast_mul": _BINARY, "broadcast_sub": _BINARY, "broadcast_div": _BINARY,
+    **dict.fromkeys(WITH_SCALAR, _SCALAR),
+    **dict.fromkeys((*ELEMWISE, *BROADCAST), _BINARY),
+    "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN),
     "add_n": OpInfo(("*",), defaults={"num_args": 1}),
-    **dict.fromkeys(("log", "log2", "log10", "log1p", "expm1", "rsqrt", "cbrt", "rcbrt", "square", "reciprocal", "sign",
-                     "floor", "ceil", "round", "rint", "trunc", "fix", "negative", "erf", "sin", "cos", "tan", "arcsin",
-                     "arccos", "arctan", "sinh", "cosh", "arcsinh", "arccosh", "arctanh", "logical_not"), OpInfo()),
-    **dict.fromkeys(("_rpower_scalar", "_mod_scalar", "_rmod_scalar", "_hypot_scalar", "_equal_scalar",
-                     "_not_equal_scalar", "_greater_scalar", "_greater_equal_scalar", "_lesser_scalar",
-                     "_lesser_equal_scalar", "_logical_and_scalar", "_logical_or_scalar", "_logical_xor_scalar",
-                     "smooth_l1"), _SCALAR),
-    **{prefix + word: _BINARY for prefix in ("broadcast_", "_") for word in (
-        "maximum", "minimum", "mod", "power", "hypot", "equal", "not_equal", "greater", "greater_equal", "lesser",
-        "lesser_equal", "logical_and", "logical_or", "logical_xor")},
     # moved and made values
     "stack": OpInfo(("*",), defaults={"axis": 0, "num_args": 1}),
     "_split_v2": OpInfo(defaults={"indices": (), "axis": 1, "squeeze_axis": False, "sections": 0}),
@@ -127,7 +128,7 @@ OPS: dict[str, OpInfo] = {
     "shape_array": OpInfo(), "size_array": OpInfo(), "ones_like": OpInfo(), "zeros_like": OpInfo(),
     "_ones": OpInfo((), defaults={"shape": ()}), "_zeros": OpInfo((), defaults={"shape": ()}),
     "_full": OpInfo((), defaults={"shape": (), "value": 0.0}),
-    "_arange": OpInfo((), defaults={"start": 0.0, "stop": "None", "step": 1.0, "repeat": 1, "infer_range": False}),
+    "_arange": OpInfo((), defaults={"start": 0.0, "stop": None, "step": 1.0, "repeat": 1, "infer_range": False}),
     "_contrib_arange_like": OpInfo(defaults={"start": 0.0, "step": 1.0, "repeat": 1, "axis": ()}),
     "depth_to_space": OpInfo(defaults={"block_size": 1}), "space_to_depth": OpInfo(defaults={"block_size": 1}),
     "where": OpInfo(("condition", "x", "y")),
@@ -231,7 +232,7 @@ def attr(node: Node, key: str) -> Any:
     """
     defaults = info(node.op).defaults
     if key not in defaults:
-        raise GraphError(f"{node}: attribute {key!r} is not in the table of qgraph/ops.py")
+        raise GraphError(f"{node}: attribute {key!r} is not in the table of qgraph/ir/ops.py")
     default, text = defaults[key], node.attrs.get(key)
     value = default if text is None else _read(node, key, text, default)
     if value == () and key in ("stride", "dilate", "pad") and "kernel" in defaults:
@@ -250,8 +251,11 @@ def _read(node: Node, key: str, text: str, default: Any) -> Any:
             return float(text)
         if isinstance(default, tuple):
             return parse_tuple(text)
+        if default is None:
+            return None if text.strip() == "None" else float(text)
     except (KeyError, ValueError) as error:
-        raise GraphError(f"{node}: attribute {key}: found {text!r}, want {type(default).__name__}") from error
+        wanted = "a number" if default is None else type(default).__name__
+        raise GraphError(f"{node}: attribute {key}: found {text!r}, want {wanted}") from error
     return text
 
 

@@ -1,1 +1,15 @@
-"""What an op computes: its shape and its values, in NumPy, with exact integers."""
+"""What an op computes: its shape rule above its kernel, a file per family. Importing them fills RULES and KERNELS."""
+
+from qgraph.semantics import (  # noqa: F401
+    detect,
+    elementwise,
+    heads,
+    index,
+    linear,
+    make,
+    matmul,
+    move,
+    norm,
+    pool,
+    reduce,
+)

@@ -7,6 +7,7 @@ for attributes that do not fit.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from qgraph.errors import GraphError
 from qgraph.ir import ops
@@ -14,6 +15,7 @@ from qgraph.ir.graph import Node
 
 Shape = tuple[int, ...]
 MAX_RANK = 32
+MAX_WORK = 1 << 28  # elements of an input blown up by its padding, unless the input itself is of that order
 
 
 def need(node: Node, ok: object, what: str, found: object, want: object) -> None:
@@ -26,6 +28,13 @@ def axis_of(node: Node, axis: int, rank: int) -> int:
     """A possibly negative axis, as 0..rank-1."""
     need(node, -rank <= axis < rank, "axis", axis, f"one of {rank} axes")
     return axis % rank
+
+
+def one_axis(node: Node, rank: int) -> int:
+    """The axis of an op that works along one."""
+    axes = ops.attr(node, "axis")
+    need(node, len(axes) == 1, "axis", axes, "one axis")
+    return axis_of(node, axes[0], rank)
 
 
 def spatial_attrs(node: Node, rank: int) -> tuple[Shape, Shape, Shape, Shape]:
@@ -79,6 +88,12 @@ def pool_geometry(node: Node, spatial: Shape) -> tuple[Shape, Shape, Shape, Shap
     return kernel, stride, pad, tuple(-(-(i + 2 * p) // s) for i, p, s in zip(spatial, pad, stride))
 
 
+def check_work(node: Node, data: Shape, spatial: Sequence[int]) -> None:
+    """Refuse what would make a kernel allocate far more than the data hold, such as a pad of a million."""
+    need(node, math.prod(data[:2]) * math.prod(spatial) <= max(MAX_WORK, 4 * math.prod(data)), "padded shape",
+         (*data[:2], *spatial), f"at most 2**28 elements for data of {data}")
+
+
 def reshape_target(node: Node, shape: Shape) -> Shape:
     """Result of MXNet's Reshape: 0 copies a dimension, -1 is inferred, -2 copies the rest, -3 merges two, -4 splits."""
     codes, source = list(ops.attr(node, "shape")), list(shape)
@@ -125,6 +140,13 @@ def reshape_target(node: Node, shape: Shape) -> Shape:
     return tuple(out[::-1] if reverse else out)
 
 
+def like_range(node: Node, side: str, rank: int) -> tuple[int, int]:
+    """The axes of one input that reshape_like exchanges, as begin and end."""
+    ends = [ops.attr(node, f"{side}_{key}") for key in ("begin", "end")]
+    begin, end = (e[0] if e and e[0] is not None else default for e, default in zip(ends, (0, rank)))
+    return begin + rank * (begin < 0), end + rank * (end < 0)
+
+
 def slices(node: Node, shapes: list[Shape]) -> tuple[slice, ...]:
     """What `slice`, `slice_axis`, `slice_like` and `Crop` cut out of their first input."""
     shape = shapes[0]
@@ -156,6 +178,16 @@ def slices(node: Node, shapes: list[Shape]) -> tuple[slice, ...]:
     return tuple(cut)
 
 
+def split_sizes(node: Node, size: int) -> list[int]:
+    """Sizes of the parts that _split_v2 makes of an axis."""
+    sections, begins = ops.attr(node, "sections"), list(ops.attr(node, "indices"))
+    if sections:
+        need(node, size % sections == 0, "sections", sections, f"a divisor of {size}")
+        return [size // sections] * sections
+    need(node, begins, "indices", begins, "where the parts begin")
+    return [end - begin for begin, end in zip(begins, [*begins[1:], size])]
+
+
 def reduced_axes(node: Node, rank: int) -> Shape:
     """Axes that sum, mean or max runs over; none given means all."""
     axes = tuple(axis_of(node, a, rank) for a in ops.attr(node, "axis")) or tuple(range(rank))
@@ -169,8 +201,14 @@ def resize_output(node: Node, spatial: Shape) -> Shape:
     if node.op == "_contrib_AdaptiveAvgPooling2D":
         size = ops.attr(node, "output_size") or (1,)
         return (size * 2)[:2] if len(size) == 1 else size
-    need(node, node.attrs.get("mode", "size") == "size", "mode", node.attrs.get("mode"), "size")
-    sizes, scales = ("height", "width"), ("scale_height", "scale_width")
-    given = [ops.attr(node, key) if node.attrs.get(key, "None") != "None" else 0.0 for key in scales]
+    need(node, ops.attr(node, "mode") == "size", "mode", ops.attr(node, "mode"), "size")
+    sizes = ("height", "width")
+    given = [ops.attr(node, f"scale_{key}") or 0.0 for key in sizes]
     need(node, all(0 <= f < 1 << 31 for f in given), "scale", given, "finite factors")
     return tuple(int(i * f) if f else ops.attr(node, key) for i, f, key in zip(spatial, given, sizes))
+
+
+def arange_of(node: Node) -> tuple[float, float, float]:
+    """start, stop, step of an _arange; one number alone is the stop."""
+    start, stop, step = (ops.attr(node, key) for key in ("start", "stop", "step"))
+    return (0.0, start, step) if stop is None else (start, stop, step)

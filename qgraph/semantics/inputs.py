@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph
-from qgraph.semantics.shapes import value_nodes
+from qgraph.semantics.infer import value_nodes
 
 
 def inputs_of(g: Graph) -> list[str]:

@@ -24,10 +24,10 @@ from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import ROUNDER, QParams, dequantize, online_params, per_axis, quantize
+from qgraph.semantics.infer import infer, value_inputs
 from qgraph.semantics.inputs import inputs_of
 from qgraph.semantics.kernels import KERNELS, activate
 from qgraph.semantics.linear import BLOCK, LINEAR, along_channels
-from qgraph.semantics.shapes import infer, value_inputs
 
 
 class Tensor:

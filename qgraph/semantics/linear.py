@@ -1,12 +1,14 @@
-"""Convolution, Deconvolution and FullyConnected on plain arrays, without bias: what floats and integers share.
+"""Layers with weights: Convolution, Deconvolution, FullyConnected, and convolutions at places that the data give.
 
-The functions compute in the dtype of their arguments (float32 or float64).  On whole numbers the result is exact as
-long as no partial sum can leave the dtype's exact integers, see `qgraph.semantics.interpreter.accumulate`.
-Convolutions take one image at a time, in blocks of output rows: memory is bounded and batches do not change results.
+What floats and integers share are functions on plain arrays, without bias (`LINEAR`).  They compute in the dtype of
+their arguments (float32 or float64).  On whole numbers the result is exact as long as no partial sum can leave the
+dtype's exact integers, see `qgraph.semantics.interpreter.accumulate`.  Convolutions take one image at a time, in blocks
+of output rows: memory is bounded and batches do not change results.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Callable
 
@@ -15,7 +17,9 @@ import numpy as np
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Node
-from qgraph.semantics.geometry import Shape, deconv_geometry, spatial_attrs
+from qgraph.semantics.geometry import Shape, check_work, conv_output, deconv_geometry, need, spatial_attrs
+from qgraph.semantics.infer import rule
+from qgraph.semantics.kernels import activate, kernel
 
 BLOCK = 1 << 20  # elements of one unfolded block: small enough for the second-level caches
 
@@ -127,3 +131,55 @@ def along_channels(node: Node, values: np.ndarray, rank: int) -> np.ndarray:
     """(channels,) values, shaped to broadcast against the op's output of `rank` axes."""
     axis = out_channel_axis(node, rank)
     return values.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+# ---- ops ------------------------------------------------------------------------------------------------------------
+
+def _check_bias(node: Node, shapes: list[Shape], count: int) -> None:
+    need(node, 2 <= len(shapes) <= 3, "number of inputs", len(shapes), "data, weight and maybe bias")
+    if len(shapes) == 3:
+        need(node, shapes[2] == (count,), "bias", shapes[2], (count,))
+
+
+@rule("Convolution", "Deconvolution")
+def _convolution_shape(node: Node, shapes: list[Shape]) -> Shape:
+    data, weight = shapes[:2]
+    kernel, filters, groups = (ops.attr(node, key) for key in ("kernel", "num_filter", "num_group"))
+    need(node, len(data) == len(kernel) + 2 and kernel, "data", data, f"{len(kernel) + 2} axes for kernel {kernel}")
+    need(node, groups >= 1 and data[1] % groups == 0 and filters % groups == 0, "num_group", groups,
+         f"a divisor of {data[1]} channels and {filters} filters")
+    if node.op == "Convolution":
+        want, spatial = (filters, data[1] // groups, *kernel), conv_output(node, data[2:])
+    else:
+        want, spatial = (data[1], filters // groups, *kernel), deconv_geometry(node, data[2:])[2]
+    need(node, weight == want, "weight", weight, want)
+    _check_bias(node, shapes, filters)
+    _, stride, dilate, pad = spatial_attrs(node, len(kernel))
+    check_work(node, data, [max(i, s * (i - 1) + 2 * d * k if node.op == "Deconvolution" else i + 2 * p)
+                             for i, k, s, d, p in zip(data[2:], kernel, stride, dilate, pad)])
+    return (data[0], filters, *spatial)
+
+
+@rule("FullyConnected")
+def _fully_connected_shape(node: Node, shapes: list[Shape]) -> Shape:
+    data, units = shapes[0], ops.attr(node, "num_hidden")
+    lead = data[:1] if ops.attr(node, "flatten") else data[:-1]
+    want = (units, math.prod(data[len(lead):]))
+    need(node, shapes[1] == want, "weight", shapes[1], want)
+    _check_bias(node, shapes, units)
+    return (*lead, units)
+
+
+@kernel(*LINEAR)
+def _linear(node: Node, x: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> np.ndarray:
+    dtype = np.float64 if ops.WIDE in node.attrs else np.float32
+    out = LINEAR[node.op](node, x.astype(dtype, copy=False), w.astype(dtype, copy=False))
+    if bias:
+        out += along_channels(node, bias[0], out.ndim)
+    return activate(node, out.astype(np.float32, copy=False))
+
+
+@rule("_contrib_DeformableConvolution", "_contrib_ModulatedDeformableConvolution")
+def _deformable_shape(node: Node, shapes: list[Shape]) -> Shape:
+    need(node, len(shapes[0]) == 4, "data", shapes[0], "4 axes")
+    return (shapes[0][0], ops.attr(node, "num_filter"), *conv_output(node, shapes[0][2:]))

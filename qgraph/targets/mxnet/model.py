@@ -11,7 +11,7 @@ from qgraph.files import Content
 from qgraph.formats.mxnet import checkpoint_files, to_mxnet
 from qgraph.formats.mxnet_marks import CODES, MARK, is_frozen_op, is_quantized_op
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.semantics.shapes import infer
+from qgraph.semantics.infer import infer
 from qgraph.semantics.inputs import hinted_shapes, inputs_of, known_channels
 from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, counted
 from qgraph.targets.mxnet.read import range_of

@@ -4,7 +4,7 @@
 
 Between layers values are float32, but where ncnn's own tool keeps them in int8 (`ncnn_int8.fuse_requantize`).  Layers
 keep the names of the graph's nodes, and blobs those of the nodes that have the value in the user's model.
-Converters of single ops are in `ncnn_nn`, `ncnn_math` and `ncnn_shape`; see `ncnn_convert` to add one.
+Converters of single ops are in `nn`, `math` and `shape`; see `convert` to add one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
+from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.interpreter import Tensor, evaluate
 from qgraph.semantics.kernels import KERNELS
-from qgraph.semantics.shapes import Shape, infer, value_inputs, value_nodes
 from qgraph.targets.ncnn import math as _math  # noqa: F401  (the import fills the table)
 from qgraph.targets.ncnn import nn  # noqa: F401
 from qgraph.targets.ncnn import shape as _shape  # noqa: F401

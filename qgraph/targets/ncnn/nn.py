@@ -309,7 +309,7 @@ def _softmax(c: Context) -> str:
     """Softmax, of data divided by `temperature`, negated for softmin."""
     if c.attr("use_length"):
         raise c.refuse("use_length masks every row in its own way")
-    factor = 1.0 if c.attr("temperature") == "None" else 1.0 / float(c.attr("temperature"))
+    factor = 1.0 if c.attr("temperature") is None else 1.0 / c.attr("temperature")
     if c.node.op == "softmin":
         factor = -factor
     x = c.blob()

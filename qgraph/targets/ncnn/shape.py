@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qgraph.semantics.geometry import axis_of, slices
-from qgraph.semantics.shapes_heads import split_sizes
+from qgraph.semantics.geometry import axis_of, slices, split_sizes
 from qgraph.targets.ncnn.convert import Context, converter
 
 _PAD_MODES = {"constant": 0, "edge": 1, "reflect": 2}

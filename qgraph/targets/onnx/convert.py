@@ -9,7 +9,7 @@ To teach qgraph an op, in its own code or in yours::
         return c.op("Mul", x, c.const(np.float32(2)))
 
 and if the op is new to qgraph add its row to `qgraph.ir.ops` and a rule to
-`qgraph.semantics.shapes` (only ops that read shapes, somewhere behind it, need the rule).
+`qgraph.semantics` (only ops that read shapes, somewhere behind it, need the rule).
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qgraph.semantics.geometry import axis_of
-from qgraph.semantics.shapes_heads import one_axis
+from qgraph.semantics.geometry import axis_of, one_axis
 from qgraph.targets.onnx.convert import Context, converter
 from qgraph.targets.onnx.math import scalar, to_float, to_index
 from qgraph.targets.onnx.shape import dims

@@ -5,7 +5,7 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in the tables of `onnx_nn`, `onnx_math` and `onnx_shape`; see `onnx_convert` to add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample` and `detect`; see `convert` to add one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import known_channels
-from qgraph.semantics.shapes import Shape, infer, value_inputs, value_nodes
 from qgraph.targets.onnx import detect, nn, resample  # noqa: F401  (the import fills the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401

@@ -213,7 +213,7 @@ def _softmax(c: Context, x: str) -> str:
     """Softmax or LogSoftmax, of data divided by `temperature`, negated for softmin."""
     if c.attr("use_length"):
         raise c.refuse("use_length masks every row in its own way")
-    temperature = 1.0 if c.attr("temperature") == "None" else float(c.attr("temperature"))
+    temperature = 1.0 if c.attr("temperature") is None else c.attr("temperature")
     if c.node.op == "softmin":
         temperature = -temperature
     if temperature != 1.0:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph.ir import ops
-from qgraph.semantics.geometry import axis_of
-from qgraph.semantics.shapes_heads import arange_of, like_range, split_sizes
+from qgraph.semantics.geometry import arange_of, axis_of, like_range, split_sizes
 from qgraph.targets.onnx.convert import Context, converter
 from qgraph.targets.onnx.math import BOOL, scalar, to_float
 

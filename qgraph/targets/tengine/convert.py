@@ -9,7 +9,7 @@ To teach qgraph an op::
         return c.layer("Eltwise", [c.tensor(0), c.tensor(1)], 0, 0, 0.0, 1.0, 1.0)
 
 With ``int8=False`` freezing refuses the op: an int8 model of Tengine is int8 from its inputs to its outputs.  An op
-also needs a way back, in `tengine_graph`.
+also needs a way back, in `qgraph.targets.tengine.graph`.
 """
 
 from __future__ import annotations

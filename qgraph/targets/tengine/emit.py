@@ -3,8 +3,7 @@
     fq(conv(fq(x), fq(w), fq(b)))  ->  Convolution: int8 tensors x and conv with one scale, int8 w and int32 b with one
                                        per output channel, the activation inside
 
-Nodes keep the names of the graph's nodes.  Converters of single ops are in `tengine_nn`; see `tengine_convert` to add
-one.
+Nodes keep the names of the graph's nodes.  Converters of single ops are in `nn`; see `convert` to add one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
-from qgraph.semantics.shapes import infer, value_inputs, value_nodes
+from qgraph.semantics.infer import infer, value_inputs, value_nodes
 from qgraph.targets.ncnn.model import folded_graph
 from qgraph.targets.tengine.check import float_only
 from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY, Context, check_activation, missing, new_layer

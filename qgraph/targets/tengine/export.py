@@ -20,7 +20,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.registry import enter
-from qgraph.semantics.shapes import Shape, infer
+from qgraph.semantics.infer import Shape, infer
 
 INPUT_NAMES = ("data", "x", "y")  # inputs of other names crash it
 _DROPPED = {"label": "lbl", "state": "stt"}  # inputs whose names contain these are dropped
@@ -143,7 +143,7 @@ def _leaky_relu(e: _Export, node: Node) -> None:
 @rewrite("softmax")
 def _softmax(e: _Export, node: Node) -> None:
     shape, axis = e.shapes.get(e.g.inputs(node)[0]), ops.attr(node, "axis")
-    if ops.attr(node, "temperature") != "None" or ops.attr(node, "use_length") or not (
+    if ops.attr(node, "temperature") is not None or ops.attr(node, "use_length") or not (
             shape is not None and axis in (1, 1 - len(shape))):
         raise refuse(node, "convert_tool has a softmax over axis 1 alone, and wants to know its shape (--input-shape)")
     node.op, node.attrs = "SoftmaxActivation", {} if len(shape) == 2 else {"mode": "channel"}

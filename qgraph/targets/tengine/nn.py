@@ -153,7 +153,7 @@ def _eltwise(c: Context) -> int:
 def _softmax(c: Context) -> int:
     if c.node.op == "SoftmaxActivation":
         return c.layer("Softmax", [c.tensor()], 1)
-    if c.attr("temperature") != "None" or c.attr("use_length"):
+    if c.attr("temperature") is not None or c.attr("use_length"):
         raise c.refuse("Tengine's softmax has no temperature and no length")
     return c.layer("Softmax", [c.tensor()], c.axis(c.attr("axis")))
 

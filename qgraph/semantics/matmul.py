@@ -1,0 +1,31 @@
+"""Products of matrices."""
+
+from __future__ import annotations
+
+from qgraph.ir import ops
+from qgraph.ir.graph import Node
+from qgraph.semantics.geometry import Shape, need
+from qgraph.semantics.infer import rule
+
+
+@rule("dot")
+def _dot_shape(node: Node, shapes: list[Shape]) -> Shape:
+    """Axes of a but the last (transposed: the first), then axes of b but the first (transposed: the last)."""
+    a, b = shapes
+    if ops.attr(node, "transpose_a"):
+        a = (*a[1:], a[0])
+    if ops.attr(node, "transpose_b"):
+        b = (b[-1], *b[:-1])
+    need(node, a[-1] == b[0], "shapes", shapes, "ones that multiply")
+    return (*a[:-1], *b[1:]) or (1,)
+
+
+@rule("batch_dot")
+def _batch_dot_shape(node: Node, shapes: list[Shape]) -> Shape:
+    a, b = (_turned(node, side, shape) for side, shape in zip("ab", shapes))
+    need(node, len(a) == len(b) >= 3 and a[:-2] == b[:-2] and a[-1] == b[-2], "shapes", shapes, "ones that multiply")
+    return (*a[:-1], b[-1])
+
+
+def _turned(node: Node, side: str, shape: Shape) -> Shape:
+    return (*shape[:-2], shape[-1], shape[-2]) if ops.attr(node, f"transpose_{side}") else shape

@@ -1,0 +1,31 @@
+"""Reductions over axes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qgraph.ir import ops
+from qgraph.ir.graph import Node
+from qgraph.semantics.geometry import Shape, axis_of, reduced_axes
+from qgraph.semantics.infer import rule
+from qgraph.semantics.kernels import kernel
+
+
+@rule("sum", "mean", "max", "min", "prod")
+def _reduce_shape(node: Node, shapes: list[Shape]) -> Shape:
+    axes, keep = reduced_axes(node, len(shapes[0])), ops.attr(node, "keepdims")
+    return tuple(1 if i in axes else d for i, d in enumerate(shapes[0]) if keep or i not in axes) or (1,)
+
+
+@kernel("sum", "mean", "max")
+def _reduce(node: Node, x: np.ndarray) -> np.ndarray:
+    axes, keep = reduced_axes(node, x.ndim), ops.attr(node, "keepdims")
+    out = x.max(axes, keepdims=keep) if node.op == "max" else getattr(x, node.op)(axes, keepdims=keep, dtype=np.float64)
+    return np.atleast_1d(out).astype(np.float32)
+
+
+@rule("norm")
+def _norm_shape(node: Node, shapes: list[Shape]) -> Shape:
+    rank, keep = len(shapes[0]), ops.attr(node, "keepdims")
+    axes = tuple(axis_of(node, a, rank) for a in ops.attr(node, "axis")) or tuple(range(rank))
+    return tuple(1 if i in axes else d for i, d in enumerate(shapes[0]) if keep or i not in axes) or (1,)
