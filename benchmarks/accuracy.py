@@ -85,7 +85,7 @@ def measure(case: Case, methods: list[str], targets: list[str]) -> list[list[str
         calibration, data, seconds = calibrated(case, method)
         for target in targets:
             frozen = freeze(case.graph(), FreezeOptions(target=target), calib_data=data, calib_table=calibration)
-            add(target, method, predictions(frozen.lowered, images), f"{seconds:.1f}")
+            add(target, method, predictions(frozen.model, images), f"{seconds:.1f}")
     return rows
 
 

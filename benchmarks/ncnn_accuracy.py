@@ -24,9 +24,9 @@ from _common import TRAINED, Case, calibration_data, stacked, table
 
 from qgraph import compare, freeze
 from qgraph.commands.departure import kernel_departure
-from qgraph.targets.base import get_target
 from qgraph.targets.mxnet import runtime as mxnet_runtime
 from qgraph.targets.ncnn.runtime import Executor
+from qgraph.targets.registry import get_target
 
 METHODS = ("naive", "kl")
 NO_ROUNDING = ("canonicalize,fold-bn,fold-pad,fold-bn-forward,bn-to-affine,fold-input-norm,fuse-relu,"
@@ -54,11 +54,11 @@ def measure(case: Case, methods: list[str], shown: int) -> None:
         for name, options in (("ncnn", {}), ("ncnn, nearest weights", {"passes": NO_ROUNDING})):
             frozen = freeze(case.graph(), case.options(case.calib, target="ncnn", calib=method, **options),
                             calib_data=calibration_data(case))
-            rows.append([name, method, *(judged(scores(Executor(frozen.lowered, packing=packing), images))
+            rows.append([name, method, *(judged(scores(Executor(frozen.model, packing=packing), images))
                                          for packing in (True, False))])
             if not options:
                 shown_one = frozen
-                floats = mxnet_runtime.Executor(frozen.lowered.folded)
+                floats = mxnet_runtime.Executor(frozen.model.folded)
                 rows.append(["int8 weights, float activations", method, judged(scores(floats, images)), ""])
     print(table(f"{case.name}: top-1 / agreement", ["", "ranges", "default", "packing off"], rows))
     print(f"{shown_one.report['ncnn']}\n")
@@ -68,7 +68,7 @@ def measure(case: Case, methods: list[str], shown: int) -> None:
 def layers(case: Case, frozen: Any, images: np.ndarray, shown: int) -> str:
     found = compare(case.graph(), frozen, {"data": images})
     feeds = {"data": images[:4]}
-    departures = [kernel_departure(frozen.graph, frozen.lowered, feeds, get_target("ncnn").rounding,
+    departures = [kernel_departure(frozen.graph, frozen.model, feeds, get_target("ncnn").spec.rounding,
                                    lambda m, watch=None, packing=packing: Executor(m, watch, packing=packing))
                   for packing in (False, True)]
     reads = {n.name: frozen.graph.inputs(frozen.graph.inputs(n)[0].node)[0].key

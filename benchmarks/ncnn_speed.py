@@ -38,7 +38,7 @@ def measure(graph: Graph, size: int, rounds: int) -> tuple[list[float], int]:
     """(medians of float, int8 and int8 without masks in seconds, number of masks)"""
     images = noise(8, size)
     frozen = freeze(graph, FreezeOptions(target="ncnn"), calib_data={"data": images})
-    models: list[Any] = [to_ncnn(folded(graph), {"data": images.shape}), frozen.lowered, unmasked(frozen.lowered)]
+    models: list[Any] = [to_ncnn(folded(graph), {"data": images.shape}), frozen.model, unmasked(frozen.model)]
     runs = [Executor(model) for model in models]
     feeds = {"data": images[:1]}
     times: list[list[float]] = [[] for _ in runs]
@@ -48,7 +48,7 @@ def measure(graph: Graph, size: int, rounds: int) -> tuple[list[float], int]:
             run.run(feeds)
             if number:
                 found.append(time.perf_counter() - started)
-    return [float(np.median(found)) for found in times], len(frozen.lowered.masked)
+    return [float(np.median(found)) for found in times], len(frozen.model.masked)
 
 
 def main() -> int:

@@ -35,8 +35,8 @@ from _onnx import CPUS, THEIRS, float_model, folded, ours, run_on, scores, their
 from qgraph import Frozen
 from qgraph.calibration.collect import collect
 from qgraph.commands.departure import kernel_departure
-from qgraph.targets.base import get_target
 from qgraph.targets.onnx.runtime import Executor
+from qgraph.targets.registry import get_target
 
 METHODS = ("naive", "kl")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ def models(case: Case, method: str) -> tuple[dict[str, Frozen], dict[str, Any]]:
               for name, options in VARIANTS.items()}
     images = stacked(data)
     own = theirs(float_model(case.graph(), images), images, THEIRS[method])
-    return frozen, {**{name: f.lowered for name, f in frozen.items()}, OWN: own}
+    return frozen, {**{name: f.model for name, f in frozen.items()}, OWN: own}
 
 
 def execute(folder: Path) -> None:
@@ -93,7 +93,7 @@ def measure(case: Case, methods: list[str]) -> tuple[list[list[str]], list[list[
             for variant, model in every.items():
                 graph = frozen[variant].graph if variant in frozen else None
                 (Path(name) / f"{variant}.pickle").write_bytes(
-                    pickle.dumps((model, graph, get_target("onnx").rounding)))
+                    pickle.dumps((model, graph, get_target("onnx").spec.rounding)))
             found = {cpu: json.loads(run_on(cpu, __file__, "--execute", name)) for cpu in CPUS}
         for variant in every:
             accuracy.append([variant, method, *(judged(found[cpu][f"{variant}/{exactly}"]["classes"])

@@ -34,7 +34,6 @@ from _onnx import float_model, ours, theirs
 
 from qgraph import open_data
 from qgraph.calibration import collect as calibration
-from qgraph.commands import freeze as freezing
 from qgraph.commands.open_model import open_model
 from qgraph.files import write_files
 from qgraph.ir.rewrite import PassManager
@@ -44,8 +43,9 @@ from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize
 from qgraph.passes.quantize_between import QuantizeBetween
 from qgraph.passes.quantize_bias import QuantizeBias
-from qgraph.targets import base as targets
+from qgraph.targets.base import Writing
 from qgraph.targets.onnx.model import load
+from qgraph.targets.registry import get_target
 
 IMAGES, BATCH = 100, 10
 WHO = ("ours", "steps", "theirs")
@@ -53,13 +53,12 @@ WHO = ("ours", "steps", "theirs")
 
 def steps(prefix: str, images: Any, target: str) -> None:
     """Load, fold, calibrate, place quantizers, write."""
-    g = open_model(prefix).graph
+    g = open_model(prefix).as_graph("freezing")
     PassManager(PIPELINES["float"]).run(g)
     table = calibration.collect(g, open_data(images, batch_size=BATCH), "kl", runtime="onnxruntime")
     PassManager((InsertFakeQuantize(target="onnx"), QuantizeBetween(), Calibrate(table=table), QuantizeBias(),
                  BakeWeights(rounding="half-even"))).run(g)
-    lowered = freezing.lower(g, targets.get_target("onnx"), {"data": images.shape})
-    write_files(freezing.model_files(lowered, target))
+    write_files(get_target("onnx").write(g, Writing({"data": images.shape})).files(target))
 
 
 def freeze(who: str, case: Case, images: Any, folder: Path) -> None:

@@ -43,7 +43,7 @@ def write(name: str, folder: Path) -> bool:
     graph, images = found
     source = float_model(graph, images)
     made = {"float": source, "theirs": theirs(source, images, "MinMax", batch_size=4),
-            "ours": ours(graph, images, batch_size=4).lowered}
+            "ours": ours(graph, images, batch_size=4).model}
     for variant, model in made.items():
         (folder / f"{variant}.onnx").write_bytes(model.to_bytes())
     np.save(folder / "image.npy", images[:1])

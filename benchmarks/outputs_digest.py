@@ -121,7 +121,7 @@ def main() -> None:
             continue
         for target in TARGETS:
             for fast in (False, True) if target == "mxnet" else (False,):
-                options = FreezeOptions(target=target, fast=fast)
+                options = FreezeOptions(target=f"{target}{{fast=true}}" if fast else target)
                 show(f"{name}  trained, freeze {target}{' --fast' if fast else ''}",
                      lambda m=g, o=options, d=data: written(qgraph.freeze(m, o, calib_data=d)))  # type: ignore[misc]
 

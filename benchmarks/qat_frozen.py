@@ -80,17 +80,17 @@ def main() -> None:
         net = trained(options, data, labels, args.steps)
         parts = range(0, len(images), 100)
         want = np.concatenate([net(mx.nd.array(images[i:i + 100])).asnumpy() for i in parts])
-        for target in ("mxnet-sim", "onnx", "mxnet", "mxnet --fast"):
+        for target in ("mxnet-sim", "onnx", "mxnet", "mxnet{fast=true}"):
             try:
-                frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target.split()[0], fast="--fast" in target))
+                frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target))
             except qgraph.QGraphError as error:
                 rows.append([kind, target, "", f"refused: {str(error).rpartition('which ')[2]}", ""])
                 continue
-            run = executor(frozen.lowered, "comparing")
+            run = executor(frozen.model, "comparing")
             got = np.concatenate([run.run({"data": images[i:i + 100]})[0] for i in parts])
             same = "equal" if np.array_equal(got, want) else f"{np.abs(got - want).max() / np.abs(want).max():.1e}"
             rows.append([kind, target, same, f"{100 * (got.argmax(1) == want.argmax(1)).mean():.1f} %",
-                         f"{slowness(case.graph(), frozen.lowered, images):.2f}" if target != "onnx" else ""])
+                         f"{slowness(case.graph(), frozen.model.ir, images):.2f}" if target != "onnx" else ""])
     print(table(f"{args.images} test images, {args.steps} steps",
                 ["trained", "target", "logits", "agreement", "time / float"], rows))
 

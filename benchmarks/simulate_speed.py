@@ -64,7 +64,7 @@ def main() -> int:
         runs = {"float": runner(module(graph, shape), images, args.batch)}
         for variant, options in VARIANTS.items():
             frozen = simulated(graph, images, **options)
-            runs[variant] = runner(module(frozen.lowered, shape), images, args.batch)
+            runs[variant] = runner(module(frozen.model.ir, shape), images, args.batch)
             runs[f"{variant} (simulate)"] = _executed(frozen.graph, images, args.batch)
         seconds = times(runs, args.rounds, CLOCKS[args.clock])
         for variant, own in seconds.items():

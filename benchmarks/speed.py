@@ -62,7 +62,7 @@ def variants(graph: Graph, images: np.ndarray, batch: int) -> dict[str, Any]:
     shape = (batch, *images.shape[1:])
     return {"float": module(graph, shape),
             "mxnet": module(mxnet_int8(graph, images, "naive", batch_size=4), shape),
-            "ours": module(freeze(graph, FreezeOptions(batch_size=4), calib_data=images).lowered, shape)}
+            "ours": module(freeze(graph, FreezeOptions(batch_size=4), calib_data=images).model.ir, shape)}
 
 
 def runner(bound: Any, images: np.ndarray, batch: int) -> Callable[[], None]:

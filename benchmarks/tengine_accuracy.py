@@ -42,7 +42,7 @@ def measure(case: Case, methods: list[str], limit: int) -> list[list[str]]:
     for method in methods:
         frozen = freeze(case.graph(), case.options(case.calib, target="tengine", calib=method),
                         calib_data=calibration_data(case))
-        file = TengineModel(from_bytes(frozen.lowered.data, case.name))
+        file = TengineModel(from_bytes(frozen.model.data, case.name))
         found = scores(Executor(file), images)
         same = scores(Reference(frozen.graph, rounding="half-away"), images) == found
         classes = found.argmax(1)

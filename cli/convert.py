@@ -8,11 +8,12 @@ import click
 
 from qgraph.cli import console
 from qgraph.cli.options import input_shape_option, model_options, output_options, runtime_option
+from qgraph.targets.registry import formats, get_target
 
 
 @click.command("convert")
 @click.argument("model", metavar="MODEL-symbol.json")
-@click.option("--to", type=click.Choice(["onnx", "ncnn", "tengine", "mxnet"]), required=True,
+@click.option("--to", type=click.Choice(formats()), required=True,
               help="onnx: PREFIX.onnx. ncnn: PREFIX.param and PREFIX.bin. tengine: PREFIX.tmfile. "
                    "mxnet: PREFIX-symbol.json and PREFIX-0000.params as MXNet 1.9 writes them.")
 @model_options
@@ -52,7 +53,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
     lines = [f"inputs      {inputs}", f"outputs     {', '.join(report['outputs'])}", f"ops         {before} -> {after}"]
     if report["compared_with"]:
         lines.append(f"difference  {report['difference']:.1e} of the largest output (with {report['compared_with']})")
-    elif report["to"] != "mxnet":
+    elif get_target(report["to"]).rewrites:
         lines.append("difference  not compared")
     size = report["size"]
     return [*lines, f"size        {console.size(size['before'])} -> {console.size(size['after'])}"]

@@ -14,16 +14,15 @@ from qgraph.cli.options import (
     model_options,
     output_options,
     runtime_option,
-    targets_option,
 )
-from qgraph.errors import OptionError
+from qgraph.cli.target_options import chosen_targets, targets_options
 
 
 @click.command("freeze")
 @click.argument("model", metavar="MODEL-symbol.json")
 @model_options
 @click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-quantized]")
-@targets_option
+@targets_options
 @input_shape_option
 @exclude_option
 @click.option("--granularity", type=click.Choice(["layer", "group", "channel", "tensor"]), default="channel",
@@ -44,12 +43,6 @@ from qgraph.errors import OptionError
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @image_options
-@click.option("--isa", type=click.Choice(["auto", "vnni", "avx2"]), default="auto", show_default=True,
-              help="onnx: what executes it. auto: any CPU, fewer weight codes where sums overflow on the calibration "
-                   "images on x86 without VNNI; avx2: wherever they could; vnni: all 8 bits.")
-@click.option("--int4", is_flag=True, help="onnx: 4-bit weights in 4-bit storage, activations in float.")
-@click.option("--fast", is_flag=True, help="mxnet, networks trained quantized: what training left in float is "
-              "quantized too, to ranges that are observed. Faster, and near to what was trained.")
 @runtime_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
@@ -76,17 +69,17 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose)
-    from qgraph.commands.freeze import freeze_all, report_text
+    from qgraph.commands.freeze import freeze_all
+    from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
     from qgraph.files import check_output
     from qgraph.options import FreezeOptions
-    from qgraph.targets.base import get_target
+    from qgraph.targets.registry import get_target
 
-    if flags["isa"] != FreezeOptions.isa and "onnx" not in targets:
-        raise OptionError(f"--isa: target {targets[0]} has no choice; it is for --target onnx")
-    wanted = [FreezeOptions(target=target, **flags) for target in dict.fromkeys(targets)]
+    chosen = chosen_targets(targets, flags)
+    wanted = [FreezeOptions(target=target, **flags) for target in chosen]
     prefix = wanted[0].output or default_prefix(model)
-    suffixes = dict.fromkeys(get_target(target).suffix for target in targets)
+    suffixes = dict.fromkeys(get_target(target).suffix for target in chosen)
     for suffix in suffixes:
         prefix = prefix.removesuffix(suffix)
     check_output(prefix, [prefix + suffix for suffix in (*suffixes, "-0000.params")],
@@ -128,6 +121,7 @@ def _scale(scale: Any) -> str:
 
 def _summary(report: dict[str, Any]) -> list[str]:
     from qgraph.calibration.images import DISTILLED
+    from qgraph.targets.registry import get_target
 
     quantized, left = len(report["quantized"]), report["float"]
     lines = [f"quantized   {quantized} of {quantized + len(left)} layers"
@@ -149,22 +143,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         worst = min(found["layers"].items(), key=lambda item: item[1]["within_one"], default=None)
         where = f", least in {worst[0]}" if worst and worst[1]["within_one"] < 100 else ""
         lines.append(f"kernels     {found['within_one']:g} % of the codes within 1 of exact arithmetic{where}")
-    if report["options"].get("int4"):
-        lines.append("onnxruntime weights are read from 4 bits, the arithmetic is float")
-    elif engine := report.get("onnxruntime"):
-        left = engine["float"]
-        rest = ", every quantized layer among them" if quantized else ": no layer is quantized"
-        lines.append(f"onnxruntime {engine['integer']} integer ops"
-                     + (f"; in float: {', '.join(list(left)[:4])}{', ...' if len(left) > 4 else ''} "
-                        f"({next(iter(left.values()))})" if left else rest))
-    if found := report.get("ncnn"):
-        lines.append(f"ncnn        {found['int8']} int8 layers, {found['requantized']} of them write int8"
-                     + (f", {len(found['without_winograd'])} do without Winograd" if found["without_winograd"] else ""))
-        lines.append(f"blobs       {', '.join(found['inputs'])} -> {', '.join(found['outputs'])}")
-    if found := report.get("tengine"):
-        lines.append(f"tengine     {', '.join(found['inputs'])} -> {', '.join(found['outputs'])}")
-        if found["read_back_images"]:
-            lines.append(f"read back   the frozen graph's integers, every one, on {found['read_back_images']} images")
+    lines += get_target(report["target"]).summary(report)
     size = report["size"]
     lines.append(f"size        {console.size(size['before'])} -> {console.size(size['after'])}")
     return lines

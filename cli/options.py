@@ -43,15 +43,6 @@ output_options = _group(
     click.option("-v", "--verbose", is_flag=True, help="Say more, also why patterns did not match."),
 )
 
-_TARGETS = click.Choice(["mxnet", "mxnet-sim", "onnx", "ncnn", "tengine"])
-target_option = click.option(
-    "--target", type=_TARGETS, default="mxnet", show_default=True,
-    help="mxnet: int8 kernels. mxnet-sim: simulated in float, any bits and granularity. onnx: QDQ for onnxruntime. "
-         "ncnn: int8 layers. tengine: int8 from inputs to outputs.")
-targets_option = click.option(
-    "--target", "targets", type=_TARGETS, multiple=True, default=["mxnet"], show_default=True,
-    help="mxnet: int8 kernels. mxnet-sim: simulated in float, any bits and granularity. onnx: QDQ for onnxruntime. "
-         "ncnn: int8 layers. tengine: int8 from inputs to outputs. Can be repeated: calibrates once.")
 runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", "mxnet", "onnxruntime"]), default="auto", show_default=True,
     help="What runs the model; auto is MXNet where it is installed.")

@@ -21,14 +21,15 @@ def command(name: str | None, as_json: bool) -> None:
       qgraph passes
       qgraph passes fold-bn
     """
-    from qgraph.commands.line import PIPELINES, QUANTIZING
-    from qgraph.ir.rewrite import REGISTRY, option_types, pass_class
+    from qgraph.ir.rewrite import option_types, pass_class, registered
+    from qgraph.passes import PIPELINES
+    from qgraph.targets.registry import all_classes
 
     if name is None:
-        quantizing = dict.fromkeys(n for names in QUANTIZING.values() for n in names)
-        order = [*(p.name for p in PIPELINES["float"]), *quantizing]
-        names = [*order, *sorted(REGISTRY.keys() - set(order))]
-        rows = {n: _first_line(REGISTRY[n]) for n in names}
+        known = registered()
+        quantizing = (name for cls in all_classes() for name in cls.passes)
+        order = dict.fromkeys([*(step.name for step in PIPELINES["float"]), *quantizing])
+        rows = {n: _first_line(known[n]) for n in [*order, *sorted(known.keys() - order)]}
         if as_json:
             console.result(rows, True, ())
         else:

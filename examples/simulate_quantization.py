@@ -220,7 +220,7 @@ def run(flags: dict[str, Any]) -> None:
     images = Images(flags, options)
     if flags["symbol"]:
         model: Any = flags["symbol"]
-        input_name = inputs_of(open_model(model, flags["params"]).graph)[0]
+        input_name = inputs_of(open_model(model, flags["params"]).as_graph("simulating"))[0]
     else:
         import mxnet as mx
 
@@ -229,7 +229,7 @@ def run(flags: dict[str, Any]) -> None:
         model, input_name = build(name, flags["pretrained"], size, variations), "data"
         options = replace(options, exclude=kept_in_float(flags["model"].lower(), model, exclude_first))
     if flags["print_model"]:
-        click.echo(open_model(model, flags["params"]).graph.text() if flags["symbol"] else model)
+        click.echo(open_model(model, flags["params"]).as_graph("simulating").text() if flags["symbol"] else model)
 
     offline = flags["quantize_input_offline"]
     strategy = qgraph.Strategy(

@@ -1,9 +1,10 @@
-"""Tables that functions enter by a decorator: kernels, shape rules, converters."""
+"""Tables that others fill: functions by a decorator, classes of other packages by entry points."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Callable, TypeVar
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -14,3 +15,10 @@ def enter(table: dict[str, Function], names: Sequence[str]) -> Callable[[Functio
         table.update(dict.fromkeys(names, function))
         return function
     return add
+
+
+def entry_points_of(group: str) -> list[EntryPoint]:
+    """What installed packages bring under the name of a group, sorted by name."""
+    every: Any = entry_points()
+    found = every.select(group=group) if hasattr(every, "select") else every.get(group, ())  # Python 3.9
+    return sorted(dict.fromkeys(found), key=lambda entry: entry.name)

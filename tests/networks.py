@@ -19,7 +19,6 @@ from qgraph import passes
 from qgraph.analysis.difference import Difference
 from qgraph.calibration.collect import collect
 from qgraph.commands.departure import kernel_departure
-from qgraph.commands.freeze import lower
 from qgraph.commands.line import pipeline, split
 from qgraph.data.open import open_data
 from qgraph.formats.mxnet import to_mxnet
@@ -31,8 +30,9 @@ from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
-from qgraph.targets.base import get_target
+from qgraph.targets.base import Model, Writing
 from qgraph.targets.mxnet.runtime import Executor
+from qgraph.targets.registry import get_target
 
 Facts = dict[str, Any]
 
@@ -397,6 +397,18 @@ def trained(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
     return g, feeds
 
 
+def written(q: Graph, target: str = "mxnet") -> Model:
+    """A quantized graph in the target's ops."""
+    return get_target(target).write(q, Writing())
+
+
+def lower(q: Graph, target: str = "mxnet") -> Graph:
+    """The same of a target that writes MXNet's ops, as a graph."""
+    g = written(q, target).ir
+    assert g is not None
+    return g
+
+
 def run_module(g: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """As a user runs it: `mx.mod.Module` under MXNet's default bind."""
     import mxnet as mx
@@ -444,14 +456,16 @@ def examine_graph(g: Graph, feeds: dict[str, np.ndarray], table: CalibrationTabl
                   **options: Any) -> Facts:
     want = Executor(g).run(feeds)
     q = quantize(g, table, target, **options)
-    lowered = lower(q, get_target(target))
+    model = written(q, target)
+    lowered = model.ir
+    assert lowered is not None
     got = Executor(lowered).run(feeds)
     differences = []
     for a, b in zip(want, got):
         difference = Difference()
         difference.update(a, b)
         differences.append(difference.sqnr)
-    departure = kernel_departure(q, lowered, feeds, "mxnet", Executor)
+    departure = kernel_departure(q, model, feeds, "mxnet", lambda m, watch: m.executor(watch))
     fqs = [n for n in q.nodes("fake_quantize") if q.param(q.inputs(n)[0]) is None]
     module = run_module(lowered, feeds)
     return {
@@ -503,10 +517,10 @@ def kernel_codes(codes: np.ndarray, step: float, signed: bool, dense: bool = Fal
     ones = np.eye(count, dtype=np.float32)
     if dense:
         g.heads = [Port(g.add("FullyConnected", inputs, num_hidden=len(codes), no_bias=True))]
-        return np.rint(Executor(lower(g, get_target("mxnet"))).run({"data": ones})[0].T / step)
+        return np.rint(Executor(lower(g)).run({"data": ones})[0].T / step)
     conv = g.add("Convolution", inputs, kernel=(1, 1), num_filter=len(codes), no_bias=True)
     g.heads = [Port(g.add("fake_quantize", [conv], quant=QParams(8, True, scale=np.float32(step))))]
-    return np.rint(Executor(lower(g, get_target("mxnet"))).run({"data": ones[None, :, None]})[0][0, :, 0] / step)
+    return np.rint(Executor(lower(g)).run({"data": ones[None, :, None]})[0][0, :, 0] / step)
 
 
 def wrong_codes(signed: bool, dense: bool) -> int:

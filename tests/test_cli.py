@@ -283,11 +283,12 @@ def test_the_choices_are_those_of_the_library() -> None:
     from qgraph.cli.freeze import command
     from qgraph.options import ONLINE
     from qgraph.quant.ranges import method
-    from qgraph.targets.base import TARGETS
+    from qgraph.targets.onnx.target import ISAS
+    from qgraph.targets.registry import get_target
 
     choices = {p.name: list(p.type.choices) for p in command.params if hasattr(p.type, "choices")}
-    assert choices["targets"] == list(TARGETS)
-    assert choices["act_signed"] == list(TARGETS["mxnet-sim"].act_signed)
+    assert choices["act_signed"] == list(get_target("mxnet-sim").spec.act_signed)
+    assert choices["isa"] == list(ISAS)
     assert choices["calib"][-1] == ONLINE
     for name in choices["calib"][:-1]:
         assert method(name)

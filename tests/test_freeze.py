@@ -14,12 +14,13 @@ from qgraph import FreezeOptions, Graph, Pass, Port
 from qgraph.analysis.difference import Difference
 from qgraph.commands.departure import kernel_departure
 from qgraph.commands.floatcheck import relative_error, run_checked
-from qgraph.commands.freeze import Frozen
+from qgraph.commands.frozen import Frozen
 from qgraph.engines import runtime
 from qgraph.errors import CalibrationError, FormatError, OptionError, PassError
 from qgraph.ir import ops
 from qgraph.ir.rewrite import register
 from qgraph.passes import PIPELINES
+from qgraph.targets.mxnet.model import MxnetModel
 
 mx = pytest.importorskip("mxnet")
 
@@ -112,7 +113,7 @@ def test_the_files_run_in_mxnet_as_the_checks_did(target: str, frozen: dict[str,
     for module in (loaded, bound):
         module.forward(batch, is_train=False)
         outputs.append(module.get_outputs()[0].asnumpy())
-    watched = runtime("test")(frozen[target].lowered).run({"data": data})[0]
+    watched = runtime("test")(frozen[target].model.ir).run({"data": data})[0]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     np.testing.assert_allclose(outputs[0], watched, atol=1e-4 * np.abs(watched).max())
     assert (outputs[0].argmax(1) == labels).mean() > 0.96
@@ -152,7 +153,7 @@ def test_the_batch_size_does_not_matter(target: str) -> None:
     table = qgraph.freeze(MODEL, FreezeOptions(target=target)).table
     runs = [qgraph.freeze(MODEL, FreezeOptions(target=target, batch_size=size), calib_table=table)
             for size in (4, 10, 50)]
-    assert len({run.lowered.digest() for run in runs}) == 1
+    assert len({run.model.ir.digest() for run in runs}) == 1
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -171,7 +172,7 @@ def test_a_table_stands_in_for_the_data(target: str, frozen: dict[str, Frozen], 
     # weights are rounded, and channels ordered, by what images show: with the same ones it is the same file
     again = qgraph.freeze(tmp_path / "n-symbol.json", options, calib_table=str(tmp_path / "other.calib.json"),
                           calib_data=str(DIGITS / "digits-calib.npz"))
-    assert again.lowered.digest() == frozen[target].lowered.digest()
+    assert again.model.ir.digest() == frozen[target].model.ir.digest()
     with pytest.raises(OptionError, match="--input-shape data:"):
         qgraph.freeze(tmp_path / "n-symbol.json", FreezeOptions(), calib_table=other.table)
     changed = float_graph()
@@ -188,17 +189,17 @@ def test_a_graph_and_a_gluon_block(images: tuple[np.ndarray, np.ndarray], frozen
     digest = g.digest()
     by_graph = qgraph.freeze(g, options, calib_data=calib)
     assert g.digest() == digest, "the user's graph was changed"
-    assert by_graph.lowered.digest() == frozen["mxnet-sim"].lowered.digest()
+    assert by_graph.model.ir.digest() == frozen["mxnet-sim"].model.ir.digest()
     block = mx.gluon.SymbolBlock.imports(MODEL, ["data"], str(DIGITS / "digits-0000.params"))
     by_block = qgraph.freeze(block, options, calib_data=iter([calib[:50], calib[50:]]))
-    assert by_block.lowered.digest() == frozen["mxnet-sim"].lowered.digest()
+    assert by_block.model.ir.digest() == frozen["mxnet-sim"].model.ir.digest()
     with pytest.raises(OptionError, match="give a prefix"):
         by_graph.save()
 
 
 def test_four_bits_per_layer_are_simulated(images: tuple[np.ndarray, np.ndarray]) -> None:
     found = qgraph.freeze(MODEL, FreezeOptions(target="mxnet-sim", weight_bits=4, act_bits=5, granularity="layer"))
-    codes = found.lowered.params["digits_res2_conv1_weight_codes"]
+    codes = found.model.ir.params["digits_res2_conv1_weight_codes"]
     assert 5 < len(np.unique(codes)) <= 15 and np.array_equal(codes, codes.astype(np.int8)) and np.abs(codes).max() == 7
     assert found.report["departure"]["within_one"] == 100.0
     assert found.report["quantized"][0]["weight"] == "s4" and found.report["quantized"][0]["granularity"] == "layer"
@@ -330,10 +331,11 @@ def damage(lowered: Graph, layer: str, amount: float) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_damaged_kernel_is_blamed_alone(target: str, frozen: dict[str, Frozen],
                                           images: tuple[np.ndarray, np.ndarray]) -> None:
-    damaged = frozen[target].lowered.copy()
+    damaged = frozen[target].model.ir.copy()
     damage(damaged, "res1_conv1", 1.0)
-    found = kernel_departure(frozen[target].graph, damaged, {"data": images[0][:2]},
-                             "mxnet" if target == "mxnet-sim" else "half-even", runtime("test"))
+    codes = {fq: Port(damaged.find(port.node.name), port.index) for fq, port in frozen[target].model.codes.items()}
+    found = kernel_departure(frozen[target].graph, MxnetModel(damaged, codes), {"data": images[0][:2]},
+                             "mxnet" if target == "mxnet-sim" else "half-even", lambda m, watch: m.executor(watch))
     bad = [name for name, row in found["layers"].items() if row["within_one"] < 99]
     assert bad == ["digits_res1_conv1_fwd"]
     assert found["within_one"] < 99
@@ -347,7 +349,7 @@ def test_compare_finds_the_damaged_layer(target: str, frozen: dict[str, Frozen],
     assert good["images"] == 96 and good["output"]["sqnr_db"] > 25 and good["agreement"] >= 97
     assert rows["digits_conv0_fwd"]["sqnr_db"] is None or rows["digits_conv0_fwd"]["sqnr_db"] > 100  # excluded
     assert all(row["sqnr_db"] is None or row["sqnr_db"] > 25 for row in rows.values())
-    damaged = frozen[target].lowered.copy()
+    damaged = frozen[target].model.ir.copy()
     damage(damaged, "res2_conv1", 0.5)
     bad = qgraph.compare(MODEL, damaged, images[0])
     after = {row["name"]: row for row in bad["layers"]}
@@ -382,7 +384,7 @@ def test_compare_undoes_what_passes_did_to_codes(frozen: dict[str, Frozen], tmp_
 @pytest.mark.parametrize("text", ["", "x", "nan", "1e400"])
 def test_compare_refuses_a_wrong_shift(text: str, frozen: dict[str, Frozen],
                                        images: tuple[np.ndarray, np.ndarray]) -> None:
-    damaged = frozen["mxnet"].lowered.copy()
+    damaged = frozen["mxnet"].model.ir.copy()
     damaged.find("digits_res1_conv2_fwd").attrs[ops.SHIFT] = text
     with pytest.raises(FormatError, match="digits_res1_conv2_fwd.*__shift__.*want a number"):
         qgraph.compare(MODEL, damaged, images[0])

@@ -19,15 +19,14 @@ import numpy as np
 import pytest
 
 from qgraph import passes
-from qgraph.commands.freeze import lower
 from qgraph.errors import OptionError, UnsupportedError
 from qgraph.formats.mxnet import load, save
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor as Reference
-from qgraph.targets.base import TARGETS, get_target
 from qgraph.targets.mxnet import int8 as mxnet_int8
+from qgraph.targets.registry import get_target
 
 mx = pytest.importorskip("mxnet")
 
@@ -130,7 +129,7 @@ def test_grouped_convolutions_stay_in_float(native: dict[str, networks.Facts]) -
     """The grouped one does, the depthwise one does not."""
     assert native["grouped"]["ops"]["Convolution"] >= 1
     g, _ = networks.build("grouped")
-    reasons = {n.name: TARGETS["mxnet"].refuse(g, n) for n in g.nodes("Convolution")}
+    reasons = {n.name: get_target("mxnet").refuse(g, n) for n in g.nodes("Convolution")}
     assert [name for name, reason in reasons.items() if reason] == ["conv1"]
     assert "grouped convolutions with wrong scales" in reasons["conv1"]
 
@@ -157,7 +156,7 @@ def test_excluded_layers(name: str) -> None:
 def lowered(name: str, **options: Any) -> tuple[Graph, Graph, dict[str, np.ndarray]]:
     g, feeds = networks.build(name)
     q = networks.quantize(g, networks.calibrated(g, feeds), **options)
-    return q, lower(q, get_target("mxnet")), feeds
+    return q, networks.lower(q), feeds
 
 
 def test_files_load_in_a_module_and_in_a_block(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from qgraph.quant.spec import QParams, QSpec, fake_quantize, quantize, with_rang
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import accumulate
 from qgraph.targets.mxnet import sim as mxnet_sim
+from qgraph.targets.mxnet.model import MxnetModel
 
 mx = pytest.importorskip("mxnet")
 
@@ -206,7 +207,8 @@ def test_excluded_layers_compute_in_float(exclude: tuple[str, ...]) -> None:
     out = Executor(lowered).run(feeds)
     assert same(out, run_block(lowered, feeds))
     assert np.allclose(run_module(lowered, feeds)[0], out[0], rtol=1e-5, atol=1e-5)
-    assert kernel_departure(q, lowered, feeds, "mxnet", Executor)["within_one"] == 100
+    model = MxnetModel(*mxnet_sim.lower_with_codes(q))
+    assert kernel_departure(q, model, feeds, "mxnet", lambda m, watch: m.executor(watch))["within_one"] == 100
 
 
 def test_preactivation_residual_is_right_under_the_default_bind() -> None:

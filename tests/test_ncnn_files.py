@@ -249,7 +249,7 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
     folded = qgraph.load(tmp_path / "q-folded-symbol.json", tmp_path / "q-folded-0000.params")
     assert not folded.nodes("BatchNorm") and not folded.nodes("fake_quantize")
     assert all("act_type" not in node.attrs for node in folded.nodes("Convolution"))
-    for layer in frozen.lowered.int8_layers:
+    for layer in frozen.model.int8_layers:
         scales = layer.weights[-3 if layer.number(8) > 100 else -2].array
         codes = layer.weights[0].array
         weight = folded.param(folded.inputs(folded.find(layer.name))[1])
@@ -271,7 +271,7 @@ def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], mo
     assert {"q-symbol.json", "q-0000.params", "q.onnx", "q.param", "q.bin", "q.table", "q.calib.json",
             "q.mxnet.report.json", "q.onnx.report.json", "q.ncnn.report.json"} <= names
     alone = qgraph.freeze(MODEL, FreezeOptions(target="ncnn"), calib_table=str(tmp_path / "q.calib.json"))
-    assert alone.lowered.bin == (tmp_path / "q.bin").read_bytes()
+    assert alone.model.bin == (tmp_path / "q.bin").read_bytes()
 
 
 def test_ranges_are_for_the_codes_of_the_target() -> None:

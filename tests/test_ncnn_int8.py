@@ -28,6 +28,7 @@ from qgraph.targets.ncnn.int8 import (
     scale_table,
 )
 from qgraph.targets.ncnn.model import NcnnModel
+from qgraph.targets.registry import get_target
 from qgraph.targets.ncnn.runtime import Executor, is_installed
 
 needs_ncnn = pytest.mark.skipif(not is_installed(), reason="the package ncnn is not installed")
@@ -282,14 +283,14 @@ def frozen_network(name: str, **options: Any) -> Any:
 @pytest.mark.parametrize("name", sorted(networks.NETWORKS))
 def test_networks_are_exact_layer_by_layer(name: str) -> None:
     frozen, data = frozen_network(name)
-    model = frozen.lowered
+    model = frozen.model
     assert len(model.int8_layers) == len(frozen.report["quantized"]) > 0
 
     def run(found: Any, watch: Any = None) -> Executor:
         return Executor(found, watch, packing=False)
 
     found = kernel_departure(frozen.graph, model, {"data": data[:4]}, ROUNDING, run)
-    assert len(found["layers"]) == len({fq.name for fq in model.integers})
+    assert len(found["layers"]) == len({fq.name for fq in model.codes})
     assert found["within_one"] >= 99.9
     assert min(layer["equal"] for layer in found["layers"].values()) >= 99.9
     assert found["output"] < 1e-5
@@ -301,15 +302,15 @@ def test_choices_that_ncnn_has_not() -> None:
                            ({"act_signed": "unsigned"}, "cannot carry --act-signed unsigned exactly; mxnet-sim")):
         with pytest.raises(UnsupportedError, match=words):
             frozen_network("conv_pool_conv", **options)
-    with pytest.raises(OptionError, match="--int4: target ncnn"):
-        FreezeOptions(target="ncnn", int4=True)
+    with pytest.raises(OptionError, match="ncnn: found 'int4=true', want OPTION=VALUE with one of none"):
+        get_target("ncnn{int4=true}")
 
 
 def test_choices_that_ncnn_has_in_another_form_are_said() -> None:
     frozen, _ = frozen_network("conv_pool_conv", weight_bits=4, granularity="layer")
     said = " ".join(frozen.report["ncnn"]["equivalents"])
     assert "4 bits are stored in 8" in said and "per layer is repeated" in said and "no unsigned" in said
-    for layer in frozen.lowered.int8_layers:
+    for layer in frozen.model.int8_layers:
         assert np.abs(layer.weights[0].array).max() <= 7
         assert len(set(layer.weights[2].array.tolist())) == 1
 
@@ -324,14 +325,14 @@ def test_grouped_convolutions_stay_in_float() -> None:
     left = {layer["name"]: layer["reason"] for layer in frozen.report["float"]}
     assert set(left) == {"grouped", "deconv", "fc"}
     assert "wrongly" in left["grouped"] and "transposed" in left["deconv"] and "excluded" in left["fc"]
-    table = scale_table(frozen.lowered.layers)
+    table = scale_table(frozen.model.layers)
     assert {line.split()[0] for line in table.splitlines()} == {"first", "first_param_0", "depthwise",
                                                                 "depthwise_param_0"}
 
 
 def test_the_table_reads_back_exactly() -> None:
     """Weights first, no empty line, and with enough digits that every float32 comes back."""
-    model = frozen_network("clip_two_sided")[0].lowered
+    model = frozen_network("clip_two_sided")[0].model
     text = scale_table(model.layers)
     assert text.endswith("\n") and "\n\n" not in text
     read = {line.split()[0]: np.array(line.split()[1:], np.float32) for line in text.splitlines()}

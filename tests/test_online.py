@@ -94,7 +94,7 @@ def test_freezing_online_wants_no_calibration(tmp_path: object) -> None:
     from qgraph.targets.mxnet.runtime import Executor
 
     again = qgraph.load(f"{prefix}-symbol.json", f"{prefix}-0000.params")
-    assert np.array_equal(Executor(again).run(feeds)[0], Executor(frozen.lowered).run(feeds)[0])  # type: ignore
+    assert np.array_equal(Executor(again).run(feeds)[0], Executor(frozen.model.ir).run(feeds)[0])  # type: ignore
 
 
 @pytest.mark.parametrize("options", [{"calib": "online"}, {"calib": "naive", "act_bits": 12}])

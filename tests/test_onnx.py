@@ -25,10 +25,12 @@ from qgraph.options import FreezeOptions
 from qgraph.passes import PIPELINES
 from qgraph.quant.spec import QParams, quantize
 from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.targets.mxnet.model import MxnetModel
 from qgraph.targets.onnx.emit import to_onnx
 from qgraph.targets.onnx.fusion import INTEGER_OPS, fusion
 from qgraph.targets.onnx.model import OnnxModel, load
 from qgraph.targets.onnx.runtime import Executor
+from qgraph.targets.registry import get_target, with_options
 
 Feeds = dict[str, np.ndarray]
 # by op of the graph: none of these has a quantized form in onnxruntime
@@ -48,11 +50,12 @@ def quantized(g: Graph, feeds: Feeds, **options: Any) -> tuple[Graph, Feeds, Onn
 
     from qgraph.passes.calibrate import Calibrate
 
-    steps = split(pipeline(FreezeOptions(target="onnx", **options)))[1]
+    int4 = bool(options.get("int4"))
+    of_target = {name: options.pop(name) for name in ("isa", "int4") if name in options}
+    steps = split(pipeline(FreezeOptions(target=with_options("onnx", **of_target), **options)))[1]
     table = table_of(g, feeds)
     PassManager(tuple(dataclasses.replace(s, table=table) if isinstance(s, Calibrate) else
                       dataclasses.replace(s, feeds=feeds) if hasattr(s, "feeds") else s for s in steps)).run(g)
-    int4 = bool(options.get("int4"))
     return g, feeds, to_onnx(g, {k: v.shape for k, v in feeds.items()}, int4=int4)
 
 
@@ -67,7 +70,7 @@ def test_codes_are_those_of_exact_arithmetic(name: str, options: dict[str, Any])
     g, feeds, model = frozen(name, **options)
     found = kernel_departure(g, model, feeds, "half-even", lambda m, watch: Executor(m, watch, exact=True))
     assert found["within_one"] >= 99.9, found["layers"]
-    assert set(found["layers"]) == {g.inputs(fq)[0].key for fq in model.integers}
+    assert set(found["layers"]) == {g.inputs(fq)[0].key for fq in model.codes}
     equal = [layer["equal"] for layer in found["layers"].values()]
     assert np.mean(equal, dtype=float) > 99 if equal else name in FLOAT
 
@@ -104,7 +107,7 @@ def test_a_layer_that_onnxruntime_leaves_in_float_is_named() -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] == scale:
             node.op_type = {"QuantizeLinear": "Identity", "DequantizeLinear": "Identity"}[node.op_type]
             del node.input[1:]
-    found = fusion(g, OnnxModel(proto, integers=model.integers))
+    found = fusion(g, OnnxModel(proto, codes=model.codes))
     assert "conv0" in found["float"] and "float" in found["float"]["conv0"]
 
 
@@ -153,8 +156,8 @@ def test_four_bit_storage() -> None:
     want, got = Reference(g).run(feeds)[0], Executor(model).run(feeds)[0]
     assert np.abs(want - got).max() <= 1e-5 * np.abs(want).max()
     assert model.size < to_onnx(g, {k: v.shape for k, v in feeds.items()}).size
-    with pytest.raises(QGraphError, match="--int4: target mxnet"):
-        FreezeOptions(int4=True)
+    with pytest.raises(QGraphError, match="mxnet: found 'int4=true', want OPTION=VALUE with one of fast"):
+        get_target("mxnet{int4=true}")
 
 
 def test_the_same_bytes_again() -> None:
@@ -231,7 +234,7 @@ def test_freezing_says_what_onnxruntime_does(digits: Any) -> None:
 
 def test_channel_orders_are_written(digits: Any) -> None:
     """`compare` puts reordered channels back by them."""
-    orders = digits.lowered.channel_orders
+    orders = digits.model.channel_orders
     wanted = {n.name for n in digits.graph.dag if "__channel_order__" in n.attrs}
     assert set(orders) == wanted
     for order in orders.values():
@@ -271,9 +274,9 @@ def test_the_table_does_not_depend_on_the_engine(runtime: str) -> None:
 
 def test_runtimes_say_what_they_cannot_run(digits: Any) -> None:
     with pytest.raises(QGraphError, match="MXNet cannot run an ONNX model"):
-        executor(digits.lowered, "x", "mxnet")
+        executor(digits.model, "x", "mxnet")
     with pytest.raises(QGraphError, match="want one of auto, mxnet, onnxruntime"):
-        executor(digits.graph, "x", "tensorflow")
+        executor(MxnetModel(digits.graph), "x", "tensorflow")
 
 
 def test_compare_and_evaluate_read_onnx(tmp_path: Path, digits: Any) -> None:

@@ -47,7 +47,7 @@ net.quantize_offline()
 images, labels = split.test_data[:300], split.test_label[:300]
 want = qat_digits.logits(net, images)
 frozen = qgraph.freeze(net, qgraph.FreezeOptions(target="mxnet-sim"))
-got = executor(frozen.lowered, "").run({{"data": images}})[0]
+got = executor(frozen.model, "").run({{"data": images}})[0]
 print(json.dumps({{"losses": losses, "top1": float((want.argmax(1) == labels).mean()),
                    "agreement": float((got.argmax(1) == want.argmax(1)).mean()), "equal": bool((got == want).all())}}))
 """

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from qgraph.analysis.observed import observed_ports
-from qgraph.commands.freeze import bind
-from qgraph.commands.line import QUANTIZING, pipeline, split
+from qgraph.commands.line import bound, pipeline, split
 from qgraph.errors import CalibrationError, OptionError, PassError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -32,8 +31,8 @@ from qgraph.quant.spec import QParams, QSpec, fake_quantize
 from qgraph.quant.table import CalibrationTable, Entry
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import run
-from qgraph.targets.base import TARGETS
 from qgraph.targets.mxnet import int8 as mxnet_int8
+from qgraph.targets.registry import TARGETS, get_target
 
 GOLDEN = Path(__file__).parent / "golden" / "quantization"
 FILES = sorted(GOLDEN.glob("*/*.txt"))
@@ -67,7 +66,7 @@ def table_of(g: Graph, feeds: dict[str, np.ndarray]) -> CalibrationTable:
 
 def steps(target: str, calibration: CalibrationTable | None, feeds: dict[str, np.ndarray] | None = None,
           **options: Any) -> list[Pass]:
-    return [bind(s, table=calibration, feeds=feeds)
+    return [bound(s, table=calibration, feeds=feeds)
             for s in split(pipeline(FreezeOptions(target=target, **options)))[1]]
 
 
@@ -128,7 +127,7 @@ def test_every_step_on_every_network_once_and_again(name: str, target: str) -> N
         changed = step.run(g)
         assert (changed == 0) == (g.digest() == digest), step.name
         assert changed == 0 or step.name == "limit-weights", step.name
-    assert {r.name for r in manager.records} == set(QUANTIZING[TARGETS[target].flow])
+    assert {r.name for r in manager.records} == set(get_target(target).passes)
     assert all(isinstance(n.quant, QParams) for n in g.nodes("fake_quantize"))
     assert Graph.parse(g.text()).text() == g.text()
 
@@ -194,7 +193,7 @@ def test_any_one_layer_may_be_excluded(name: str) -> None:
 
 def test_verdicts_name_every_layer_and_the_reason() -> None:
     g, _ = networks.build("grouped")
-    verdicts = {n.name: why for n, why in layer_verdicts(g, TARGETS["mxnet"], ("last", "op:FullyConnected")).items()}
+    verdicts = {n.name: why for n, why in layer_verdicts(g, get_target("mxnet"), ("last", "op:FullyConnected")).items()}
     assert verdicts == {"conv0": "", "conv1": "MXNet's int8 kernel computes grouped convolutions with wrong scales",
                         "conv2": "", "conv3": "", "fc": "excluded by 'last'"}
 

@@ -101,7 +101,7 @@ def test_names_of_files_and_passes_exist() -> None:
 
 def test_every_target_and_method_is_described() -> None:
     from qgraph.quant.ranges import METHODS
-    from qgraph.targets.base import TARGETS
+    from qgraph.targets.registry import TARGETS
 
     for name in (*METHODS, *TARGETS):
         assert re.search(rf"^\| `{re.escape(name)}` \|", TEXT, re.M), f"README.md has no row for {name}"

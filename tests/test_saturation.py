@@ -24,7 +24,6 @@ from test_quantization_passes import steps, table_of
 
 from qgraph.analysis.channels import channel_orders
 from qgraph.commands.departure import kernel_departure
-from qgraph.commands.line import QUANTIZING
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes.limit_saturation import FACTORS, NOTICED, LimitSaturation, error_with
@@ -35,6 +34,7 @@ from qgraph.semantics import saturation
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import run
 from qgraph.semantics.saturation import Layer, pair_excess, pairs, sample_layers
+from qgraph.targets.registry import get_target
 
 U8, S8 = (8, False), (8, True)
 Feeds = dict[str, np.ndarray]
@@ -191,7 +191,7 @@ def before(name: str, g: Graph, feeds: Feeds) -> Graph:
     """A copy behind the passes that come before the named one, with biases moved by none of the later."""
     q = g.copy()
     line = steps("mxnet", table_of(g, feeds))
-    PassManager(tuple(line[:QUANTIZING["fused"].index(name)])).run(q)
+    PassManager(tuple(line[:get_target("mxnet").passes.index(name)])).run(q)
     return q
 
 
@@ -437,9 +437,6 @@ SIGNED: dict[str, tuple[int, dict[str, Any]]] = {
 
 def signed_departure(name: str) -> dict[str, float]:
     """Of the kernel of a convolution that reads a signed input, from exact arithmetic."""
-    from qgraph.targets.mxnet.int8 import lower
-    from qgraph.targets.mxnet.runtime import Executor
-
     channels, attrs = SIGNED[name]
     n = Net(len(name), channels, 10)
     bias = [] if attrs.get("no_bias") else [n.param("first_bias", 8)]
@@ -451,7 +448,8 @@ def signed_departure(name: str) -> dict[str, float]:
     q = g.copy()
     PassManager(tuple(steps("mxnet", table_of(g, feeds)))).run(q)
     assert q.inputs(q.find("first"))[1].node.quant.qmax == 64  # type: ignore[union-attr]
-    return kernel_departure(q, lower(q), feeds, "mxnet", Executor)["layers"]["first"]
+    model = networks.written(q)
+    return kernel_departure(q, model, feeds, "mxnet", lambda m, watch: m.executor(watch))["layers"]["first"]
 
 
 @pytest.mark.parametrize("name", SIGNED)

@@ -114,7 +114,7 @@ def test_winograd_frozen_for_mxnet(tmp_path: object) -> None:
     frozen.save(f"{tmp_path}/m")
     again = qgraph.load(f"{tmp_path}/m-symbol.json", f"{tmp_path}/m-0000.params")
     got = Executor(again).run(feeds)[0]
-    assert np.array_equal(got, Executor(frozen.lowered).run(feeds)[0])  # type: ignore[arg-type]
+    assert np.array_equal(got, Executor(frozen.model.ir).run(feeds)[0])  # type: ignore[arg-type]
     assert np.array_equal(got, Reference(frozen.graph, rounding="mxnet").run(feeds)[0])
 
 

@@ -17,7 +17,7 @@ from test_tengine_ops import check_structure
 import qgraph
 from qgraph import FreezeOptions
 from qgraph.cli.main import main
-from qgraph.commands.freeze import Frozen
+from qgraph.commands.frozen import Frozen
 from qgraph.commands.inspect import inspect_model
 from qgraph.data.preprocess import PRESETS
 from qgraph.errors import OptionError, QGraphError
@@ -217,7 +217,7 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_freezing_a_tengine_model_is_refused(frozen: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(OptionError, match="freezing wants an MXNet model .* found a Tengine model"):
         qgraph.freeze(str(frozen[0] / "m.tmfile"), FreezeOptions(target="tengine"))
-    with pytest.raises(OptionError, match="a Tengine model has its parameters inside"):
+    with pytest.raises(OptionError, match="a .tmfile of Tengine has its parameters inside"):
         inspect_model(str(frozen[0] / "m.tmfile"), params="x.params")
     with pytest.raises(OptionError, match="no such file, want a .tmfile of Tengine; did you mean .*m.tmfile"):
         inspect_model(str(frozen[0] / "n.tmfile"))
@@ -268,4 +268,4 @@ def test_trained_networks_read_back_exactly(name: str, shape: tuple[int, ...], n
     (got,) = Tengine(model).run_tensors({"data": x[:2]})
     assert np.unique(want.codes).size > 10
     np.testing.assert_array_equal(got.codes, want.codes)
-    assert isinstance(found.lowered, TengineModel) and found.lowered.export is not None
+    assert isinstance(found.model, TengineModel) and found.model.export is not None

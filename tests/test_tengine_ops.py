@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from helpers import run_mxnet
 
-from qgraph.commands.freeze import lower
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams, quantize
 from qgraph.semantics.interpreter import Executor
-from qgraph.targets import base as targets
+from qgraph.targets.base import Writing
+from qgraph.targets.registry import get_target
 from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY
 from qgraph.targets.tengine.emit import to_tengine
 from qgraph.targets.tengine.export import REWRITES, TAKEN, export
@@ -228,7 +228,7 @@ def test_int8_networks_read_back_exactly(name: str, granularity: str) -> None:
             networks.quantize(g, table, "tengine", granularity=granularity)
         return
     g = networks.quantize(g, table, "tengine", granularity=granularity)
-    model = lower(g, targets.get_target("tengine"), {n: x.shape for n, x in feeds.items()})
+    model = get_target("tengine").write(g, Writing({n: x.shape for n, x in feeds.items()}))
     assert isinstance(model, TengineModel)
     back = read_back(model)
     check_structure(back.tm)

@@ -44,8 +44,8 @@ def test_read_back(name: str) -> None:
     check_structure(from_bytes(model.data, "f"))
 
     frozen = qgraph.freeze(g, FreezeOptions(target="tengine"), calib_data=x)
-    assert isinstance(frozen.lowered, TengineModel)
-    back = TengineModel(from_bytes(frozen.lowered.data, "m"))
+    assert isinstance(frozen.model, TengineModel)
+    back = TengineModel(from_bytes(frozen.model.data, "m"))
     check_structure(back.tm)
     (a,) = Executor(frozen.graph, rounding="half-away").run_tensors({"data": x[:2]})
     (b,) = Tengine(back).run_tensors({"data": x[:2]})

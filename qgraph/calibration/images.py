@@ -14,8 +14,8 @@ from qgraph.data.open import Batch, Data
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.ir.graph import Graph
 from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
-from qgraph.targets.base import Feeds
 from qgraph.semantics.inputs import hinted_shapes, inputs_of, known_channels
+from qgraph.targets.base import Feeds
 
 log = logging.getLogger("qgraph")
 

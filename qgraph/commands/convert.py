@@ -31,7 +31,7 @@ from qgraph.semantics.inputs import hinted_shapes, inputs_of
 from qgraph.semantics.kernels import KERNELS
 from qgraph.targets.base import Executor, Model, Shapes, Target
 from qgraph.targets.mxnet.model import MxnetModel
-from qgraph.targets.registry import all_classes, get_target
+from qgraph.targets.registry import formats, get_target
 
 log = logging.getLogger("qgraph")
 
@@ -67,7 +67,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     input_shape: ``data:1,3,224,224``, one per input, where the file does not say it.
     runtime: what runs the model to compare with, of `qgraph.engines`; onnxruntime stands for the NumPy reference.
     """
-    target = format_named(to)
+    target = _format(to)
     outputs, input_shape = _several(outputs), _several(input_shape)
     opened = open_model(model, params, epoch, block_shapes(input_shape))
     g = opened.as_graph("converting")
@@ -86,8 +86,8 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
                                       runtime)
     else:
         if input_shape and opened.files:
-            raise OptionError(f"--input-shape: is for --to {', '.join(_formats(rewrites=True))}; MXNet's own files are "
-                              "converted without it")
+            others = ", ".join(name for name in formats() if get_target(name).rewrites)
+            raise OptionError(f"--input-shape: is for --to {others}; MXNet's own files are converted without it")
         converted, difference, engine = target.convert(g, {}), None, ""
     report = {
         "to": target.name,
@@ -100,23 +100,17 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     return Converted(converted, report, opened.files)
 
 
-def format_named(text: str) -> Target:
+def _format(text: str) -> Target:
     """The target of that name. Raises OptionError for one that has no float models."""
-    formats = _formats()
-    if text not in formats:
-        raise OptionError(f"--to {text}: want {', '.join(formats[:-1])} or {formats[-1]}")
+    if text not in (names := formats()):
+        raise OptionError(f"--to {text}: want {', '.join(names[:-1])} or {names[-1]}")
     return get_target(text)
-
-
-def _formats(rewrites: bool = False) -> list[str]:
-    """Names of the targets that have float models. rewrites: those alone that write other ops."""
-    return [cls.name for cls in all_classes() if cls.convert is not Target.convert and (cls.rewrites or not rewrites)]
 
 
 def destination(model: Any, to: str, output: str | None = None) -> str:
     """Prefix of the files to write, before any work. Raises OptionError where they cannot be written."""
     symbol, prefix = find_symbol(model)
-    target = format_named(to)
+    target = _format(to)
     default = prefix if target.rewrites else f"{prefix}-converted"
     output = default if output is None else output.removesuffix(target.suffix)
     check_output(output, [output + target.suffix], [symbol])

@@ -18,7 +18,6 @@ from qgraph.passes.canonicalize import Canonicalize
 from qgraph.semantics.inputs import inputs_of
 from qgraph.targets.base import Executor, Model
 
-
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 

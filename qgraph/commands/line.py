@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
@@ -90,7 +89,7 @@ def quantize(g: Graph, steps: tuple[Pass, ...], ranges: Ranges, dump_dir: str = 
         table = ranges(g)
     else:
         log.warning("warning: nothing is quantized: every layer is excluded or stays in float")
-    after = tuple(_bound(step, table=table, **known) for step in after)
+    after = tuple(bound(step, table=table, **known) for step in after)
     PassManager(after, dump_dir, records).run(g)
     for node in g.nodes("fake_quantize"):
         if not isinstance(node.quant, QParams) and not (node.quant and node.quant.online):
@@ -106,7 +105,7 @@ def _split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pa
     return steps, ()
 
 
-def _bound(step: Pass, **known: Any) -> Pass:
+def bound(step: Pass, **known: Any) -> Pass:
     """The pass with what only a run can know in the fields that it has for it."""
     return step.with_fields(**{name: known[name] for name in step.fields() & known.keys()})
 

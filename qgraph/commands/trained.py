@@ -78,7 +78,8 @@ class TrainedNetwork(FloatNetwork):
     def need(self, images: CalibrationImages | None) -> None:
         if images is None:
             raise CalibrationError(f"target {self.target.name} quantizes {len(self.missing)} tensors that training "
-                                   f"does not ({', '.join(self.missing[:3])}, ...): give --calib-data PATH, some images")
+                                   f"does not ({', '.join(self.missing[:3])}, ...): give --calib-data PATH, some "
+                                   "images")
 
     def fold(self, feeds: Feeds, engine: Engine, dump_dir: str, records: list[PassRecord]) -> tuple[Graph, Graph]:
         g = self.source.copy()

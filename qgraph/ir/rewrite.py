@@ -37,6 +37,7 @@ from typing import Any, Callable, ClassVar, TypeVar, get_type_hints
 from qgraph.errors import OptionError, PassError, QGraphError
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.pattern import MatchFail, P
+from qgraph.registry import entry_points_of
 
 log = logging.getLogger("qgraph.passes")
 
@@ -99,6 +100,7 @@ class RewritePass(Pass):
         """Change the graph. Raise MatchFail, before changing anything, to refuse with a reason."""
 
 
+GROUP = "qgraph.passes"
 REGISTRY: dict[str, type[Pass]] = {}
 _PassClass = TypeVar("_PassClass", bound=type[Pass])
 
@@ -220,23 +222,39 @@ def parse_pipeline(text: str, make: Callable[..., Pass] | None = None) -> tuple[
     return tuple(found)
 
 
+def registered() -> dict[str, type[Pass]]:
+    """Name -> pass, those of other packages too: the entry points of the group ``qgraph.passes``."""
+    for entry in entry_points_of(GROUP):
+        if entry.name in REGISTRY:
+            continue
+        try:
+            found = entry.load()
+        except Exception as error:  # whatever the package raises
+            log.warning("warning: pass %s: %s cannot be loaded: %s", entry.name, entry.value, _described(error))
+            continue
+        if getattr(found, "name", None) != entry.name or entry.name not in REGISTRY:
+            log.warning("warning: pass %s: %s is no pass of this name, want a class with @qgraph.register and "
+                        "name = %r", entry.name, entry.value, entry.name)
+    return REGISTRY
+
+
 def pass_class(name: str) -> type[Pass]:
     """The registered pass of that name; OptionError names the close ones."""
-    if name not in REGISTRY:
+    if name not in REGISTRY and name not in registered():
         close = difflib.get_close_matches(name, REGISTRY, 3)
         guess = f"; did you mean {', '.join(close)}?" if close else ""
         raise OptionError(f"no pass is called {name!r}{guess} (`qgraph passes` lists all)")
     return REGISTRY[name]
 
 
-def option_types(cls: type[Pass]) -> dict[str, Any]:
-    """Option name -> type, for the options of a pass that can be written as text."""
+def option_types(cls: type[Any]) -> dict[str, Any]:
+    """Option name -> type, for the options of a pass (or a target) that can be written as text."""
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)  # type: ignore[arg-type]
             if f.init and hints[f.name] in (int, float, bool, str)}
 
 
-def read_options(cls: type[Pass], text: str) -> dict[str, Any]:
+def read_options(cls: type[Any], text: str) -> dict[str, Any]:
     """``weight_bits=4 act_bits=6`` -> keyword arguments of the right types."""
     types, options = option_types(cls), {}
     for word in text.replace(",", " ").split():
@@ -252,11 +270,16 @@ def read_options(cls: type[Pass], text: str) -> dict[str, Any]:
 
 
 def load_user_pass(spec: str) -> tuple[Pass, str]:
-    """``module:Class@after`` -> (pass, name of the pass it runs behind). The current folder is searched too."""
-    match = re.fullmatch(r"([\w.]+):(\w+)@([\w\-]+)", spec)
+    """``module:Class@after``, or ``name@after`` of a registered pass -> (pass, name of the pass it runs behind).
+
+    The current folder is searched too.
+    """
+    match = re.fullmatch(r"([\w.\-]+)(?::(\w+))?@([\w\-]+)", spec)
     if not match:
         raise OptionError(f"--pass: found {spec!r}, want MODULE:CLASS@AFTER, such as my_passes:Relu6ToRelu@fold-bn")
     module_name, class_name, after = match.groups()
+    if class_name is None:
+        return _made(pass_class(module_name), module_name), after
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
@@ -271,10 +294,14 @@ def load_user_pass(spec: str) -> tuple[Pass, str]:
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         raise OptionError(f"--pass: {module_name}.{class_name} is not a subclass of qgraph.Pass")
+    return _made(cls, class_name), after
+
+
+def _made(cls: type[Pass], name: str) -> Pass:
     try:
-        return cls(), after
+        return cls()
     except TypeError as error:
-        raise OptionError(f"--pass: {class_name} needs arguments that --pass cannot give: {error}") from None
+        raise OptionError(f"--pass: {name} needs arguments that --pass cannot give: {error}") from None
 
 
 def _described(error: Exception) -> str:

@@ -9,8 +9,9 @@ graph is written) and one of `Model` (what was written, or read back)::
     class Listing(Target):
         \"\"\"The frozen graph as text.\"\"\"
         name, help, suffix = "listing", "the frozen graph as text", ".listing"
-        spec = Spec(rounding="half-even", weight=QSpec(bits=8, signed=True, narrow=True), act=QSpec(bits=8, signed=None),
-                    granularities=("tensor", "channel"), weight_bits=(8,), act_bits=(8,))
+        spec = Spec(rounding="half-even", weight=QSpec(bits=8, signed=True, narrow=True),
+                    act=QSpec(bits=8, signed=None), granularities=("tensor", "channel"), weight_bits=(8,),
+                    act_bits=(8,))
         passes = ("insert-fake-quantize", "calibrate", "bake-weights")
 
         def write(self, g, writing):
@@ -100,12 +101,12 @@ class Tensors(ABC):
 
 @dataclass
 class Description:
-    """What `inspect` shows. body: as JSON.  notes, columns, rows, remarks: the lines and the table that follow the ops."""
+    """What `inspect` shows. body: as JSON.  notes: lines on top.  columns, rows: a table.  remarks: lines below it."""
 
     body: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     columns: Sequence[str] = ()
-    rows: list[Sequence[Any]] = field(default_factory=list)
+    rows: Sequence[Sequence[Any]] = ()
     remarks: list[str] = field(default_factory=list)
 
 

@@ -37,5 +37,6 @@ def equivalents(g: Graph, table: CalibrationTable | None, target: str) -> list[s
     if bits := sorted({q.bits for q in weights if q.bits < 8}):
         found.append(f"weights of {', '.join(map(str, bits))} bits are stored in 8")
     if coarse := sorted({q.granularity for q in weights} - {"channel"}):
-        found.append(f"one scale per {' and '.join(map(shown_granularity, coarse))} is repeated for each output channel")
+        found.append(f"one scale per {' and '.join(map(shown_granularity, coarse))} is repeated for each output "
+                     "channel")
     return found

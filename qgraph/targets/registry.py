@@ -10,15 +10,16 @@ Targets of other packages come from the entry-point group ``qgraph.targets``::
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import re
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
-from qgraph.errors import OptionError, UnsupportedError, suggestion
+from qgraph.errors import OptionError, UnsupportedError
 from qgraph.ir.rewrite import read_options
 from qgraph.quant.spec import shown_granularity
+from qgraph.registry import entry_points_of
 from qgraph.targets.base import Target
 
 log = logging.getLogger("qgraph")
@@ -41,8 +42,9 @@ def target_class(name: str) -> type[Target]:
     if name not in _classes:
         places = _places()
         if name not in places:
+            close = difflib.get_close_matches(name, places, 1)
             raise OptionError(f"no target is called {name!r}; want one of {', '.join(places)}"
-                              f"{suggestion(name, places)}")
+                              + (f" (did you mean {close[0]}?)" if close else ""))
         module, _, attribute = places[name].partition(":")
         try:
             found = getattr(import_module(module), attribute)
@@ -83,14 +85,14 @@ def all_classes() -> list[type[Target]]:
     return found
 
 
+def formats() -> list[str]:
+    """Names of the targets that have float models, for `convert`."""
+    return [cls.name for cls in all_classes() if cls.convert is not Target.convert]
+
+
 def _places() -> dict[str, str]:
-    others = {entry.name: entry.value for entry in sorted(_entry_points(), key=lambda entry: entry.name)}
-    return {**TARGETS, **{name: place for name, place in others.items() if name not in TARGETS}}
-
-
-def _entry_points() -> Any:
-    found = entry_points()
-    return found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())  # Python 3.9
+    others = {entry.name: entry.value for entry in entry_points_of(GROUP)}
+    return {**others, **TARGETS}
 
 
 def option_fields() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:

@@ -9,12 +9,12 @@ from typing import Any
 from qgraph.errors import OptionError
 from qgraph.files import Content
 from qgraph.formats.mxnet import checkpoint_files, to_mxnet
-from qgraph.formats.mxnet_marks import CODES, MARK, is_frozen_op, is_quantized_op
+from qgraph.formats.mxnet_marks import is_frozen_op, is_quantized_op
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.infer import infer
 from qgraph.semantics.inputs import hinted_shapes, inputs_of, known_channels
 from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, counted
-from qgraph.targets.mxnet.read import range_of
 
 
 class MxnetModel(Model):
@@ -88,7 +88,7 @@ class MxnetModel(Model):
     def describe(self, shapes: Shapes | None = None) -> Description:
         """Of a frozen model every integer op is a row; what a float model becomes is told by `qgraph inspect`."""
         known = infer(self.graph, {**hinted_shapes(self.graph), **(shapes or {})})
-        body = {
+        body: dict[str, Any] = {
             "frozen": self.frozen,
             "inputs": {name: list(shapes[name]) if shapes and name in shapes else shape
                        for name, shape in self.known_shapes.items()},
@@ -121,23 +121,10 @@ class MxnetModel(Model):
         return module
 
 
-def written(g: Graph, lowered: Graph) -> MxnetModel:
-    """The model of `g` in the target's ops, with the place of every activation quantizer's codes."""
-    by_name = {n.name: n for n in lowered.dag if n.n_out >= 3 or n.attrs.get(MARK) == CODES}
-    codes = {}
-    for fq in g.nodes("fake_quantize"):
-        source = g.inputs(fq)[0]
-        if g.param(source) is None:
-            for name in (fq.name + "_codes", fq.name + "_quantize", fq.name, source.node.name):
-                if name in by_name:
-                    codes[fq] = Port(by_name[name])
-                    break
-    return MxnetModel(lowered, codes)
-
-
 def _integer_row(node: Node) -> dict[str, Any]:
     row: dict[str, Any] = {"name": node.name, "op": node.op}
-    if (ends := range_of(node)) is not None:
-        row["dtype"] = node.attrs.get("out_type") or ("int8" if ends[0] < 0 else "uint8")
-        row["range"] = list(ends)
+    low, high = (ops.number(node, key) for key in ops.CALIBRATED)
+    if low is not None and high is not None:
+        row["dtype"] = node.attrs.get("out_type") or ("int8" if low < 0 else "uint8")
+        row["range"] = [low, high]
     return row

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from qgraph.data.open import Batch
 from qgraph.errors import DataError, MissingDependencyError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
+from qgraph.targets.base import Feeds
 
 _BACKEND = "MXNET_SUBGRAPH_BACKEND"
 
@@ -98,7 +100,7 @@ class Executor:
         self._symbol, self._args, self._aux = to_mxnet(bare)
         self._bound: dict[tuple, Any] = {}
 
-    def _bind(self, feeds: dict[str, np.ndarray]) -> Any:
+    def _bind(self, feeds: Feeds) -> Any:
         shapes = {name: feeds[name].shape for name in self.inputs}
         key = tuple(shapes.items())
         if key not in self._bound:
@@ -114,7 +116,7 @@ class Executor:
                                 f"{str(error).splitlines()[0]}") from error
         return self._bound[key]
 
-    def start(self, feeds: dict[str, np.ndarray]) -> list[Any]:
+    def start(self, feeds: Feeds) -> list[Any]:
         """Begin a forward pass; the arrays returned wait for it when they are read."""
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
@@ -123,11 +125,11 @@ class Executor:
         outputs = bound.forward(is_train=False, **{n: self._mx.nd.array(feeds[n]) for n in self.inputs})
         return [outputs[i] for i in self._order]
 
-    def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
         """The values of the heads, or of the watched tensors."""
         return [array.asnumpy() for array in self.start(feeds)]
 
-    def stream(self, batches: Iterable[Any]) -> Iterator[tuple[Any, list[np.ndarray]]]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
         """(batch, values) for every batch; MXNet computes the next one while the caller looks at this one."""
         previous: Any = None
         pending: list[Any] | None = None
@@ -141,6 +143,6 @@ class Executor:
             yield previous, [array.asnumpy() for array in pending]
 
 
-def run(graph: Graph, feeds: dict[str, np.ndarray], watch: Sequence[Port] | None = None) -> list[np.ndarray]:
+def run(graph: Graph, feeds: Feeds, watch: Sequence[Port] | None = None) -> list[np.ndarray]:
     """One forward pass, see `Executor`."""
     return Executor(graph, watch).run(feeds)

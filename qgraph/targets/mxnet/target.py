@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qgraph.errors import OptionError
@@ -63,10 +62,10 @@ class Mxnet(Target):
         return ""
 
     def write(self, g: Graph, writing: Writing) -> Model:
-        from qgraph.targets.mxnet.int8 import lower
-        from qgraph.targets.mxnet.model import written
+        from qgraph.targets.mxnet.int8 import lower_with_codes
+        from qgraph.targets.mxnet.model import MxnetModel
 
-        return written(g, lower(g))
+        return MxnetModel(*lower_with_codes(g))
 
     def convert(self, g: Graph, shapes: Shapes) -> Model:
         from qgraph.targets.mxnet.model import MxnetModel
@@ -93,7 +92,7 @@ class MxnetSim(Target):
         return KEEP_GRAPH
 
     def write(self, g: Graph, writing: Writing) -> Model:
-        from qgraph.targets.mxnet.model import written
-        from qgraph.targets.mxnet.sim import lower
+        from qgraph.targets.mxnet.model import MxnetModel
+        from qgraph.targets.mxnet.sim import lower_with_codes
 
-        return written(g, lower(g))
+        return MxnetModel(*lower_with_codes(g))

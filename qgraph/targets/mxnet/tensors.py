@@ -13,7 +13,6 @@ from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.targets.base import Tensors
-from qgraph.targets.mxnet.read import shift_of
 
 _SIGNED, _UNSIGNED = 127.5, 255.5  # steps in the range that MXNet carries beside its codes
 
@@ -55,7 +54,7 @@ class MxnetTensors(Tensors):
     def _as_the_users(self, name: str, value: np.ndarray) -> np.ndarray:
         """Passes may have reordered channels and shifted values, and say so on the node."""
         node = self.nodes[name]
-        return in_the_users_order(value, channel_order(node)) - shift_of(node)
+        return in_the_users_order(value, channel_order(node)) - np.float32(ops.number(node, ops.SHIFT) or 0)
 
     def rows(self, differences: Mapping[str, Difference]) -> list[dict[str, Any]]:
         """One row per layer in topological order. The noise of a node that is not compared is that of what it reads."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from qgraph.data.open import Batch
 from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
 from qgraph.quant.spec import quantize
+from qgraph.targets.base import Feeds
 from qgraph.targets.ncnn.model import Codes, NcnnModel
 
 
@@ -61,7 +63,7 @@ class Executor:
                     or self._net.load_model(os.path.join(folder, "model.bin"))):
                 raise UnsupportedError("ncnn does not take this model; it has said why on stderr")
 
-    def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
         """The values of the outputs, or of what is watched, with the batch in front."""
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
@@ -96,7 +98,7 @@ class Executor:
             return value.astype(np.int32)
         return quantize(value, wanted.quant, "half-away")
 
-    def stream(self, batches: Iterable[Any]) -> Iterator[tuple[Any, list[np.ndarray]]]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
         """(batch, values) for every batch."""
         for batch in batches:
             yield batch, self.run(batch.feeds)

@@ -11,6 +11,9 @@ from qgraph.quant.spec import QSpec
 from qgraph.targets.base import Facts, Model, Shapes, Spec, Target, Writing
 from qgraph.targets.equivalents import equivalents, is_dense_or_depthwise, is_planar
 
+_SIGNED = ("activations are -127..127 with one scale: ncnn has no unsigned ones, so what is never negative has 127 "
+           "codes")
+
 
 @dataclass(frozen=True)
 class Ncnn(Target):
@@ -68,13 +71,11 @@ class Ncnn(Target):
         from qgraph.targets.ncnn.model import NcnnModel
 
         assert isinstance(model, NcnnModel)
-        unsigned = "activations are -127..127 with one scale: ncnn has no unsigned ones, so what is never negative has " \
-                   "127 codes"
         return {"ncnn": {
             "inputs": list(model.inputs), "outputs": model.outputs, "int8": len(model.int8_layers),
             "requantized": sum(layer.number(8) > 100 for layer in model.int8_layers),
             "without_winograd": model.masked,
-            "equivalents": [unsigned] * bool(model.int8_layers) + equivalents(g, writing.table, "ncnn")}}
+            "equivalents": [_SIGNED] * bool(model.int8_layers) + equivalents(g, writing.table, "ncnn")}}
 
     def summary(self, report: Mapping[str, Any]) -> list[str]:
         facts = report["ncnn"]

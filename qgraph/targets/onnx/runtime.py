@@ -10,9 +10,11 @@ from typing import Any, Union
 
 import numpy as np
 
+from qgraph.data.open import Batch
 from qgraph.errors import DataError, UnsupportedError
 from qgraph.ir.graph import Graph, Port
 from qgraph.semantics.inputs import inputs_of
+from qgraph.targets.base import Feeds
 from qgraph.targets.onnx.emit import to_onnx
 from qgraph.targets.onnx.model import OnnxModel
 
@@ -46,7 +48,7 @@ class Executor:
         self._order = [position[p] for p in wanted]
         self.inputs = inputs_of(self._graph)
 
-    def _session(self, feeds: dict[str, np.ndarray]) -> tuple[Any, list[str]]:
+    def _session(self, feeds: Feeds) -> tuple[Any, list[str]]:
         if self._graph is None:
             key: tuple = ()
         else:
@@ -64,7 +66,7 @@ class Executor:
     def _open(self, model: OnnxModel) -> Any:
         return open_session(model, exact=self._exact, optimize=self._optimize)
 
-    def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
         """The values of the outputs, or of the watched tensors."""
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
@@ -80,7 +82,7 @@ class Executor:
                             f"{_first_line(error)}") from error
         return [found[name] for name in names]
 
-    def stream(self, batches: Iterable[Any]) -> Iterator[tuple[Any, list[np.ndarray]]]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
         """(batch, values) for every batch; onnxruntime computes the next one while the caller looks at this one."""
         from concurrent.futures import ThreadPoolExecutor
 

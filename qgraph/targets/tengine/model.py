@@ -20,6 +20,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, counted
 from qgraph.targets.tengine import files
 from qgraph.targets.tengine.export import export, export_files
+from qgraph.targets.tengine.files import Layer
 from qgraph.targets.tengine.note import usage_note
 
 log = logging.getLogger("qgraph")
@@ -123,11 +124,12 @@ class TengineModel(Model):
                 "ops": self.op_counts,
                 "params": counted([tensor.array for tensor in self.tm.tensors if tensor.array is not None]),
                 "layers": layers}
-        rows = [(row["name"], row["op"], row["weight"] or "", row["writes"], f"{row['step']:.4g}" if row["step"] else "",
+        rows = [(row["name"], row["op"], row["weight"] or "", row["writes"],
+                 f"{row['step']:.4g}" if row["step"] else "",
                  "x".join(map(str, row["shape"])) if row["shape"] else "?") for row in layers]
         return Description(body, [], ("node", "op", "weight", "writes", "step", "shape"), rows)
 
-    def _row(self, layer: files.Layer) -> dict[str, Any]:
+    def _row(self, layer: Layer) -> dict[str, Any]:
         written = self.tm.tensors[layer.outputs[0]]
         weights = [array for array in (self.tm.tensors[i].array for i in layer.inputs) if array is not None]
         return {"name": layer.name, "op": layer.op, "weight": weights[0].dtype.name if weights else None,

@@ -11,6 +11,9 @@ from qgraph.quant.spec import QSpec
 from qgraph.targets.base import Facts, Model, Shapes, Spec, Target, Writing
 from qgraph.targets.equivalents import equivalents, is_planar, quantized_weights
 
+_SIGNED = ("every value is -127..127 with one scale, inputs and outputs too: Tengine's int8 has no unsigned codes, so "
+           "what is never negative has 127")
+
 
 @dataclass(frozen=True)
 class Tengine(Target):
@@ -76,12 +79,10 @@ class Tengine(Target):
         assert isinstance(model, TengineModel)
         if writing.feeds is not None:
             check_read_back(g, model, writing.feeds)
-        signed = "every value is -127..127 with one scale, inputs and outputs too: Tengine's int8 has no unsigned codes, " \
-                 "so what is never negative has 127"
         return {"tengine": {
             "inputs": list(model.inputs), "outputs": model.outputs, "ops": model.op_counts,
             "read_back_images": 0 if writing.feeds is None else len(next(iter(writing.feeds.values()))),
-            "equivalents": [signed] * bool(quantized_weights(g)) + equivalents(g, writing.table, "tengine")}}
+            "equivalents": [_SIGNED] * bool(quantized_weights(g)) + equivalents(g, writing.table, "tengine")}}
 
     def summary(self, report: Mapping[str, Any]) -> list[str]:
         facts = report["tengine"]
