@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, close_names
 from qgraph.ir.graph import Graph
 from qgraph.semantics.inputs import inputs_of, known_channels
 
@@ -148,7 +147,7 @@ def _close(path: str, suffix: str = _SUFFIX) -> str:
         return f"; the folder {folder} is not there"
     base = os.path.basename(path)
     wanted = base if base.endswith(suffix) else re.sub(r"(-\d{4,})?\.\w+$", "", base) + suffix
-    close = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:3]
+    close = close_names(wanted, names, 3, 0.5) or names[:3]
     return f"; did you mean {' or '.join(str(folder / n) for n in close)}?" if close else ""
 
 

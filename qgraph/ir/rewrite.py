@@ -21,7 +21,6 @@ class are its options (a frozen dataclass), in Python ``InsertFakeQuantize(weigh
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import re
@@ -34,7 +33,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, ClassVar, TypeVar, get_type_hints
 
-from qgraph.errors import OptionError, PassError, QGraphError
+from qgraph.errors import OptionError, PassError, QGraphError, suggest
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.pattern import MatchFail, P
 
@@ -210,8 +209,7 @@ def parse_pipeline(text: str, make: Callable[..., Pass] | None = None) -> tuple[
 def pass_class(name: str) -> type[Pass]:
     """The registered pass of that name; OptionError names the close ones."""
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, 3)
-        guess = f"; did you mean {', '.join(close)}?" if close else ""
+        guess = suggest(name, REGISTRY, "; did you mean {}?", count=3, between=", ")
         raise OptionError(f"no pass is called {name!r}{guess} (`qgraph passes` lists all)")
     return REGISTRY[name]
 

@@ -5,11 +5,10 @@ To add a target, add a row here and a writer in `qgraph.formats`.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from qgraph.errors import OptionError, UnsupportedError
+from qgraph.errors import OptionError, UnsupportedError, suggest
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec, shown_granularity
@@ -143,9 +142,8 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
 def get_target(name: str) -> Target:
     """The row of that name; OptionError names the valid ones."""
     if name not in TARGETS:
-        close = difflib.get_close_matches(name, TARGETS, 1)
         raise OptionError(f"no target is called {name!r}; want one of {', '.join(TARGETS)}"
-                          + (f" (did you mean {close[0]}?)" if close else ""))
+                          + suggest(name, TARGETS, " (did you mean {}?)"))
     return TARGETS[name]
 
 
