@@ -5,7 +5,6 @@ What comes out is run on random batches and compared with the model that went in
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -20,9 +19,10 @@ from qgraph.commands.freeze import model_files, refuse_frozen
 from qgraph.commands.open_model import Model, find_symbol, open_model
 from qgraph.commands.report import count_ops
 from qgraph.engines import runtime
-from qgraph.errors import OptionError, QGraphError
+from qgraph.errors import OptionError, QGraphError, suggest
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.options import block_shapes, parse_shapes
@@ -47,8 +47,6 @@ log = logging.getLogger("qgraph")
 
 FORMATS = ("onnx", "ncnn", "tengine", "mxnet")
 MXNET, REFERENCE = "MXNet", "the NumPy reference"
-_HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
-                    "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -150,8 +148,8 @@ def find_output(g: Graph, text: str) -> Port:
         return Port(node, index)
     if any(n.name == text for n in g.dag):
         raise OptionError(f"--outputs {text}: this is an input or a parameter, want the name of an operator")
-    close = difflib.get_close_matches(match[1] if match else text, nodes, 3, 0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the last ones are {', '.join([*nodes][-3:])}"
+    hint = (suggest(match[1] if match else text, nodes, count=3, cutoff=0.5)
+            or f"the last ones are {', '.join([*nodes][-3:])}")
     raise OptionError(f"--outputs {text}: no operator is called so; {hint}")
 
 
@@ -202,7 +200,7 @@ def _check_onnx(source: Graph, g: Graph, model: OnnxModel, shapes: Shapes, name:
     g: `source` in the form from which `model` was made.  Raises QGraphError where they differ.
     """
     made = {output for node in model.proto.graph.node for output in node.output}
-    squashed = [q.node.name == p.node.name and p.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
+    squashed = [q.node.name == p.node.name and bool(ops.head(p.node)) for p, q in zip(source.heads, g.heads)]
     logits = [g.inputs(q.node)[0].key if head else "" for q, head in zip(g.heads, squashed)]
 
     def run(names: list[str]) -> Any:
@@ -219,9 +217,9 @@ def _check_ncnn(source: Graph, g: Graph, model: NcnnModel, shapes: Shapes, name:
         log.warning('the ncnn model was not run: the package ncnn is not installed (pip install "qgraph[ncnn]")')
         return None, ""
     made = {blob: layer for layer in model.layers for blob in layer.outputs}
-    logits = [made[blob].inputs[0] if made[blob].type == "Softmax" and p.node.op in _HEADS else ""
+    logits = [made[blob].inputs[0] if made[blob].type == "Softmax" and ops.head(p.node) else ""
               for blob, p in zip(model.outputs, source.heads)]
-    squashed = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
+    squashed = [bool(ops.head(p.node) and ops.head(q.node)) for p, q in zip(source.heads, g.heads)]
 
     def run(names: list[str]) -> Any:
         return ncnn.Executor(model, [*model.outputs, *names], half=False)
@@ -231,8 +229,8 @@ def _check_ncnn(source: Graph, g: Graph, model: NcnnModel, shapes: Shapes, name:
 
 def _check_tengine(source: Graph, g: Graph, model: TengineModel, shapes: Shapes, name: str) -> tuple[float | None, str]:
     """The same of a Tengine model, which the NumPy reference runs as it reads back."""
-    squashed = [p.node.op in _HEADS and q.node.op in _HEADS for p, q in zip(source.heads, g.heads)]
-    logits = [model.graph.inputs(p.node)[0].key if p.node.op in _HEADS else "" for p in model.graph.heads]
+    squashed = [bool(ops.head(p.node) and ops.head(q.node)) for p, q in zip(source.heads, g.heads)]
+    logits = [model.graph.inputs(p.node)[0].key if ops.head(p.node) else "" for p in model.graph.heads]
 
     def run(names: list[str]) -> Any:
         ports = [Port(model.graph.find(key)) for key in names]
@@ -247,7 +245,7 @@ def _compare(source: Graph, g: Graph, shapes: Shapes, name: str, of: _Comparison
         log.warning("the %s model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
                     "(with the right numbers) tells it", of.to, unknown[0], unknown[0])
         return None, ""
-    watch = [source.inputs(p.node)[0] if p.node.op in _HEADS else p for p in source.heads]
+    watch = [source.inputs(p.node)[0] if ops.head(p.node) else p for p in source.heads]
     engine, theirs, batches = _engine(source, watch, name)
     names = [key for key in of.logits if key]
     ours = of.open(names)

@@ -77,9 +77,8 @@ def window(tap: Shape, stride: Shape, dilate: Shape, out: Shape) -> tuple[Any, .
 
 
 def _check_layout(node: Node) -> None:
-    layout = ops.attr(node, "layout")
-    if layout not in ("None", "", "NCW", "NCHW", "NCDHW"):
-        raise UnsupportedError(f"{node}: found layout {layout}, want channels first (NCHW)")
+    if not ops.channels_first(node):
+        raise UnsupportedError(f"{node}: found layout {ops.attr(node, 'layout')}, want channels first (NCHW)")
 
 
 def convolution(node: Node, x: np.ndarray, w: np.ndarray) -> np.ndarray:
