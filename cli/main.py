@@ -14,7 +14,7 @@ from importlib import import_module
 import click
 
 import qgraph
-from qgraph.errors import CheckFailed, QGraphError
+from qgraph.errors import CheckFailed, QGraphError, suggest
 
 COMMANDS = {  # name -> line of help; each lives in the file of its name
     "freeze": "Quantize a model and write the frozen checkpoint.",
@@ -24,6 +24,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "compare": "Where a frozen model departs from the float one.",
     "inspect": "What a model is made of, and what would be quantized.",
     "passes": "List the graph passes, or explain one.",
+    "ops": "List the ops and where each is carried, or explain one.",
 }
 
 
@@ -43,10 +44,7 @@ class _Lazy(click.Group):
     def resolve_command(self, ctx: click.Context,
                         args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            guess = f"did you mean {close[0]}? " if close else ""
+            guess = suggest(args[0], COMMANDS, "did you mean {}? ")
             raise click.UsageError(f"no command {args[0]!r}; {guess}There are {', '.join(COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -12,8 +12,6 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import MatchFail
 
-CHANNEL_FIRST = ("None", "NCW", "NCHW", "NCDHW")
-
 
 def bn_affine(g: Graph, bn: Node) -> tuple[np.ndarray, np.ndarray]:
     """A BatchNorm at inference is ``scale * x + shift`` per channel; both are (C,) float64.
@@ -47,7 +45,7 @@ def reads_channel_axis(bn: Node, weighted: Node) -> bool:
     if weighted.op == "FullyConnected":
         return bool(axis == -1 or (axis == 1 and ops.attr(weighted, "flatten")))
     rank = len(ops.attr(weighted, "kernel")) + 2
-    return bool(axis % rank == 1 and ops.attr(weighted, "layout") in CHANNEL_FIRST)
+    return bool(axis % rank == 1 and ops.channels_first(weighted))
 
 
 def own_weights(g: Graph, node: Node) -> tuple[np.ndarray, np.ndarray | None]:

@@ -17,7 +17,7 @@ import logging
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import MatchFail, Pass, register
-from qgraph.passes._affine import CHANNEL_FIRST, bn_affine
+from qgraph.passes._affine import bn_affine
 
 log = logging.getLogger("qgraph")
 
@@ -34,7 +34,7 @@ JOINS = frozenset({"elemwise_add", "elemwise_sub", "elemwise_mul", "elemwise_div
 def _is_conv2d(node: Node) -> bool:
     """Surely reads and writes (N, C, H, W)."""
     return (node.op in ("Convolution", "Deconvolution", "Pooling") and len(ops.attr(node, "kernel")) == 2
-            and ops.attr(node, "layout") in CHANNEL_FIRST)
+            and ops.channels_first(node))
 
 
 def image_nodes(g: Graph) -> set[Node]:

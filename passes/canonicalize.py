@@ -24,8 +24,8 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 
-IDENTITIES = ops.IDENTITIES | {"MAERegressionOutput", "MakeLoss", "SVMOutput"}
 _SYNC_BN_ONLY = ("ndev", "key")
+_NONNEGATIVE_ACTS = ops.NONNEGATIVE_ACTS - {"softrelu"}  # behind a softrelu the relu stays
 
 
 @register
@@ -104,7 +104,7 @@ def _bn_relu(g: Graph, node: Node) -> bool:
 def _nonnegative(node: Node) -> bool:
     if node.op == "clip":
         return bool(ops.attr(node, "a_min") >= 0)
-    return node.op == "Activation" and ops.attr(node, "act_type") in ("relu", "sigmoid")
+    return node.op == "Activation" and ops.attr(node, "act_type") in _NONNEGATIVE_ACTS
 
 
 def _is_relu(node: Node) -> bool:
@@ -133,7 +133,7 @@ def _relu_like(g: Graph, node: Node) -> bool:
 
 
 RULES: dict[str, Callable[[Graph, Node], bool]] = {
-    **dict.fromkeys(IDENTITIES, _identity),
+    **dict.fromkeys(ops.IDENTITIES, _identity),
     **dict.fromkeys(("relu", "Activation", "LeakyReLU", "_maximum_scalar", "clip"), _relu_like),
     "_contrib_BatchNormWithReLU": _bn_relu,
     "SoftmaxOutput": _softmax_output,

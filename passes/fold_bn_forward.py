@@ -15,7 +15,7 @@ from __future__ import annotations
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import MatchFail, P, RewritePass, register
-from qgraph.passes._affine import CHANNEL_FIRST, absorb, absorb_input_affine, bn_affine, own_weights, set_weights
+from qgraph.passes._affine import absorb, absorb_input_affine, bn_affine, own_weights, set_weights
 
 
 @register
@@ -32,7 +32,7 @@ class FoldBNForward(RewritePass):
             # flattened, axis 1 owns blocks of columns; the last axis is the columns only where nothing is flattened
             fits = axis == (1 if ops.attr(conv, "flatten") else -1)
         else:
-            fits = axis % (len(ops.attr(conv, "kernel")) + 2) == 1 and ops.attr(conv, "layout") in CHANNEL_FIRST
+            fits = axis % (len(ops.attr(conv, "kernel")) + 2) == 1 and ops.channels_first(conv)
         if not fits:
             raise MatchFail(bn, f"normalizes axis {axis}, which is not sure to be the input channels of {conv}")
         scale, shift = bn_affine(g, bn)

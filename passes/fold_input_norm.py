@@ -20,7 +20,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import MatchFail, Pass, register
-from qgraph.passes._affine import CHANNEL_FIRST, absorb, absorb_input_affine, own_weights, set_weights
+from qgraph.passes._affine import absorb, absorb_input_affine, own_weights, set_weights
 
 log = logging.getLogger("qgraph")
 
@@ -99,7 +99,7 @@ class FoldInputNorm(Pass):
         if not convs:
             return 0
         for conv in convs:
-            if ops.attr(conv, "layout") not in CHANNEL_FIRST:
+            if not ops.channels_first(conv):
                 raise MatchFail(conv, f"has layout {conv.attrs['layout']}, want channels first")
         weights = [own_weights(g, conv) for conv in convs]
         folded: list[Node] = []

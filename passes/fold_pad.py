@@ -23,7 +23,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import MatchFail, P, RewritePass, register
-from qgraph.passes._affine import CHANNEL_FIRST, absorb, own_weights, set_weights
+from qgraph.passes._affine import absorb, own_weights, set_weights
 
 
 @register
@@ -42,7 +42,7 @@ class FoldPad(RewritePass):
         widths = ops.attr(pad, "pad_width")
         if ops.attr(pad, "mode") != "constant" or ops.attr(pad, "constant_value") != 0:
             raise MatchFail(pad, "does not pad with zeros")
-        if len(widths) != 2 * len(kernel) + 4 or any(widths[:4]) or ops.attr(conv, "layout") not in CHANNEL_FIRST:
+        if len(widths) != 2 * len(kernel) + 4 or any(widths[:4]) or not ops.channels_first(conv):
             raise MatchFail(pad, f"pads {widths}, want the {len(kernel)} spatial axes of {conv} only")
         if min(widths) < 0:
             raise MatchFail(pad, f"pads {widths}, want no negative width")

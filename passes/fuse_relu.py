@@ -22,8 +22,7 @@ class FuseRelu(RewritePass):
     """Convolution/Deconvolution/FullyConnected/elemwise_add -> relu or clip(0, x)  becomes one node with act_type."""
 
     name = "fuse-relu"
-    pattern = P(("Activation", "clip"), P(("Convolution", "Deconvolution", "FullyConnected", "elemwise_add"), ...,
-                                          name="node", act_type=""), name="act")
+    pattern = P(("Activation", "clip"), P(ops.FUSING, ..., name="node", act_type=""), name="act")
 
     def rewrite(self, g: Graph, node: Node, act: Node) -> None:
         if act.op == "clip":

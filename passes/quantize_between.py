@@ -6,15 +6,12 @@ import dataclasses
 
 from networkx.utils import UnionFind
 
-from qgraph.analysis.codes import quantizer_name, upper_end
+from qgraph.analysis.codes import combines_codes, quantizer_name, upper_end
 from qgraph.analysis.observed import observed_ports
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QSpec
-
-# what an engine runs on codes, behind and in front of quantizers, besides layers with weights
-_JOINS = frozenset({"elemwise_add", "broadcast_add", "elemwise_mul", "broadcast_mul", "Concat"})
 
 
 @register
@@ -97,7 +94,7 @@ class _Between:
                 carries[node] = self.g.param(source) is None
             elif ops.kind(node) == ops.COMPUTE:
                 carries[node] = self._is_integer_layer(node)
-            elif node.op in _JOINS:
+            elif combines_codes(node):
                 ports = self._data(node)
                 carries[node] = len(ports) > 1 and any(carries[p.node] for p in ports)
             else:

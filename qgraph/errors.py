@@ -7,6 +7,8 @@ wanted, where (node, file), and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class QGraphError(Exception):
     """Root of the tree."""
@@ -49,3 +51,17 @@ class MissingDependencyError(QGraphError):
 
 class CheckFailed(QGraphError):
     """A check that the user asked for did not hold (exit code 3)."""
+
+
+def close_names(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The known names that `name` may be a misspelling of, the closest first."""
+    from difflib import get_close_matches  # here, so that the command line starts without it
+
+    return get_close_matches(name, list(known), count, cutoff)
+
+
+def suggest(name: str, known: Iterable[str], form: str = "did you mean {}?", *, count: int = 1, cutoff: float = 0.6,
+            between: str = " or ") -> str:
+    """The close names in the form of the sentence around them, for a message; "" if there are none."""
+    close = close_names(name, known, count, cutoff)
+    return form.format(between.join(close)) if close else ""

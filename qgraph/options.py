@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from qgraph.data.open import Data, open_data
 from qgraph.data.preprocess import Preprocess
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, suggest
 
 Progress = Callable[[str, int, Optional[int]], None]  # (what is done, how many so far, how many in all)
 Shapes = Mapping[str, Sequence[int]]
@@ -127,9 +126,8 @@ def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple
         if not shape or any(not 1 <= d <= 1 << 31 for d in shape) or not name:
             raise OptionError(f"--input-shape is {text!r}, want NAME:N,C,H,W such as {inputs[0]}:1,3,224,224")
         if name not in inputs:
-            close = difflib.get_close_matches(name, inputs, 1)
             raise OptionError(f"--input-shape: the model has no input {name!r}, it reads {', '.join(inputs)}"
-                              + (f" (did you mean {close[0]}?)" if close else ""))
+                              + suggest(name, inputs, " (did you mean {}?)"))
         shapes[name] = shape
     return shapes
 

@@ -28,8 +28,8 @@ from qgraph.targets.ncnn.int8 import (
     scale_table,
 )
 from qgraph.targets.ncnn.model import NcnnModel
-from qgraph.targets.registry import get_target
 from qgraph.targets.ncnn.runtime import Executor, is_installed
+from qgraph.targets.registry import get_target
 
 needs_ncnn = pytest.mark.skipif(not is_installed(), reason="the package ncnn is not installed")
 ROUNDING = "half-away"

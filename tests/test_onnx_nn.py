@@ -169,8 +169,9 @@ OUTPUTS = [
         ("SoftmaxOutput", (6,), {}, ""), ("SoftmaxOutput", (4, 3), {}, ""),
         ("SoftmaxOutput", (4, 3, 2), {"multi_output": True}, ""),
         ("SoftmaxOutput", (4, 3, 2), {"preserve_shape": True}, ""))],
-    Case("LogisticRegressionOutput", (6,)), Case("LinearRegressionOutput", (6,)),
-    *[Case(op, (4, 5), blind=True) for op in ("Dropout", "BlockGrad", "_copy", "identity", "make_loss")],
+    Case("LogisticRegressionOutput", (6,)),
+    *[Case(op, (6,)) for op in ("LinearRegressionOutput", "MAERegressionOutput", "SVMOutput")],
+    *[Case(op, (4, 5), blind=True) for op in ("Dropout", "BlockGrad", "_copy", "identity", "make_loss", "MakeLoss")],
 ]
 
 

@@ -141,6 +141,7 @@ TABLE = [
     Case("SoftmaxOutput", {"multi_output": True}, [IMAGE, (2, 7, 9)]),
     Case("SoftmaxOutput", {"preserve_shape": True}, [(2, 3, 4), (2, 3)]),
     Case("LinearRegressionOutput", {}, [(3, 5), (3, 5)]), Case("LogisticRegressionOutput", {}, [(3, 5), (3, 5)]),
+    Case("MAERegressionOutput", {}, [(3, 5), (3, 5)]), Case("SVMOutput", {}, [(3, 5), (3,)]),
     *(one("Reshape", shape=s) for s in (
         "(0, -1)", "(2, 6, 63)", "(-1,)", "(0, -2)", "(-3, -3)", "(-3, 0, -1)", "(0, -4, 2, 3, -2)",
         "(0, -4, -1, 2, 0, 0)", "(-2, 1, 1)", "(0, 0, -3)", "(0, 7, 6, -2)")),
@@ -170,7 +171,8 @@ TABLE = [
     *(one(op, axis=axis, keepdims=keep) for op in ("sum", "mean", "max")
       for axis, keep in (("(2, 3)", True), ("1", False), ("()", False))),
     one("mean", axis=(1,), exclude=True),
-    *(one(op) for op in ("BlockGrad", "_copy", "identity", "make_loss", "Dropout")), one("Cast", dtype="float16"),
+    *(one(op) for op in ("BlockGrad", "_copy", "identity", "make_loss", "MakeLoss", "Dropout")),
+    one("Cast", dtype="float16"),
 ]
 
 

@@ -19,9 +19,14 @@ def passes_integers(node: Node) -> bool:
     return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)
 
 
+def combines_codes(node: Node) -> bool:
+    """Sums, products and concatenations that engines of QDQ models run on codes; ONNX's Sum (add_n) is none of them."""
+    return bool(ops.info(node.op).combines) and node.op != "add_n"
+
+
 def upper_end(node: Node) -> float | None:
     """Where a fused clip ends the values that a layer writes; its integer range must end there too. None is nowhere."""
-    if "act_type" in ops.info(node.op).defaults and ops.attr(node, "act_type") == "clip":
+    if ops.info(node.op).fuses and ops.attr(node, "act_type") == "clip":
         return float(ops.attr(node, "a_max"))
     return None
 
@@ -84,11 +89,6 @@ def fits_codes(node: Node, reader: Node) -> bool:
     return end is None or round(end / float(qp.scale)) + int(qp.zero_point) >= qp.qmax
 
 
-_POSITIVE = frozenset({"relu", "sigmoid", "softmax", "exp", "hard_sigmoid", "abs", "square", "sqrt"})
-_MIXING = frozenset({"Pooling", "UpSampling", "_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D", "mean"})
-_JOINING = frozenset({"Concat", "elemwise_add", "broadcast_add", "add_n", "elemwise_mul", "broadcast_mul"})
-
-
 def nonnegative(g: Graph) -> set[Port]:
     """Ports that never hold a negative value, as far as the ops tell."""
     found: set[Port] = set()
@@ -99,12 +99,12 @@ def nonnegative(g: Graph) -> set[Port]:
 
 
 def _is_nonnegative(g: Graph, node: Node, found: set[Port]) -> bool:
-    carries = node.op != "LeakyReLU" and "act_type" in ops.info(node.op).defaults
-    act = ops.attr(node, "act_type") if carries else ""
-    if node.op in _POSITIVE or act in ("relu", "sigmoid", "softrelu"):
+    row = ops.info(node.op)
+    act = ops.attr(node, "act_type") if row.fuses or node.op == "Activation" else ""
+    if row.sign == ops.NONNEGATIVE or act in ops.NONNEGATIVE_ACTS:
         return True
     if node.op == "clip" or act == "clip":
         return bool(ops.attr(node, "a_min") >= 0)
-    if node.op in _MIXING or node.op in ops.IDENTITIES or ops.kind(node) in (ops.PASS, ops.AVERAGE):
+    if row.sign == ops.KEPT_SIGN or row.identity or ops.kind(node) in (ops.PASS, ops.AVERAGE):
         return g.inputs(node)[0] in found
-    return node.op in _JOINING and all(p in found for p in g.inputs(node))
+    return bool(row.combines) and all(p in found for p in g.inputs(node))

@@ -18,9 +18,9 @@ def observed_ports(g: Graph) -> list[Port]:
             if g.param(data) is None:
                 ports[data] = None
             ports[Port(node)] = None
-        elif node.op == "Concat" or ops.kind(node) == ops.AVERAGE:
+        elif ops.info(node.op).combines == ops.CONCAT or ops.kind(node) == ops.AVERAGE:
             ports[Port(node)] = None
-        elif node.op in ("elemwise_add", "broadcast_add", "add_n", "elemwise_mul", "broadcast_mul"):
+        elif ops.info(node.op).combines:
             ports.update((p, None) for p in g.inputs(node) if g.param(p) is None)
             ports[Port(node)] = None
     return list(ports)

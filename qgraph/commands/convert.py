@@ -5,7 +5,6 @@ What comes out is run on random batches and compared with the model that went in
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ import numpy as np
 from qgraph import engines
 from qgraph.commands import floatcheck
 from qgraph.commands.open_model import Opened, find_symbol, open_model
-from qgraph.errors import OptionError, QGraphError
+from qgraph.errors import OptionError, QGraphError, suggest
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir import ops
@@ -133,8 +132,8 @@ def find_output(g: Graph, text: str) -> Port:
         return Port(node, index)
     if any(n.name == text for n in g.dag):
         raise OptionError(f"--outputs {text}: this is an input or a parameter, want the name of an operator")
-    close = difflib.get_close_matches(match[1] if match else text, nodes, 3, 0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the last ones are {', '.join([*nodes][-3:])}"
+    hint = (suggest(match[1] if match else text, nodes, count=3, cutoff=0.5)
+            or f"the last ones are {', '.join([*nodes][-3:])}")
     raise OptionError(f"--outputs {text}: no operator is called so; {hint}")
 
 
@@ -169,9 +168,9 @@ def _compare(source: Graph, g: Graph, model: Model, shapes: Shapes, target: Targ
                     "(with the right numbers) tells it", target.name, unknown[0], unknown[0])
         return None, ""
     # heads that MXNet wants a label for, or that hide differences, are compared in front of their softmax, too
-    squashed = [q.node.name == p.node.name and p.node.op in ops.HEADS for p, q in zip(source.heads, g.heads)]
+    squashed = [q.node.name == p.node.name and bool(ops.head(p.node)) for p, q in zip(source.heads, g.heads)]
     logits = [key if head else None for key, head in zip(model.logits(g), squashed)]
-    watch = [source.inputs(p.node)[0] if p.node.op in ops.HEADS else p for p in source.heads]
+    watch = [source.inputs(p.node)[0] if ops.head(p.node) else p for p in source.heads]
     engine, theirs, batches = _engine(source, watch, name)
     keys = [key for key in logits if key is not None]
     ours = model.executor([*model.heads, *keys], precise=True)

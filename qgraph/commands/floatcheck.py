@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from qgraph.errors import PassError
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import Pass, PassManager, PassRecord
 
 TOLERANCE = 1e-4  # of the largest output; folding in float32 costs about 1e-6
-_SQUASHING = frozenset({"SoftmaxOutput", "Softmax", "softmax", "SoftmaxActivation", "log_softmax",
-                        "LogisticRegressionOutput"})
-_IDENTITY = frozenset({"LinearRegressionOutput", "MAERegressionOutput"})
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -75,9 +73,10 @@ def relative_error(want: np.ndarray, found: np.ndarray) -> float:
 
 def _comparable(before: Graph, after: Graph, p: Port, q: Port) -> tuple[Port, Port]:
     """The outputs, or what goes into their softmax: it would hide differences, and may read a label."""
-    if p.node.op in _SQUASHING and (q.node.op in _SQUASHING or q.node.attrs.get("act_type") == "sigmoid"):
+    first, second = ops.head(p.node), ops.head(q.node)
+    if first == ops.SQUASHES and (second == ops.SQUASHES or q.node.attrs.get("act_type") == "sigmoid"):
         return before.inputs(p.node)[0], after.inputs(q.node)[0]
-    if p.node.op in _IDENTITY:
+    if first == ops.REPEATS:
         return before.inputs(p.node)[0], q
     return p, q
 

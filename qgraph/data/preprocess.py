@@ -6,7 +6,6 @@ every other array is taken as ready, N x C x H x W.
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from qgraph.errors import DataError, OptionError, QGraphError
+from qgraph.errors import DataError, OptionError, QGraphError, suggest
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")  # no EPS (runs ghostscript) and other exotic decoders
@@ -73,8 +72,7 @@ class Preprocess:
     def from_options(cls, preset: str | None = None, **explicit: Any) -> Preprocess:
         """A preset, with every explicit option that is not None in place of the preset's."""
         if preset is not None and preset not in PRESETS:
-            near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.5)
-            guess = f"did you mean {near[0]}? " if near else ""
+            guess = suggest(preset, PRESETS, "did you mean {}? ", cutoff=0.5)
             raise OptionError(f"unknown preset {preset!r}: {guess}There are {', '.join(PRESETS)}")
         given = {name: value for name, value in explicit.items() if value is not None}
         if unknown := given.keys() - {field.name for field in fields(cls)}:

@@ -17,6 +17,7 @@ import json
 from typing import Any, NamedTuple
 
 from qgraph.errors import FormatError
+from qgraph.ir import ops
 
 VERSION = 10901  # what we write: major * 10000 + minor * 100 + patch
 _OLDEST = 800  # a file that does not say is taken for 0.8, as MXNet does
@@ -234,7 +235,7 @@ def num_outputs(node: JsonNode) -> int:
         return int(attrs["num_outputs"]) if attrs.get("num_outputs", "").isdecimal() else 1
     if op == "Pooling":  # oneDNN keeps a workspace for max pooling
         rank = len([part for part in attrs.get("kernel", "").strip("()[] ").split(",") if part.strip()])
-        planar = attrs.get("layout", "None") in ("None", "NCW", "NCHW", "NCDHW")
+        planar = attrs.get("layout", "None") in ("None", *ops.CHANNEL_FIRST)
         return 2 if attrs.get("pool_type", "max") == "max" and 1 <= rank <= 3 and planar else 1
     if op == "LeakyReLU":
         return 2 if attrs.get("act_type") == "rrelu" else 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 from pathlib import Path
 
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, close_names
 from qgraph.formats.mxnet import SYMBOL_SUFFIX
 
 log = logging.getLogger("qgraph")
@@ -28,7 +27,7 @@ def close_paths(path: str, suffix: str = SYMBOL_SUFFIX) -> str:
         return f"; the folder {folder} is not there"
     base = os.path.basename(path)
     wanted = base if base.endswith(suffix) else re.sub(r"(-\d{4,})?\.\w+$", "", base) + suffix
-    close = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:3]
+    close = close_names(wanted, names, 3, 0.5) or names[:3]
     return f"; did you mean {' or '.join(str(folder / n) for n in close)}?" if close else ""
 
 

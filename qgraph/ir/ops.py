@@ -21,20 +21,35 @@ from qgraph.ir.graph import Node
 #   float     stays in float
 COMPUTE, PASS, AVERAGE, JOIN, FLOAT = "compute", "pass", "average", "join", "float"
 
+SUM, PRODUCT, CONCAT = "sum", "product", "concat"  # how an op combines all its inputs
+NONNEGATIVE = "nonnegative"  # no output value is below 0
+KEPT_SIGN = "kept"  # none is where none of its first input is
+SQUASHES, REPEATS = "squashes", "repeats"  # what a head of the training does with its first input: softmax, or nothing
+
 
 @dataclass(frozen=True)
 class OpInfo:
     """inputs: slot names; a missing trailing "bias" is governed by `no_bias`. "*" repeats.
     aux: slots that hold auxiliary states (MXNet lists their arrays as ``aux:``).
     defaults: attribute -> MXNet's default, which also gives the type it is read with; None is an optional number.
+    kind: what it means to quantization.  kinds: the same for nodes with these attributes.
     out_axis: axis of the weight that runs over output channels.
+    fuses: a node may carry the activation behind it, in act_type, a_min and a_max.
+    identity: it gives back its first input at inference.
+    combines, sign, head: see the constants above.
     """
 
     inputs: tuple[str, ...] = ("data",)
     aux: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     kind: str = FLOAT
+    kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
     out_axis: int = 0
+    fuses: bool = False
+    identity: bool = False
+    combines: str = ""
+    sign: str = ""
+    head: str = ""
 
 
 _WORDS = ("maximum", "minimum", "mod", "power", "hypot", "equal", "not_equal", "greater", "greater_equal", "lesser",
@@ -63,18 +78,20 @@ _WEIGHTED = ("data", "weight", "bias")
 _ACT = {"act_type": "", "a_min": 0.0, "a_max": 0.0}
 _SCALAR = OpInfo(defaults={"scalar": 0.0})
 _BINARY = OpInfo(("lhs", "rhs"))
-_SOFTMAX = OpInfo(defaults={"axis": -1, "temperature": None, "use_length": False})
-_REDUCE = OpInfo(defaults={"axis": (), "keepdims": False, "exclude": False})
+_IDENTITY = OpInfo(identity=True)
+_REGRESSION = OpInfo(("data", "label"), identity=True, head=REPEATS)
+_SOFTMAX = {"axis": -1, "temperature": None, "use_length": False}
+_REDUCE = {"axis": (), "keepdims": False, "exclude": False}
 
 OPS: dict[str, OpInfo] = {
     "null": OpInfo(()),
     "fake_quantize": OpInfo(kind=PASS),
     # compute
-    "Convolution": OpInfo(_WEIGHTED, defaults=_CONV, kind=COMPUTE),
+    "Convolution": OpInfo(_WEIGHTED, defaults=_CONV, kind=COMPUTE, fuses=True),
     "Deconvolution": OpInfo(_WEIGHTED, defaults={**_CONV, "no_bias": True, "adj": (), "target_shape": ()},
-                            kind=COMPUTE, out_axis=1),
+                            kind=COMPUTE, out_axis=1, fuses=True),
     "FullyConnected": OpInfo(_WEIGHTED, defaults={"num_hidden": 0, "no_bias": False, "flatten": True, **_ACT},
-                             kind=COMPUTE),
+                             kind=COMPUTE, fuses=True),
     # values pass through
     "Flatten": OpInfo(kind=PASS),
     "Reshape": OpInfo(defaults={"shape": (), "reverse": False}, kind=PASS),
@@ -89,14 +106,18 @@ OPS: dict[str, OpInfo] = {
     "Crop": OpInfo(("data", "*"), defaults={"num_args": 1, "offset": (0, 0), "h_w": (0, 0), "center_crop": False},
                    kind=PASS),
     "UpSampling": OpInfo(("data", "*"), defaults={"scale": 1, "sample_type": "nearest", "num_args": 1, "num_filter": 0,
-                                                  "multi_input_mode": "concat"}, kind=PASS),
-    "Pad": OpInfo(defaults={"mode": "constant", "pad_width": (), "constant_value": 0.0}, kind=PASS),
-    "Pooling": OpInfo(defaults=_POOL, kind=AVERAGE),  # "max" passes values through: see `kind`
+                                                  "multi_input_mode": "concat"},
+                         kinds={PASS: {"sample_type": "nearest"}}, sign=KEPT_SIGN),
+    "Pad": OpInfo(defaults={"mode": "constant", "pad_width": (), "constant_value": 0.0},
+                  kinds={PASS: {"mode": "constant", "constant_value": 0.0}}),
+    "Pooling": OpInfo(defaults=_POOL, kinds={PASS: {"pool_type": "max"}, AVERAGE: {"pool_type": "avg"}},
+                      sign=KEPT_SIGN),
     "_contrib_AdaptiveAvgPooling2D": OpInfo(defaults={"output_size": ()}, kind=AVERAGE),
     "_contrib_BilinearResize2D": OpInfo(("data", "*"), defaults={
-        "height": 1, "width": 1, "scale_height": None, "scale_width": None, "mode": "size", "align_corners": True}),
+        "height": 1, "width": 1, "scale_height": None, "scale_width": None, "mode": "size", "align_corners": True},
+        sign=KEPT_SIGN),
     # several inputs, one output range
-    "Concat": OpInfo(("*",), defaults={"dim": 1, "num_args": 1}, kind=JOIN),
+    "Concat": OpInfo(("*",), defaults={"dim": 1, "num_args": 1}, kind=JOIN, combines=CONCAT),
     # windows at places that the data give
     "ROIPooling": OpInfo(("data", "rois"), defaults={"pooled_size": (), "spatial_scale": 1.0}),
     "_contrib_ROIAlign": OpInfo(("data", "rois"), defaults={"pooled_size": (), "spatial_scale": 1.0, "sample_ratio": -1,
@@ -108,13 +129,16 @@ OPS: dict[str, OpInfo] = {
     "Activation": OpInfo(defaults={"act_type": ""}),
     "clip": OpInfo(defaults={"a_min": 0.0, "a_max": 0.0}),
     **dict.fromkeys(UNARY, OpInfo()),
+    **dict.fromkeys(("relu", "sigmoid", "exp", "sqrt", "abs", "square"), OpInfo(sign=NONNEGATIVE)),
     "LeakyReLU": OpInfo(("data", "gamma"), defaults={"act_type": "leaky", "slope": 0.25, "lower_bound": 0.125,
                                                          "upper_bound": 0.334}),
-    "hard_sigmoid": OpInfo(defaults={"alpha": 0.2, "beta": 0.5}),
+    "hard_sigmoid": OpInfo(defaults={"alpha": 0.2, "beta": 0.5}, sign=NONNEGATIVE),
     **dict.fromkeys(WITH_SCALAR, _SCALAR),
     **dict.fromkeys((*ELEMWISE, *BROADCAST), _BINARY),
-    "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN),
-    "add_n": OpInfo(("*",), defaults={"num_args": 1}),
+    "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN, fuses=True, combines=SUM),
+    "broadcast_add": OpInfo(("lhs", "rhs"), combines=SUM),
+    **dict.fromkeys(("elemwise_mul", "broadcast_mul"), OpInfo(("lhs", "rhs"), combines=PRODUCT)),
+    "add_n": OpInfo(("*",), defaults={"num_args": 1}, combines=SUM),
     # moved and made values
     "stack": OpInfo(("*",), defaults={"axis": 0, "num_args": 1}),
     "_split_v2": OpInfo(defaults={"indices": (), "axis": 1, "squeeze_axis": False, "sections": 0}),
@@ -160,15 +184,19 @@ OPS: dict[str, OpInfo] = {
     "L2Normalization": OpInfo(defaults={"eps": 1e-10, "mode": "instance"}),
     "LRN": OpInfo(defaults={"alpha": 1e-4, "beta": 0.75, "knorm": 2.0, "nsize": 0}),
     # reductions and heads
-    "sum": _REDUCE, "mean": _REDUCE, "max": _REDUCE, "min": _REDUCE, "prod": _REDUCE,
+    "sum": OpInfo(defaults=_REDUCE), "max": OpInfo(defaults=_REDUCE), "min": OpInfo(defaults=_REDUCE),
+    "prod": OpInfo(defaults=_REDUCE), "mean": OpInfo(defaults=_REDUCE, sign=KEPT_SIGN),
     "norm": OpInfo(defaults={"ord": 2, "axis": (), "keepdims": False}),
-    "softmax": _SOFTMAX, "log_softmax": _SOFTMAX, "softmin": _SOFTMAX,
-    "SoftmaxActivation": OpInfo(defaults={"mode": "instance"}),
-    "SoftmaxOutput": OpInfo(("data", "label"), defaults={"multi_output": False, "preserve_shape": False}),
-    "LinearRegressionOutput": OpInfo(("data", "label")),
-    "LogisticRegressionOutput": OpInfo(("data", "label")),
-    "Dropout": OpInfo(defaults={"p": 0.5, "mode": "training"}),
-    "BlockGrad": OpInfo(), "_copy": OpInfo(), "identity": OpInfo(), "make_loss": OpInfo(),
+    "softmax": OpInfo(defaults=_SOFTMAX, sign=NONNEGATIVE, head=SQUASHES),
+    "log_softmax": OpInfo(defaults=_SOFTMAX, head=SQUASHES),
+    "softmin": OpInfo(defaults=_SOFTMAX),
+    "SoftmaxActivation": OpInfo(defaults={"mode": "instance"}, head=SQUASHES),
+    "SoftmaxOutput": OpInfo(("data", "label"), defaults={"multi_output": False, "preserve_shape": False},
+                            head=SQUASHES),
+    "LogisticRegressionOutput": OpInfo(("data", "label"), head=SQUASHES),
+    "LinearRegressionOutput": _REGRESSION, "MAERegressionOutput": _REGRESSION, "SVMOutput": _REGRESSION,
+    "Dropout": OpInfo(defaults={"p": 0.5, "mode": "training"}, identity=True),
+    "BlockGrad": _IDENTITY, "_copy": _IDENTITY, "identity": _IDENTITY, "make_loss": _IDENTITY, "MakeLoss": _IDENTITY,
     "Cast": OpInfo(defaults={"dtype": "float32"}),
 }
 
@@ -190,11 +218,14 @@ ALIASES = {
     "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
-IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss", "LinearRegressionOutput"})
-"""Ops that give back their first input at inference."""
+IDENTITIES = frozenset(op for op, row in OPS.items() if row.identity)
+FUSING = tuple(op for op, row in OPS.items() if row.fuses)
 
-HEADS = frozenset({"SoftmaxOutput", "Softmax", "softmax", "log_softmax", "SoftmaxActivation",
-                   "LogisticRegressionOutput", "LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"})
+NONNEGATIVE_ACTS = frozenset({"relu", "sigmoid", "softrelu"})
+"""Values of act_type."""
+CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
+"""Layouts with the channels in axis 1."""
+
 _LONGEST_NUMBER = 40  # characters of one; int() takes quadratic time
 
 # attributes of our own; MXNet keeps attributes of this form
@@ -219,13 +250,26 @@ def info(op: str) -> OpInfo:
 
 def kind(node: Node) -> str:
     """What this node means to quantization, see the constants above."""
-    if node.op == "Pooling":
-        return PASS if attr(node, "pool_type") == "max" else AVERAGE if attr(node, "pool_type") == "avg" else FLOAT
-    if node.op == "UpSampling":
-        return PASS if attr(node, "sample_type") == "nearest" else FLOAT
-    if node.op == "Pad":
-        return PASS if attr(node, "mode") == "constant" and attr(node, "constant_value") == 0 else FLOAT
-    return info(node.op).kind
+    row = info(node.op)
+    for found, attrs in row.kinds.items():
+        if all(attr(node, key) == value for key, value in attrs.items()):
+            return found
+    return row.kind
+
+
+def head(node: Node) -> str:
+    """What this node does with its first input if it is a head of the training, by whatever name; "" if it is none."""
+    return info(ALIASES.get(node.op, node.op)).head
+
+
+def channels_first(node: Node) -> bool:
+    """Whether a convolution or a pooling has its channels in axis 1, as without a layout."""
+    return attr(node, "layout") in ("None", *CHANNEL_FIRST)
+
+
+def is_2d(node: Node) -> bool:
+    """Whether a convolution or a pooling works on images (N, C, H, W)."""
+    return len(attr(node, "kernel")) == 2 and attr(node, "layout") in ("None", "NCHW")
 
 
 def attr(node: Node, key: str) -> Any:

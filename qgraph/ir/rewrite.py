@@ -21,7 +21,6 @@ class are its options (a frozen dataclass), in Python ``InsertFakeQuantize(weigh
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import re
@@ -34,7 +33,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, ClassVar, TypeVar, get_type_hints
 
-from qgraph.errors import OptionError, PassError, QGraphError
+from qgraph.errors import OptionError, PassError, QGraphError, suggest
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.pattern import MatchFail, P
 from qgraph.registry import entry_points_of
@@ -241,8 +240,7 @@ def registered() -> dict[str, type[Pass]]:
 def pass_class(name: str) -> type[Pass]:
     """The registered pass of that name; OptionError names the close ones."""
     if name not in REGISTRY and name not in registered():
-        close = difflib.get_close_matches(name, REGISTRY, 3)
-        guess = f"; did you mean {', '.join(close)}?" if close else ""
+        guess = suggest(name, REGISTRY, "; did you mean {}?", count=3, between=", ")
         raise OptionError(f"no pass is called {name!r}{guess} (`qgraph passes` lists all)")
     return REGISTRY[name]
 

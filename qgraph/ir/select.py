@@ -7,10 +7,9 @@ weights).
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, close_names
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 
@@ -54,7 +53,7 @@ def _matches(pattern: str, nodes: list[Node], layers: list[Node]) -> list[Node]:
     if not found:
         short = {_short(name): name for n in nodes for name in names_of(n)}
         known = [*short, *short.values()]
-        close = [short.get(c, c) for c in difflib.get_close_matches(pattern, known, 5, 0.5)]
+        close = [short.get(c, c) for c in close_names(pattern, known, 5, 0.5)]
         hint = ", ".join(dict.fromkeys(close)) or ", ".join(n.name for n in layers[:5]) + ", ..."
         raise OptionError(f"--exclude {pattern}: matches nothing; close names: {hint}")
     return found

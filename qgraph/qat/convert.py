@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import logging
 import threading
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
-from qgraph.errors import OptionError, UnsupportedError
+from qgraph.errors import OptionError, UnsupportedError, close_names
 from qgraph.formats.gluon import flatten
 from qgraph.qat.control import METHODS, Control
 from qgraph.qat.converters import DEFAULT_CONVERT_FN, STAYS, Converter, bypass_bn, is_converter, nn
@@ -179,7 +178,7 @@ def _named(net: Any, blocks: list[Any], item: Any, option: str) -> list[Any]:
     short = {name[len(net.prefix):] if name.startswith(net.prefix) else name: b for name, b in names.items()}
     found = {id(b): b for known in (names, short) for name, b in known.items() if fnmatch.fnmatchcase(name, item)}
     if not found:
-        close = difflib.get_close_matches(item, [*short, *names], 4, 0.4) or list(short)[1:5]
+        close = close_names(item, [*short, *names], 4, 0.4) or list(short)[1:5]
         raise OptionError(f"{option} {item!r}: no block is called so; close names: {', '.join(close)}")
     return list(found.values())
 

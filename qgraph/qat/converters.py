@@ -9,16 +9,15 @@ from types import MethodType
 from typing import Any, Callable
 
 from qgraph.errors import OptionError, UnsupportedError
+from qgraph.ir import ops
 from qgraph.qat import layer
 from qgraph.qat.layer import QuantizeArgs, Quantizer
-from qgraph.qat.network import CHANNEL_FIRST
 from qgraph.qat.statistic import mx
 
 Converter = Callable[[Any], None]
 nn = mx.gluon.nn
 
 _CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTranspose)
-_POSITIVE = ("relu", "sigmoid", "softrelu")
 
 
 def gen_conv2d_converter(quantize_input: bool = True, in_signed: bool | str = False, in_width: int = 8,
@@ -30,9 +29,9 @@ def gen_conv2d_converter(quantize_input: bool = True, in_signed: bool | str = Fa
     def convert(block: Any) -> None:
         if not isinstance(block, _CONVOLUTIONS):
             raise OptionError(f"{block.name}: found a {type(block).__name__}, want a convolution")
-        if block._kwargs["layout"] not in CHANNEL_FIRST:
+        if block._kwargs["layout"] not in ops.CHANNEL_FIRST:
             raise UnsupportedError(f"{block.name}: its layout is {block._kwargs['layout']}, want one of "
-                                   f"{', '.join(CHANNEL_FIRST)}: exclude it")
+                                   f"{', '.join(ops.CHANNEL_FIRST)}: exclude it")
         groups = block._kwargs["num_group"]
         weight = args.weight_spec(int(block._op_name == "Deconvolution"), groups)
         _convert(block, args, weight)
@@ -76,7 +75,7 @@ def gen_act_converter(width: int = 8, quantize_act: bool = True, **more: Any) ->
     def convert(block: Any) -> None:
         if not isinstance(block, nn.Activation):
             raise OptionError(f"{block.name}: found a {type(block).__name__}, want an Activation")
-        args = QuantizeArgs(quantize_act, block._act_type not in _POSITIVE, width, **more)
+        args = QuantizeArgs(quantize_act, block._act_type not in ops.NONNEGATIVE_ACTS, width, **more)
         state = Quantizer(args, block.hybrid_forward, args.input_spec() if quantize_act else None,
                           waiting=args.start_step > 0)
         layer.convert(block, layer.activation_forward, state)

@@ -13,8 +13,6 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.qat.statistic import mx
 
-CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
-
 
 @dataclass
 class Network:
@@ -40,7 +38,7 @@ class Network:
         if len(nodes) != 1:
             return "", f"the network calls it {len(nodes)} times"
         node = nodes[0]
-        if node.op == "FullyConnected" or ops.attr(node, "layout") not in CHANNEL_FIRST:
+        if node.op == "FullyConnected" or not ops.channels_first(node):
             return "", "only convolutions with the channels on axis 1 are folded"
         readers = [v for v, _ in g.uses(node)]
         if len(readers) != 1 or g.is_head(node):

@@ -12,14 +12,13 @@ A tensor that is always zero keeps its observed range.  All are deterministic: n
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Union
 
 import numpy as np
 
-from qgraph.errors import CalibrationError, OptionError
+from qgraph.errors import CalibrationError, OptionError, suggest
 from qgraph.quant.observers import Ema, Histogram, MinMax
 from qgraph.quant.spec import QSpec
 
@@ -221,8 +220,7 @@ def method(name: str) -> Method:
     """The `Method` of that name or alias; `OptionError` lists the names."""
     found = METHODS.get(ALIASES.get(name, name))
     if found is None:
-        close = difflib.get_close_matches(name, [*METHODS, *ALIASES], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = suggest(name, [*METHODS, *ALIASES], "; did you mean {}?")
         raise OptionError(f"calibration method: found {name!r}, want one of {', '.join(METHODS)}{hint}")
     return found
 

@@ -1,6 +1,6 @@
 """Windows, slices and reshape codes: the arithmetic on shapes that shape rules and NumPy kernels share.
 
-One place, so that shapes and values cannot disagree.  Integers only; every function raises GraphError, naming the node,
+One place, so that shapes and values cannot disagree.  No arrays; every function raises GraphError, naming the node,
 for attributes that do not fit.
 """
 

@@ -24,6 +24,8 @@ from qgraph.semantics.kernels import activate, kernel
 BLOCK = 1 << 20  # elements of one unfolded block: small enough for the second-level caches
 
 
+# ---- plain arrays ---------------------------------------------------------------------------------------------------
+
 def convolve(x: np.ndarray, w: np.ndarray, stride: Shape, dilate: Shape, groups: int) -> np.ndarray:
     """x (N, C, *spatial), already padded; w (O, C / groups, *kernel) -> (N, O, *out). Any number of spatial axes."""
     kernel = w.shape[2:]
@@ -77,9 +79,8 @@ def window(tap: Shape, stride: Shape, dilate: Shape, out: Shape) -> tuple[Any, .
 
 
 def _check_layout(node: Node) -> None:
-    layout = ops.attr(node, "layout")
-    if layout not in ("None", "", "NCW", "NCHW", "NCDHW"):
-        raise UnsupportedError(f"{node}: found layout {layout}, want channels first (NCHW)")
+    if not ops.channels_first(node):
+        raise UnsupportedError(f"{node}: found layout {ops.attr(node, 'layout')}, want channels first (NCHW)")
 
 
 def convolution(node: Node, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -156,7 +157,7 @@ def _convolution_shape(node: Node, shapes: list[Shape]) -> Shape:
     _check_bias(node, shapes, filters)
     _, stride, dilate, pad = spatial_attrs(node, len(kernel))
     check_work(node, data, [max(i, s * (i - 1) + 2 * d * k if node.op == "Deconvolution" else i + 2 * p)
-                             for i, k, s, d, p in zip(data[2:], kernel, stride, dilate, pad)])
+                            for i, k, s, d, p in zip(data[2:], kernel, stride, dilate, pad)])
     return (data[0], filters, *spatial)
 
 

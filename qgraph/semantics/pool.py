@@ -16,9 +16,9 @@ from qgraph.semantics.linear import window
 @rule("Pooling")
 def _pooling_shape(node: Node, shapes: list[Shape]) -> Shape:
     need(node, len(shapes[0]) >= 3, "data", shapes[0], "at least 3 axes")
-    kernel, stride, pad, spatial = pool_geometry(node, shapes[0][2:])
+    size, stride, pad, spatial = pool_geometry(node, shapes[0][2:])
     check_work(node, shapes[0], [max(i + 2 * p, s * (n - 1) + k)
-                                  for i, k, s, p, n in zip(shapes[0][2:], kernel, stride, pad, spatial)])
+                                 for i, k, s, p, n in zip(shapes[0][2:], size, stride, pad, spatial)])
     return (*shapes[0][:2], *spatial)
 
 

@@ -323,9 +323,9 @@ class Target(ABC):
         """Pass -> options that follow from this target's own."""
         return {}
 
-    def ops(self) -> frozenset[str]:
-        """The ops that `convert` and `write` carry."""
-        return frozenset()
+    def ops(self) -> Mapping[str, str]:
+        """Op -> how `convert` and `write` carry it, in a word or two; {} where all of MXNet's ops are."""
+        return {}
 
     @abstractmethod
     def write(self, g: Graph, writing: Writing) -> Model:

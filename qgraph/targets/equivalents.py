@@ -10,11 +10,6 @@ from qgraph.quant.table import CalibrationTable
 _LEVELS = ("kl", "mse")  # methods whose ranges depend on the number of codes
 
 
-def is_planar(conv: Node) -> bool:
-    """A 2-D convolution with the channels first."""
-    return len(ops.attr(conv, "kernel")) == 2 and ops.attr(conv, "layout") in ("None", "NCHW")
-
-
 def is_dense_or_depthwise(g: Graph, conv: Node) -> bool:
     """One group, or one input and one output channel in each."""
     groups, weight = ops.attr(conv, "num_group"), g.param(g.inputs(conv)[1])

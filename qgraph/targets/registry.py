@@ -10,13 +10,12 @@ Targets of other packages come from the entry-point group ``qgraph.targets``::
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 import re
 from importlib import import_module
 from typing import Any
 
-from qgraph.errors import OptionError, UnsupportedError
+from qgraph.errors import OptionError, UnsupportedError, suggest
 from qgraph.ir.rewrite import read_options
 from qgraph.quant.spec import shown_granularity
 from qgraph.registry import entry_points_of
@@ -42,9 +41,8 @@ def target_class(name: str) -> type[Target]:
     if name not in _classes:
         places = _places()
         if name not in places:
-            close = difflib.get_close_matches(name, places, 1)
             raise OptionError(f"no target is called {name!r}; want one of {', '.join(places)}"
-                              + (f" (did you mean {close[0]}?)" if close else ""))
+                              + suggest(name, places, " (did you mean {}?)"))
         module, _, attribute = places[name].partition(":")
         try:
             found = getattr(import_module(module), attribute)

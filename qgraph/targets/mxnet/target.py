@@ -10,7 +10,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec
 from qgraph.targets.base import KEEP_CODES, KEEP_GRAPH, KEEP_RANGES, Model, Shapes, Spec, Target, Writing
-from qgraph.targets.equivalents import is_dense_or_depthwise, is_planar
+from qgraph.targets.equivalents import is_dense_or_depthwise
 
 _ANY_BITS = tuple(range(2, 17))
 
@@ -53,7 +53,7 @@ class Mxnet(Target):
         if layer.op == "Deconvolution":
             return "MXNet has no int8 Deconvolution"
         if layer.op == "Convolution":
-            if not is_planar(layer):
+            if not ops.is_2d(layer):
                 return "MXNet's int8 convolution is 2-D, NCHW"
             if not is_dense_or_depthwise(g, layer):
                 return "MXNet's int8 kernel computes grouped convolutions with wrong scales"

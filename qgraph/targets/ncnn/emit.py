@@ -45,6 +45,11 @@ def to_ncnn(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> Ncnn
     return _Emitter(g, dict(shapes or {})).run()
 
 
+def carried_ops() -> dict[str, str]:
+    """Op -> how an ncnn model carries it: "yes", or "constant" where its value is written in its place."""
+    return {**dict.fromkeys(_FILLS, "constant"), **dict.fromkeys(CONVERTERS, "yes")}
+
+
 def batch_shapes(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Port, Shape]:
     """Shape of every known port: -1 is a first axis that is the batch, -2 what depends on its size in another way."""
     if not shapes:

@@ -11,7 +11,7 @@ from qgraph.targets.ncnn.convert import Context, converter
 from qgraph.targets.ncnn.files import Value, Weight
 from qgraph.targets.ncnn.int8 import int8_parts
 
-_LAYOUTS = ("None", "NCW", "NCHW")
+_LAYOUTS = ("None", *ops.CHANNEL_FIRST[:2])  # what has three axes is refused
 _TAKEN = ("relu", "leaky", "clip", "sigmoid")  # activations that a layer with weights carries itself
 
 

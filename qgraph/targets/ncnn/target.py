@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec
 from qgraph.targets.base import Facts, Model, Shapes, Spec, Target, Writing
-from qgraph.targets.equivalents import equivalents, is_dense_or_depthwise, is_planar
+from qgraph.targets.equivalents import equivalents, is_dense_or_depthwise
 
 _SIGNED = ("activations are -127..127 with one scale: ncnn has no unsigned ones, so what is never negative has 127 "
            "codes")
@@ -37,16 +38,16 @@ class Ncnn(Target):
         if layer.op == "Deconvolution":
             return "ncnn has no int8 transposed convolution"
         if layer.op == "Convolution":
-            if not is_planar(layer):
+            if not ops.is_2d(layer):
                 return "ncnn's int8 convolution is 2-D, NCHW"
             if not is_dense_or_depthwise(g, layer):
                 return "ncnn computes grouped int8 convolutions wrongly on x86, but for depthwise ones"
         return ""
 
-    def ops(self) -> frozenset[str]:
-        from qgraph.targets.ncnn.emit import CONVERTERS
+    def ops(self) -> Mapping[str, str]:
+        from qgraph.targets.ncnn.emit import carried_ops
 
-        return frozenset(CONVERTERS)
+        return carried_ops()
 
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.ncnn.emit import to_ncnn

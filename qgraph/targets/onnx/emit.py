@@ -46,6 +46,11 @@ def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4
     return OnnxModel(emitter.run(check), codes=emitter.integers)
 
 
+def carried_ops() -> dict[str, str]:
+    """Op -> how an ONNX file carries it: "yes"."""
+    return dict.fromkeys(CONVERTERS, "yes")
+
+
 class _Emitter:
     def __init__(self, g: Graph, shapes: dict[str, Sequence[int]], int4: bool) -> None:
         self.g, self.int4 = g, int4

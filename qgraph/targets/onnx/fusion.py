@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
+from qgraph.analysis.codes import combines_codes
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.targets.onnx.model import OnnxModel
@@ -16,7 +17,6 @@ INTEGER_OPS = frozenset({
     "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QLinearMatMul",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "NhwcMaxPool"})
 _SUFFIX = re.compile(r"(_token_\d+|_quant)+$")
-_JOINS = ("elemwise_add", "broadcast_add", "elemwise_mul", "broadcast_mul", "Concat")
 
 
 def fusion(g: Graph, model: OnnxModel) -> dict[str, Any]:
@@ -48,4 +48,4 @@ def _quantized(g: Graph, node: Node) -> bool:
     inputs = g.inputs(node)
     if ops.kind(node) == ops.COMPUTE:
         return len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs[:2])
-    return node.op in _JOINS and len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs)
+    return combines_codes(node) and len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs)

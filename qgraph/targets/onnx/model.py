@@ -136,7 +136,7 @@ class OnnxModel(Model):
 
     def logits(self, g: Graph) -> list[Hashable | None]:
         made = {output for node in self.proto.graph.node for output in node.output}
-        keys = [g.inputs(h.node)[0].key if h.node.op in ops.HEADS else None for h in g.heads]
+        keys = [g.inputs(h.node)[0].key if ops.head(h.node) else None for h in g.heads]
         return [key if key in made else None for key in keys]
 
     def tensors(self) -> Tensors:

@@ -10,7 +10,6 @@ from qgraph.targets.onnx.convert import Context, converter
 
 _KEEPS_RANK = ops.IDENTITIES | {"fake_quantize", "Activation", "LeakyReLU", "BatchNorm", "clip", "relu", "sigmoid",
                                 "tanh"}
-_LAYOUTS = ("None", "NCW", "NCHW", "NCDHW")
 
 
 def is_matrix(c: Context, slot: int = 0) -> bool:
@@ -24,9 +23,8 @@ def is_matrix(c: Context, slot: int = 0) -> bool:
 
 
 def check_layout(c: Context) -> None:
-    layout = c.attr("layout")
-    if layout not in _LAYOUTS:
-        raise c.refuse(f"found layout {layout}, and only layouts with the channels in axis 1 can be written")
+    if not ops.channels_first(c.node):
+        raise c.refuse(f"found layout {c.attr('layout')}, and only layouts with the channels in axis 1 can be written")
 
 
 # ---- layers with weights --------------------------------------------------------------------------------------------

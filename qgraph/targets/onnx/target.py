@@ -60,6 +60,11 @@ class Onnx(Target):
         return {"insert-fake-quantize": {"activations": not self.int4}, "limit-weights": {"isa": self.isa},
                 "pair-channels": {"active": self.isa != "vnni"}}
 
+    def ops(self) -> Mapping[str, str]:
+        from qgraph.targets.onnx.emit import carried_ops
+
+        return carried_ops()
+
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.onnx.emit import to_onnx
 

@@ -33,6 +33,11 @@ def to_tengine(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> T
     return _Emitter(g, dict(shapes or {})).run()
 
 
+def carried_ops() -> dict[str, str]:
+    """Op -> how a Tengine model carries it: "yes", or "float" where an int8 model cannot."""
+    return {op: "float" if op in FLOAT_ONLY else "yes" for op in CONVERTERS}
+
+
 def frozen_tengine(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> TengineModel:
     """A quantized graph as a Tengine model, with what Tengine's own tools take."""
     model = with_export(to_tengine(g, shapes), folded_graph(g), shapes)

@@ -86,7 +86,7 @@ def _convolution(e: _Export, node: Node) -> None:
     """It ignores dilation: the same kernel with zeros between its taps."""
     dilate, port = ops.attr(node, "dilate"), e.g.inputs(node)[1]
     weight = e.g.param(port)
-    if len(ops.attr(node, "kernel")) != 2 or ops.attr(node, "layout") not in ("None", "NCHW"):
+    if not ops.is_2d(node):
         raise refuse(node, "convert_tool has 2-D convolutions, NCHW, alone")
     if dilate == (1, 1):
         return

@@ -111,7 +111,7 @@ class TengineModel(Model):
         return Runtime(self, watch)
 
     def logits(self, g: Graph) -> list[Hashable | None]:
-        return [self.graph.inputs(h.node)[0] if h.node.op in ops.HEADS else None for h in self.graph.heads]
+        return [self.graph.inputs(h.node)[0] if ops.head(h.node) else None for h in self.graph.heads]
 
     def tensors(self) -> Tensors:
         return TengineTensors(self)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from qgraph.ir import ops
 from qgraph.targets.tengine.convert import Context, clip, converter
 from qgraph.targets.tengine.files import AVG_POOL, CONV_ACTS, FULL, INCLUDE_PAD, MAX_POOL, PRODUCT, SUM
 
@@ -20,7 +21,7 @@ def conv_act(c: Context) -> str:
 @converter("Convolution")
 def _convolution(c: Context) -> int:
     kernel, groups = c.attr("kernel"), c.attr("num_group")
-    if len(kernel) != 2 or c.attr("layout") not in ("None", "NCHW"):
+    if not ops.is_2d(c.node):
         raise c.refuse("Tengine's convolution is 2-D, NCHW")
     weight = c.param(1, "weight")
     if c.int8 and len(weight) == 1:
@@ -60,7 +61,7 @@ def _pooling(c: Context) -> int:
     if whole:
         return c.layer("Pooling", [c.tensor()], alg, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)
     kernel, stride, pad = c.attr("kernel"), c.attr("stride"), c.attr("pad")
-    if len(kernel) != 2 or c.attr("layout") not in ("None", "NCHW"):
+    if not ops.is_2d(c.node):
         raise c.refuse("Tengine's pooling is 2-D, NCHW")
     include = alg == AVG_POOL and c.attr("count_include_pad") and any(pad)
     flavor = FULL if convention == "full" else INCLUDE_PAD if include else 0

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec
 from qgraph.targets.base import Facts, Model, Shapes, Spec, Target, Writing
-from qgraph.targets.equivalents import equivalents, is_planar, quantized_weights
+from qgraph.targets.equivalents import equivalents, quantized_weights
 
 _SIGNED = ("every value is -127..127 with one scale, inputs and outputs too: Tengine's int8 has no unsigned codes, so "
            "what is never negative has 127")
@@ -33,7 +34,7 @@ class Tengine(Target):
         """Layers that Tengine has no int8 form of, or that crash in it."""
         if layer.op == "Deconvolution":
             return "Tengine has no int8 transposed convolution that is known to work"
-        if layer.op == "Convolution" and not is_planar(layer):
+        if layer.op == "Convolution" and not ops.is_2d(layer):
             return "Tengine's convolution is 2-D, NCHW"
         weight = g.param(g.inputs(layer)[1])
         if weight is not None and len(weight) == 1:
@@ -45,10 +46,10 @@ class Tengine(Target):
 
         check_integer(g, node, self.refuse)
 
-    def ops(self) -> frozenset[str]:
-        from qgraph.targets.tengine.emit import CONVERTERS
+    def ops(self) -> Mapping[str, str]:
+        from qgraph.targets.tengine.emit import carried_ops
 
-        return frozenset(CONVERTERS)
+        return carried_ops()
 
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.tengine.emit import frozen_tengine
