@@ -1,4 +1,4 @@
-"""What several tests share: running a Graph in MXNet, and judging two graphs by their outputs."""
+"""What several tests share: what this machine has, running a Graph in MXNet, judging two graphs by their outputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import numpy as np
 from qgraph.ir.graph import Graph
 
 CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parents[2] / "shared" / "cases"))
+
+_CPU = Path("/proc/cpuinfo")
+CPU_FLAGS = _CPU.read_text() if _CPU.exists() else ""
+VNNI = "vnni" in CPU_FLAGS  # without, kernels add two products of codes in 16 bits, which saturate
 
 
 def run_mxnet(g: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -363,8 +362,6 @@ NETWORKS: dict[str, Callable[[Net], Graph]] = {f.__name__: f for f in (
     one_by_one_head, deconvolution, grouped, shared_weight, shared_weight_both_signs, fused_clip, clip_two_sided,
     leaky, upsampling, dead_channels, constant_activation)}
 IMAGES = 4
-_CPU = Path("/proc/cpuinfo")
-VNNI = _CPU.exists() and "vnni" in _CPU.read_text()
 
 
 def build(name: str) -> tuple[Graph, dict[str, np.ndarray]]:

@@ -17,6 +17,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from helpers import VNNI
 
 from qgraph import passes
 from qgraph.commands.freeze import lower
@@ -34,7 +35,7 @@ mx = pytest.importorskip("mxnet")
 from qgraph.targets.mxnet.runtime import Executor  # noqa: E402
 
 # With VNNI the positive top weight of a layer that reads signed codes counts 63.5 instead of 64 (see `mxnet_weights`)
-SIGNED_TOPS = {"residual_linear", "squeeze_excite", "fused_clip"} if networks.VNNI else set()
+SIGNED_TOPS = {"residual_linear", "squeeze_excite", "fused_clip"} if VNNI else set()
 
 
 def cases(*known: str) -> list[Any]:

@@ -10,6 +10,7 @@ import networks
 import numpy as np
 import onnx
 import pytest
+from helpers import VNNI
 from networks import Net
 from onnx import numpy_helper
 
@@ -23,6 +24,7 @@ from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.options import FreezeOptions
 from qgraph.passes import PIPELINES
+from qgraph.passes.limit_saturation import NOTICED
 from qgraph.quant.spec import QParams, quantize
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.onnx.emit import to_onnx
@@ -214,19 +216,31 @@ def test_an_op_without_a_converter_is_named() -> None:
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 
 
-@pytest.fixture(scope="module")
-def digits() -> Any:
+def freeze_digits(**options: Any) -> Any:
     with np.load(DIGITS / "digits-calib.npz") as file:
         data = {"data": file[file.files[0]]}
-    return freeze(str(DIGITS / "digits-symbol.json"), FreezeOptions(target="onnx", calib="kl"), calib_data=data)
+    options = {"target": "onnx", "calib": "kl", **options}
+    return freeze(str(DIGITS / "digits-symbol.json"), FreezeOptions(**options), calib_data=data)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    return freeze_digits()
 
 
 def test_freezing_says_what_onnxruntime_does(digits: Any) -> None:
+    """Without VNNI `--isa auto` leaves overflow that costs less than fewer codes would, unnamed up to NOTICED."""
     report = digits.report
     assert report["onnxruntime"]["float"] == {} and report["float"] == []
-    assert report["departure"]["within_one"] == 100 and report["agreement"]["top1"] > 97
+    assert report["departure"]["within_one"] >= (100 if VNNI else 100 * (1 - NOTICED)) and report["saturation"] == []
+    assert report["agreement"]["top1"] > 97
     assert report["onnxruntime"]["ops"]["QLinearConv"] == sum(x["op"] == "Convolution" for x in report["quantized"])
     assert {"onnxruntime", "onnx"} <= set(report["versions"])
+
+
+def test_with_isa_avx2_no_processor_overflows() -> None:
+    report = freeze_digits(isa="avx2").report
+    assert report["departure"]["within_one"] == 100 and report["saturation"] == []
 
 
 def test_channel_orders_are_written(digits: Any) -> None:

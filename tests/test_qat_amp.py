@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import CPU_FLAGS
 
 pytest.importorskip("mxnet")
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.skipif("avx512bw" not in CPU_FLAGS, reason="MXNet's bfloat16 kernels need a CPU with AVX-512")
 
 SCRIPT = """
 import json, logging, sys

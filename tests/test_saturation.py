@@ -17,6 +17,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from helpers import VNNI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Net
@@ -159,7 +160,7 @@ def test_the_model_foretells_what_a_cpu_without_vnni_gets_wrong(kind: str, chann
     assert facts["model"] <= 1
 
 
-@pytest.mark.skipif(not networks.VNNI, reason="this CPU has no VNNI")
+@pytest.mark.skipif(not VNNI, reason="this CPU has no VNNI")
 @pytest.mark.parametrize(("kind", "channels"), LAYERS)
 def test_with_vnni_nothing_saturates(kind: str, channels: int, native: dict[str, Any]) -> None:
     assert native[f"{kind} {channels}"]["exact"] <= 1
@@ -458,7 +459,7 @@ def signed_departure(name: str) -> dict[str, float]:
 def test_a_signed_input_does_not_saturate(name: str, native: dict[str, Any], avx2: dict[str, Any]) -> None:
     """Weights of one sign, large inputs: with weights of at most 64 all products of a pair fit."""
     assert avx2[f"signed {name}"]["max"] <= 1
-    assert native[f"signed {name}"]["max"] <= (2 if networks.VNNI else 1)  # the largest weight counts 63.5 there
+    assert native[f"signed {name}"]["max"] <= (2 if VNNI else 1)  # the largest weight counts 63.5 there
 
 
 def dense_inputs(g: Graph, name: str) -> list[Node]:
