@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from qgraph.ir.graph import Graph
 
-CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parents[2] / "shared" / "cases"))
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+GOLDEN = TESTS / "golden"
+EXAMPLES = ROOT / "examples"
+DIGITS = EXAMPLES / "digits"  # the bundled network: digits-symbol.json, digits-0000.params, -calib.npz, -test.npz
+BENCHMARKS = ROOT / "benchmarks"
+CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases"))  # real networks and images
 
 _CPU = Path("/proc/cpuinfo")
 CPU_FLAGS = _CPU.read_text() if _CPU.exists() else ""
 VNNI = "vnni" in CPU_FLAGS  # without, kernels add two products of codes in 16 bits, which saturate
+
+
+def load_example(name: str) -> ModuleType:
+    """examples/NAME.py, freshly imported."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def run_example(script: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """examples/SCRIPT in a process of its own, with the qgraph of this checkout."""
+    return subprocess.run([sys.executable, "-c", f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r})\n"
+                           f"sys.argv = {[script, *args]!r}\n"
+                           f"runpy.run_path({str(EXAMPLES / script)!r}, run_name='__main__')"],
+                          cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def run_mxnet(g: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

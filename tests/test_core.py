@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CASES
+from helpers import CASES, DIGITS
 
 pytestmark = pytest.mark.skipif(find_spec("mxnet") is not None, reason="MXNet is here, `make test-core` does without")
 
-DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 SHAPE = ("--input-shape", "data:1,1,24,24")
 SYMBOL, PARAMS = "net-symbol.json", "net-0000.params"
 

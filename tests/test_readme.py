@@ -15,10 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import VNNI
+from helpers import DIGITS, ROOT, VNNI
 
-ROOT = Path(__file__).resolve().parents[1]
-DIGITS = ROOT / "examples" / "digits"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(console|python|sh)\n(.*?)^```$", TEXT, re.M | re.S)
 
