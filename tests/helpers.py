@@ -22,6 +22,8 @@ DIGITS = EXAMPLES / "digits"  # the bundled network: digits-symbol.json, digits-
 BENCHMARKS = ROOT / "benchmarks"
 CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases"))  # real networks and images
 
+MXNET, NCNN = (importlib.util.find_spec(name) is not None for name in ("mxnet", "ncnn"))
+
 _CPU = Path("/proc/cpuinfo")
 CPU_FLAGS = _CPU.read_text() if _CPU.exists() else ""
 VNNI = "vnni" in CPU_FLAGS  # without, kernels add two products of codes in 16 bits, which saturate
@@ -45,13 +47,12 @@ def run_example(script: str, *args: str, cwd: Path) -> subprocess.CompletedProce
 
 
 def run_mxnet(g: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Outputs of `g` in MXNet itself, op by op (its own fusing off), on the CPU. Skips the test without mxnet.
+    """Outputs of `g` in MXNet itself, op by op (its own fusing off), on the CPU.
 
     Labels need no feed: MXNet infers their shapes and does not read them here.
     """
-    import pytest
+    import mxnet as mx
 
-    mx = pytest.importorskip("mxnet")
     from qgraph.formats.mxnet import to_mxnet
 
     sym, arg_params, aux_params = to_mxnet(g)

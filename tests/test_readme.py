@@ -65,9 +65,9 @@ def test_matches_knows_a_difference() -> None:
         assert not matches(["size 1 KB"], ["size 1 KB, least in conv0"], vnni)
 
 
+@pytest.mark.mxnet
+@pytest.mark.ncnn
 def test_what_it_shows_happens(tmp_path: Path) -> None:
-    pytest.importorskip("mxnet")
-    pytest.importorskip("ncnn")
     for tail in ("-symbol.json", "-0000.params", "-calib.npz"):
         shutil.copy(DIGITS / f"digits{tail}", tmp_path / f"model{tail}")
     shutil.copy(DIGITS / "digits-test.npz", tmp_path / "test.npz")

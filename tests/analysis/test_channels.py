@@ -212,6 +212,7 @@ def test_nodes_remember_their_order() -> None:
 
 # ---- compare --------------------------------------------------------------------------------------------------------
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_compare_speaks_of_the_users_channels(name: str) -> None:
     """In MXNet's int8 kernels, which depend on the order only where they saturate.
@@ -219,7 +220,6 @@ def test_compare_speaks_of_the_users_channels(name: str) -> None:
     Without VNNI they add neighbouring channels in 16 bits. The pairs of these networks do not overflow (networks.Net),
     so there pairs stay together.
     """
-    pytest.importorskip("mxnet")
     from qgraph.commands.compare import compare
     from qgraph.targets.mxnet.int8 import lower
 
@@ -257,9 +257,9 @@ def test_an_order_of_other_channels_is_a_format_error() -> None:
         shuffle(g)
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("text", ["[", "[0,0,1,2,3,4,5,6]", "{}", '"x"'])
 def test_compare_refuses_a_file_with_a_wrong_order(text: str, tmp_path: Path) -> None:
-    pytest.importorskip("mxnet")
     from qgraph.commands.compare import compare
     from qgraph.formats.mxnet import save
     from qgraph.targets.mxnet.int8 import lower

@@ -37,7 +37,7 @@ def norm(g: Graph, x: Node, channels: int, rng: np.random.Generator, axis: int =
 
 def train(g: Graph, feeds: dict[str, np.ndarray]) -> None:
     """Set every moving mean and variance to the statistics on `feeds`, layer by layer."""
-    mxnet = pytest.importorskip("qgraph.targets.mxnet.runtime")
+    from qgraph.targets.mxnet import runtime as mxnet
     for bn in g.nodes("BatchNorm"):
         ports = g.inputs(bn)
         axis = int(bn.attrs["axis"])
@@ -49,7 +49,6 @@ def train(g: Graph, feeds: dict[str, np.ndarray]) -> None:
 
 def network(size: float = 1.0, dead: bool = False) -> Graph:
     """conv-bn-relu, three times, the second behind a Dropout, the third beside a shortcut; a classifier."""
-    pytest.importorskip("mxnet")
     rng = np.random.default_rng(0)
     g = Graph()
     x = g.add("null", name="data")
@@ -72,6 +71,7 @@ def mismatch(g: Graph, x: np.ndarray) -> float:
     return _Match(g, {"data": x.shape}).loss({"data": x})
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("size", [1.0, 60.0])
 def test_distilled_images_reproduce_the_statistics(size):
     g = network(size)
@@ -86,6 +86,7 @@ def test_distilled_images_reproduce_the_statistics(size):
     assert 0.5 < x.std() / real.std() < 2
 
 
+@pytest.mark.mxnet
 def test_ranges_are_near_the_real_ones():
     from qgraph.targets.mxnet.runtime import run
     g = network()
@@ -95,6 +96,7 @@ def test_ranges_are_near_the_real_ones():
     assert all(0.6 < a / b < 1.6 for a, b in zip(found, real)), np.divide(found, real)
 
 
+@pytest.mark.mxnet
 def test_the_loss_is_the_written_formula_and_its_gradient_is_right():
     g = network()
     x = images(4, seed=5) * 0.7
@@ -113,6 +115,7 @@ def test_the_loss_is_the_written_formula_and_its_gradient_is_right():
     assert rise == pytest.approx(2 * float((gradient * step).sum()), rel=0.03)
 
 
+@pytest.mark.mxnet
 def test_same_seed_same_images_and_batches_differ():
     g = network()
     first = distill(g, {"data": SHAPE}, count=20, seed=7, steps=3)["data"]
@@ -123,6 +126,7 @@ def test_same_seed_same_images_and_batches_differ():
     assert len({row.tobytes() for row in first}) == 20
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("count", [1, 17, 33])
 def test_any_count_and_progress(count):
     calls: list[tuple[int, int]] = []
@@ -132,6 +136,7 @@ def test_any_count_and_progress(count):
     assert calls == [(i, total) for i in range(1, total + 1)]
 
 
+@pytest.mark.mxnet
 def test_dead_and_broken_channels_do_no_harm():
     g = network(dead=True)
     last = g.inputs(g.nodes("BatchNorm")[-1])
@@ -151,14 +156,15 @@ def test_a_network_without_batchnorm_is_told_to_bring_data():
         distill(g, {"data": SHAPE})
 
 
+@pytest.mark.mxnet
 def test_an_input_without_a_shape_is_named():
     with pytest.raises(CalibrationError, match="data"):
         distill(network(), {"image": SHAPE})
 
 
+@pytest.mark.mxnet
 def test_several_inputs_of_several_ranks():
     """A BatchNorm on the data itself, one over the last axis, one behind a dense layer on a vector."""
-    pytest.importorskip("mxnet")
     rng = np.random.default_rng(1)
     g = Graph()
     image, vector = g.add("null", name="image"), g.add("null", name="vector")

@@ -35,12 +35,12 @@ def test_images_of_zeros_keep_a_finite_step() -> None:
     assert 0 < float(online_params(QSpec(8, False, online=True), np.zeros((2, 3), np.float32)).scale) < 1e-12
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("bits", range(2, 17))
 @pytest.mark.parametrize(("signed", "narrow"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 12)])
 def test_mxnet_computes_what_the_reference_computes(bits: int, signed: bool, narrow: bool,
                                                       shape: tuple[int, ...]) -> None:
-    pytest.importorskip("mxnet")
     from qgraph.targets.mxnet.runtime import Executor
 
     rng = np.random.default_rng(bits)
@@ -57,8 +57,8 @@ def test_mxnet_computes_what_the_reference_computes(bits: int, signed: bool, nar
     assert not np.allclose(Executor(g).run({"data": x[1:]})[0], found[1:])  # another batch, another range
 
 
+@pytest.mark.mxnet
 def test_a_batch_of_zeros_stays_zero() -> None:
-    pytest.importorskip("mxnet")
     from qgraph.targets.mxnet.runtime import Executor
 
     g = Graph()
@@ -66,10 +66,10 @@ def test_a_batch_of_zeros_stays_zero() -> None:
     assert not Executor(g).run({"data": np.zeros((2, 3), np.float32)})[0].any()
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", ["conv_pool_conv", "residual_downsample", "dense_behind_flatten", "squeeze_excite"])
 def test_whole_networks(name: str, bits: int) -> None:
-    pytest.importorskip("mxnet")
     from qgraph.targets.mxnet.runtime import Executor
 
     g, feeds = networks.build(name)
@@ -81,8 +81,8 @@ def test_whole_networks(name: str, bits: int) -> None:
     assert not np.allclose(found, Executor(g).run(feeds)[0], rtol=1e-4)
 
 
+@pytest.mark.mxnet
 def test_freezing_online_wants_no_calibration(tmp_path: object) -> None:
-    pytest.importorskip("mxnet")
     g, feeds = networks.build("conv_pool_conv")
     shape = ",".join(map(str, feeds["data"].shape))
     bare = qgraph.freeze(g, FreezeOptions(target="mxnet-sim", calib="online", input_shape=(shape,)))
@@ -99,7 +99,6 @@ def test_freezing_online_wants_no_calibration(tmp_path: object) -> None:
 
 @pytest.mark.parametrize("options", [{"calib": "online"}, {"calib": "naive", "act_bits": 12}])
 def test_what_onnxruntime_lacks_is_judged_in_numpy(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("onnxruntime")
     g, feeds = networks.build("conv_pool_conv")
     frozen = qgraph.freeze(g, FreezeOptions(target="mxnet-sim", runtime="onnxruntime", batch_size=2, **options),
                            calib_data=feeds["data"])

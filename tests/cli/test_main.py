@@ -37,7 +37,6 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Prefix of a frozen digits network."""
-    pytest.importorskip("mxnet")
     prefix = str(tmp_path_factory.mktemp("frozen") / "digits-int8")
     assert main(["freeze", f"{DIGITS}/digits-symbol.json", "--output", prefix, "-q"]) == 0
     return prefix
@@ -50,8 +49,9 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
 
 # ---- what goes right ------------------------------------------------------------------------------------------------
 
+@pytest.mark.mxnet
 def test_freeze_writes_four_files_and_says_so(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
     assert main(["freeze", "net-symbol.json", "--exclude", "conv0", "--calib", "kl"]) == 0
     out, err = lines_of(capsys)
     assert [line.split()[-1] for line in out if line.startswith("wrote")] == [f"net-quantized{s}" for s in SUFFIXES]
@@ -61,8 +61,8 @@ def test_freeze_writes_four_files_and_says_so(net: Path, capsys: pytest.CaptureF
     module.bind(data_shapes=[("data", (2, 1, 24, 24))], for_training=False)
 
 
+@pytest.mark.mxnet
 def test_json_is_the_report_and_nothing_else(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mxnet")
     assert main(["freeze", "net-symbol.json", "--json", "-q", "--output", "b"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -70,6 +70,7 @@ def test_json_is_the_report_and_nothing_else(net: Path, capsys: pytest.CaptureFi
     assert json.loads(captured.out)["agreement"]["images"] == 100
 
 
+@pytest.mark.mxnet
 def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", frozen, "--data", "test.npz", "--reference", "net", "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -94,10 +95,9 @@ def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(("target", "a", "kind", "added"), [
     ("onnx", "a.onnx", "an ONNX model", 0), ("tengine", "a.tmfile", "a Tengine model", 0),
-    ("ncnn", "a.param", "an ncnn model", 0), ("mxnet-sim", "a", "frozen", 1)])
+    pytest.param("ncnn", "a.param", "an ncnn model", 0, marks=pytest.mark.ncnn), ("mxnet-sim", "a", "frozen", 1)])
 def test_compare_says_why_it_has_no_advice(net: Path, target: str, a: str, kind: str, added: int,
                                            capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ncnn" if target == "ncnn" else "numpy")
     assert main(["freeze", "net-symbol.json", "--target", target, "--output", "a", "-q"]) == 0
     assert main(["convert", "net-symbol.json", "--to", "mxnet", "--output", "b", "-q"]) == 0
     capsys.readouterr()
@@ -112,6 +112,7 @@ def test_compare_says_why_it_has_no_advice(net: Path, target: str, a: str, kind:
     assert all((x["added_noise"] is None) == (not added) for x in found["layers"]) and found["worst"] == []
 
 
+@pytest.mark.mxnet
 def test_checks_exit_with_3(net: Path, frozen: str, capsys: pytest.CaptureFixture[str]) -> None:
     with np.load("test.npz") as test:  # one label is wrong
         np.savez("test.npz", data=test["data"], label=[(test["label"][0] + 1) % 10, *test["label"][1:]])
@@ -131,8 +132,8 @@ def test_passes_lists_and_explains(capsys: pytest.CaptureFixture[str]) -> None:
     assert "weight_bits=8" in text and "act_signed" in text
 
 
+@pytest.mark.mxnet
 def test_dump_and_a_pass_of_ones_own(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mxnet")
     Path("mine_cli.py").write_text(
         "from qgraph import Pass, register\n@register\nclass Nothing(Pass):\n    '''Does nothing.'''\n"
         "    name = 'nothing'\n    def run(self, g):\n        return 0\n")
@@ -228,9 +229,9 @@ MISTAKES = {
 }
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mxnet")
     Path("empty").mkdir()
     Path("text").write_text("this is not what you think")
     shutil.copy("net-0000.params", "best-0000.params")
@@ -292,9 +293,9 @@ def test_the_choices_are_those_of_the_library() -> None:
         assert method(name)
 
 
+@pytest.mark.mxnet
 def test_an_interrupt_keeps_the_old_files(net: Path, capsys: pytest.CaptureFixture[str],
                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mxnet")
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -307,8 +308,8 @@ def test_an_interrupt_keeps_the_old_files(net: Path, capsys: pytest.CaptureFixtu
     assert Path("net-quantized-symbol.json").read_text() == "old"
 
 
+@pytest.mark.mxnet
 def test_our_own_bug_keeps_its_traceback(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mxnet")
     monkeypatch.setattr("qgraph.calibration.collect.collect", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([*FREEZE, "-q"])
@@ -318,6 +319,7 @@ def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.mxnet
 def test_without_mxnet_one_line_says_what_to_install(tmp_path: Path) -> None:
     start = "import sys; sys.modules['mxnet'] = None; from qgraph.cli.main import main; sys.exit(main(sys.argv[1:]))"
     model = f"{DIGITS}/digits-symbol.json"

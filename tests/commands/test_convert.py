@@ -78,9 +78,9 @@ def assert_close(want: np.ndarray, found: np.ndarray) -> None:
 
 # ---- to ONNX --------------------------------------------------------------------------------------------------------
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("name", ["conv_pool_conv", "residual_linear", "concats"])
 def test_onnx_computes_what_mxnet_computes(name: str) -> None:
-    pytest.importorskip("mxnet")
     g = networks.NETWORKS[name](networks.Net(5))
     converted = qgraph.convert(g, input_shape="data:1,3,12,12")
     x = batch(3, 3, 12, 12)
@@ -99,11 +99,9 @@ def test_without_mxnet_the_reference_judges(no_mxnet: None) -> None:
     assert_close(reference.run(g, {"data": x})[0], Executor(converted.model).run({"data": x})[0])
 
 
-@pytest.mark.parametrize("runtime", ["mxnet", "onnxruntime"])
+@pytest.mark.parametrize("runtime", [pytest.param("mxnet", marks=pytest.mark.mxnet), "onnxruntime"])
 @pytest.mark.parametrize("key", GENERATIONS)
 def test_every_generation_becomes_the_same_onnx(key: str, runtime: str, tmp_path: Path) -> None:
-    if runtime == "mxnet":
-        pytest.importorskip("mxnet")
     converted = qgraph.convert(old_checkpoint(tmp_path, key), runtime=runtime)
     assert converted.report["outputs"] == ["softmax"] and converted.report["inputs"] == {"data": [0, 3, 8, 8]}
     assert converted.report["ops"]["before"] == {"BatchNorm": 1, "Convolution": 1, "SoftmaxOutput": 1}
@@ -228,8 +226,9 @@ def test_to_mxnet_writes_the_newest_files(key: str, tmp_path: Path, capsys: pyte
     assert qgraph.load(*names).digest() == qgraph.load(generation(key), arrays()).digest()
 
 
+@pytest.mark.mxnet
 def test_to_mxnet_runs_in_mxnet(tmp_path: Path) -> None:
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
     converted = qgraph.convert(old_checkpoint(tmp_path), "mxnet", outputs=["bn"])
     assert converted.report["outputs"] == ["bn"] and converted.report["inputs"] == {"data": [16, 3, 8, 8]}
     converted.save(tmp_path / "new")
@@ -241,8 +240,9 @@ def test_to_mxnet_runs_in_mxnet(tmp_path: Path) -> None:
     assert_close(reference.run(g, {"data": x}, [Port(g.find("bn"))])[0], bound.forward(is_train=False)[0].asnumpy())
 
 
+@pytest.mark.mxnet
 def test_a_block_is_converted() -> None:
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
     block = mx.gluon.nn.HybridSequential()
     block.add(mx.gluon.nn.Conv2D(4, 3, activation="relu"), mx.gluon.nn.Dense(3))
     block.initialize(mx.init.Uniform(0.5))
@@ -300,16 +300,16 @@ def test_an_op_without_a_converter_is_named_with_the_example(net: Path, capsys: 
     assert main(["convert", "net", "--to", "onnx", *SHAPE, "-q", "--outputs", "digits_res2_relu"]) == 0
 
 
+@pytest.mark.mxnet
 def test_frozen_models_are_refused(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mxnet")
     assert main(["freeze", "net", "--output", "int8", "--target", "mxnet", "-q"]) == 0
     for to in ("onnx", "mxnet"):
         assert "is frozen for MXNet's own integer operators" in error_of(["convert", "int8", "--to", to], capsys)
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("to", ["ncnn", "tengine"])
 def test_a_simulated_model_is_no_float_model(to: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mxnet")
     assert main(["freeze", "net", "--output", "sim", "--target", "mxnet-sim", "-q"]) == 0
     error = error_of(["convert", "sim", "--to", to, *SHAPE], capsys)
     assert "sim: is quantized already" in error and "want the float model" in error

@@ -22,7 +22,7 @@ from qgraph.ir import ops
 from qgraph.ir.rewrite import register
 from qgraph.passes import PIPELINES
 
-mx = pytest.importorskip("mxnet")
+pytestmark = pytest.mark.mxnet
 
 MODEL = str(DIGITS / "digits-symbol.json")
 TARGETS = ("mxnet", "mxnet-sim")
@@ -101,6 +101,8 @@ def float_graph() -> Graph:
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_files_run_in_mxnet_as_the_checks_did(target: str, frozen: dict[str, Frozen], tmp_path: Path,
                                                   images: tuple[np.ndarray, np.ndarray]) -> None:
+    import mxnet as mx
+
     data, labels = images
     paths = frozen[target].save(tmp_path / "m")
     assert [Path(p).name for p in paths] == ["m-symbol.json", "m-0000.params", "m.calib.json", "m.report.json"]
@@ -181,6 +183,8 @@ def test_a_table_stands_in_for_the_data(target: str, frozen: dict[str, Frozen], 
 
 
 def test_a_graph_and_a_gluon_block(images: tuple[np.ndarray, np.ndarray], frozen: dict[str, Frozen]) -> None:
+    import mxnet as mx
+
     options = FreezeOptions(target="mxnet-sim", exclude=("conv0",), calib="kl")
     with np.load(DIGITS / "digits-calib.npz") as file:
         calib = file["data"].astype(np.float32)
@@ -219,6 +223,8 @@ def test_frozen_models_are_refused(frozen: dict[str, Frozen], tmp_path: Path) ->
 
 def test_a_label_needs_no_data(tmp_path: Path) -> None:
     """An old-style network with SoftmaxOutput: frozen, judged and evaluated without feeding its label."""
+    import mxnet as mx
+
     data = mx.sym.Variable("data")
     net = mx.sym.Convolution(data, kernel=(3, 3), num_filter=8, name="c")
     net = mx.sym.Activation(mx.sym.BatchNorm(net, fix_gamma=False, name="b"), act_type="relu")
@@ -249,7 +255,6 @@ def test_no_data_and_no_batch_norm() -> None:
 
 
 def test_without_data_images_are_distilled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("qgraph.calibration.distill")
     for suffix in ("-symbol.json", "-0000.params"):
         shutil.copy(DIGITS / f"digits{suffix}", tmp_path / f"n{suffix}")
     seen = set()

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import DIGITS, run_mxnet
 
-mx = pytest.importorskip("mxnet")
+mx = pytest.importorskip("mxnet")  # a class below is a block of Gluon
 pytest.importorskip("sklearn")
 import qat_digits  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
@@ -26,6 +26,7 @@ from qgraph.qat import convert_model, qparams_init  # noqa: E402
 from qgraph.quant.spec import QParams  # noqa: E402
 from qgraph.targets.mxnet.sim import lower  # noqa: E402
 
+pytestmark = pytest.mark.mxnet
 SPLIT = qat_digits.load_digits_split()
 IMAGES, LABELS = SPLIT.test_data[:300], SPLIT.test_label[:300]
 
@@ -257,7 +258,7 @@ def test_fast_is_for_what_was_trained() -> None:
         qgraph.freeze(str(DIGITS / "digits"), qgraph.FreezeOptions(fast=True))
 
 
-@pytest.mark.parametrize("target", ["ncnn", "tengine"])
+@pytest.mark.parametrize("target", [pytest.param("ncnn", marks=pytest.mark.ncnn), "tengine"])
 def test_engines_of_signed_codes_take_the_trained_ranges(target: str, tmp_path: Path) -> None:
     """Without calibration data. Their activations have 127 codes where training had 255, to the same range."""
     from qgraph.qat import convert_model, gen_conv2d_converter, gen_dense_converter, qparams_init
@@ -278,7 +279,6 @@ def test_engines_of_signed_codes_take_the_trained_ranges(target: str, tmp_path: 
     kept = [float(n.quant.scale) * n.quant.qmax for n in frozen.graph.nodes("fake_quantize") if n.quant.scale.ndim == 0]
     assert all(min(abs(end - k) / end for k in kept) < 0.01 for end in ends.values()), (ends, kept)
     if target == "ncnn":
-        pytest.importorskip("ncnn")
         got = executor(frozen.lowered, "").run({"data": IMAGES})[0]
     else:
         from qgraph.semantics.interpreter import Executor as Reference

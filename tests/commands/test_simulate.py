@@ -66,8 +66,8 @@ def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.nda
         assert row["agreement"] == top1(classes, found.classes)
 
 
+@pytest.mark.mxnet
 def test_online_rows_are_what_the_reference_says(test_set: dict[str, np.ndarray]) -> None:
-    pytest.importorskip("mxnet")
     data, labels = test_set["data"], test_set["label"]
     strategy = Strategy(calib="online", act_bits=3, granularity="layer")
     found = simulate(MODEL, test_set, [strategy], FreezeOptions(batch_size=32))
@@ -78,8 +78,8 @@ def test_online_rows_are_what_the_reference_says(test_set: dict[str, np.ndarray]
     assert (classes != reference.run({"data": data})[0].argmax(1)).any()  # of another batch, other ranges
 
 
+@pytest.mark.mxnet
 def test_the_images_that_skip_leaves_out_calibrate(test_set: dict[str, np.ndarray]) -> None:
-    pytest.importorskip("mxnet")  # 3 bits leave ties, which another engine may decide otherwise
     data = test_set["data"].copy()
     data[::4] *= 0.25  # ranges of these clip the others
     source = {**test_set, "data": data}

@@ -102,8 +102,8 @@ def test_only_3x3_of_stride_1_is_concerned() -> None:
     assert 1.5 * least < error < 0.5 * np.abs(want).max()
 
 
+@pytest.mark.mxnet
 def test_winograd_frozen_for_mxnet(tmp_path: object) -> None:
-    pytest.importorskip("mxnet")
     from qgraph.targets.mxnet.runtime import Executor
 
     g, feeds = winograd_net()

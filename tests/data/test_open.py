@@ -288,8 +288,9 @@ def test_records_in_several_parts_and_magic_inside(tmp_path):
     assert [file.read(i) for i in range(len(file))] == [b"abcd" + MAGIC + MAGIC + b"xyz", b"whole"]
 
 
+@pytest.mark.mxnet
 def test_records_agree_with_mxnet(tmp_path):
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
     contents = [b"", b"abc", MAGIC, b"1234" + MAGIC + b"5", MAGIC * 3 + b"zz", os.urandom(1000)]
     writer = mx.recordio.MXRecordIO(str(tmp_path / "a.rec"), "w")
     for content in contents:
@@ -731,8 +732,9 @@ def test_bad_numbers(arrays):
             open_data(arrays, **{option: 0})
 
 
+@pytest.mark.mxnet
 def test_gluon_and_io_sources(arrays):
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
     x, label = arrays["data"], arrays["label"]
     dataset = mx.gluon.data.ArrayDataset(mx.nd.array(x), label.astype(np.float32))
     loader = mx.gluon.data.DataLoader(dataset, batch_size=4)
@@ -748,15 +750,12 @@ def test_gluon_and_io_sources(arrays):
 # ------------------------------------------------------------------------------------------------- real files
 
 
-def case(name: str) -> Path:
-    path = CASES / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there: set QGRAPH_CASES")
-    return path
+IMAGENET, CIFAR10 = "imagenet1k_sample/val.rec", "cifar10/cifar10_test.rec"
 
 
+@pytest.mark.cases(IMAGENET)
 def test_imagenet_sample():
-    path = case("imagenet1k_sample/val.rec")
+    path = CASES / IMAGENET
     calib = open_data(path, PRESETS["imagenet"], select="::10", limit=24, batch_size=8)
     x, labels, ids = everything(calib)
     assert x.shape == (24, 3, 224, 224) and labels.tolist() == list(range(0, 240, 10)) and ids[3] == "val.rec[30]"
@@ -764,17 +763,20 @@ def test_imagenet_sample():
     assert abs(x.mean()) < 0.5 and 0.8 < x.std() < 1.6
 
 
+@pytest.mark.mxnet
+@pytest.mark.cases(IMAGENET)
 def test_decoding_agrees_with_mxnet():
-    mx = pytest.importorskip("mxnet")
-    file = RecordFile(case("imagenet1k_sample/val.rec"))
+    import mxnet as mx
+    file = RecordFile(CASES / IMAGENET)
     for i in (0, 17, 999):
         _, image = split_image_record(file.read(i), "x")
         want = mx.image.imdecode(image).asnumpy().transpose(2, 0, 1)
         assert np.abs(decode(io.BytesIO(image), "x", Preprocess()) - want).mean() < 0.5  # libjpeg versions may round
 
 
+@pytest.mark.cases(CIFAR10)
 def test_scan_finds_what_the_idx_says(tmp_path):
-    source = case("cifar10/cifar10_test.rec")
+    source = CASES / CIFAR10
     (tmp_path / "alone.rec").symlink_to(source.resolve())
     assert list(RecordFile(tmp_path / "alone.rec")._starts) == list(RecordFile(source)._starts)
 

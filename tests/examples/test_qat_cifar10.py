@@ -9,12 +9,11 @@ import pytest
 from click.testing import CliRunner
 from helpers import CASES
 
-pytest.importorskip("mxnet")
 pytest.importorskip("gluoncv")
 
 import qat_cifar10  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not (CASES / "cifar10").is_dir(), reason=f"no CIFAR-10 in {CASES} (QGRAPH_CASES)")
+pytestmark = [pytest.mark.mxnet, pytest.mark.cases("cifar10", "cifar_resnet20_v1")]
 FEW = ["--data", str(CASES / "cifar10"), "--train-images", "192", "--test-images", "200", "--batch-size", "32"]
 
 

@@ -22,6 +22,7 @@ def test_custom_pass_prints_before_and_after(tmp_path: Path) -> None:
     assert "mean-to-pooling  1 changed" in after
 
 
+@pytest.mark.mxnet
 def test_custom_pass_keeps_the_outputs() -> None:
     example = load_example("custom_pass")
     before, after = Graph.parse(example.NETWORK), Graph.parse(example.NETWORK)
@@ -41,8 +42,8 @@ def test_custom_pass_refuses(attrs: str) -> None:
     assert g.text() == text
 
 
+@pytest.mark.mxnet
 def test_demo_prints_both_checkpoints(tmp_path: Path) -> None:
-    pytest.importorskip("mxnet")
     freeze(f"{DIGITS}/digits-symbol.json").save(tmp_path / "frozen")
     done = run_example("demo.py", str(DIGITS / "digits"), "frozen", "--runs", "5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

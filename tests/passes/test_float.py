@@ -54,6 +54,7 @@ def test_golden(path: Path) -> None:
     assert (changed == 0) == same
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("path", [p for p in FILES if "# feed" in p.read_text()], ids=case_id)
 def test_golden_gives_the_same_outputs(path: Path) -> None:
     text, before, _ = read_case(path)
@@ -122,6 +123,7 @@ BN_ATTRS = st.fixed_dictionaries({}, optional={"fix_gamma": st.booleans(), "use_
                                                "eps": st.sampled_from([1e-5, 2e-5, 0.01])})
 
 
+@pytest.mark.mxnet
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(op=st.sampled_from(["Convolution", "Deconvolution"]), groups=st.sampled_from([1, 2, 4]),
        multiple=st.integers(1, 3), per_group=st.integers(1, 2), kernel=st.integers(1, 3), stride=st.integers(1, 2),
@@ -141,6 +143,7 @@ def test_fold_bn_of_convolutions(op: str, groups: int, multiple: int, per_group:
     check_fold_bn(g, batch(rng, 2, inputs, 7, 7))
 
 
+@pytest.mark.mxnet
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(flatten=st.booleans(), no_bias=st.booleans(), attrs=BN_ATTRS, seed=st.integers(0, 99))
 def test_fold_bn_of_dense(flatten: bool, no_bias: bool, attrs: dict, seed: int) -> None:
@@ -160,6 +163,7 @@ def check_fold_bn(g: Graph, feeds: dict[str, np.ndarray]) -> None:
     assert_same_outputs(g, folded, feeds, rtol=1e-5)
 
 
+@pytest.mark.mxnet
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(groups=st.sampled_from([1, 2, 4]), multiple=st.integers(1, 2), zero_shift=st.booleans(), no_bias=st.booleans(),
        stride=st.integers(1, 2), dense=st.booleans(), attrs=BN_ATTRS, seed=st.integers(0, 99))
@@ -184,6 +188,7 @@ def test_fold_bn_forward(groups: int, multiple: int, zero_shift: bool, no_bias: 
     assert_same_outputs(g, folded, batch(rng, 2, 4, 6, 6), rtol=1e-5)
 
 
+@pytest.mark.mxnet
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(top=st.integers(0, 3), bottom=st.integers(0, 3), left=st.integers(0, 3), right=st.integers(0, 3),
        size=st.tuples(st.integers(7, 10), st.integers(7, 10)), kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -212,6 +217,7 @@ def test_fold_pad_leaves_uneven_sides_when_told() -> None:
     assert FoldPad(asymmetric=False).run(g) == 1
 
 
+@pytest.mark.mxnet
 def test_helper_sees_a_wrong_graph_and_a_constant_one() -> None:
     _, g, _ = read_case(GOLDEN / "fold-bn" / "conv.txt")
     wrong = g.copy()
@@ -289,6 +295,7 @@ def test_names_of_what_was_folded_are_kept_in_order() -> None:
     assert g.find("c").origin == ("c", "bn", "p", "r")  # the last is the activation's name
 
 
+@pytest.mark.mxnet
 def test_a_fused_output_is_the_same_output() -> None:
     _, g, _ = read_case(GOLDEN / "fuse-relu" / "ops.txt")
     feeds = batch(np.random.default_rng(0), 2, 3, 6, 6)

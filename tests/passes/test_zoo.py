@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("gluoncv")
+pytestmark = pytest.mark.mxnet
+
 
 @pytest.fixture(autouse=True)
 def without_fusing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mxnet")
-    pytest.importorskip("gluoncv")
     monkeypatch.setenv("MXNET_SUBGRAPH_BACKEND", "NONE")
 
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 from helpers import CPU_FLAGS, EXAMPLES
 
-pytest.importorskip("mxnet")
 pytest.importorskip("sklearn")
-pytestmark = pytest.mark.skipif("avx512bw" not in CPU_FLAGS, reason="MXNet's bfloat16 kernels need a CPU with AVX-512")
+pytestmark = [pytest.mark.mxnet, pytest.mark.slow, pytest.mark.skipif(
+    "avx512bw" not in CPU_FLAGS, reason="MXNet's bfloat16 kernels need a CPU with AVX-512")]
 
 SCRIPT = """
 import json, logging, sys

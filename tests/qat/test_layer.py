@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-mx = pytest.importorskip("mxnet")
+mx = pytest.importorskip("mxnet")  # classes below are blocks of Gluon
 from mxnet import autograd, gluon, nd  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
@@ -31,6 +31,7 @@ from qgraph.qat import (  # noqa: E402
 from qgraph.quant.spec import QSpec, fake_quantize, with_range  # noqa: E402
 from qgraph.quant.weights import weight_params  # noqa: E402
 
+pytestmark = pytest.mark.mxnet
 CONV = gen_conv2d_converter
 
 

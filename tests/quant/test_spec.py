@@ -190,10 +190,10 @@ def test_scales_that_do_not_divide_the_channels() -> None:
 
 # ---- MXNet ----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("exponent", [-30, -8, -3, -2, -1, 0, 1, 2, 5, 30])
 def test_mxnet_rounds_as_we_say(exponent: int) -> None:
     """Every bit width, ties and values out of range."""
-    pytest.importorskip("mxnet")
     from qgraph.targets.mxnet.runtime import Executor
 
     rng = np.random.default_rng(exponent + 99)

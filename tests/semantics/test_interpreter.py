@@ -28,10 +28,11 @@ from qgraph.targets.onnx.emit import CONVERTERS
 IMAGES = CASES / "imagenet1k_sample" / "val.rec"
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_kernel_equals_mxnet(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MXNET_SUBGRAPH_BACKEND", "NONE")
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
     g, feeds = case.graph()
     symbol = mx.sym.load_json(case.symbol())
     arrays = {name: mx.nd.array(array) for name, array in feeds.items()}
@@ -365,13 +366,12 @@ def test_a_kernel_can_be_added_and_its_failure_is_named(monkeypatch: pytest.Monk
 
 # ---- real networks --------------------------------------------------------------------------------------------------
 
+@pytest.mark.mxnet
+@pytest.mark.cases("squeezenet1.1", "mobilenetv1_0.75_192_bn", "imagenet1k_sample/val.rec")
 @pytest.mark.parametrize("name,size,preprocess", [
     ("squeezenet1.1", 224, Preprocess(crop=224, bgr=True, mean=(104.00698793, 116.66876762, 122.67891434))),
     ("mobilenetv1_0.75_192_bn", 192, Preprocess(crop=192, mean=(128.0,) * 3, std=(128.0,) * 3))])
 def test_real_network_equals_mxnet(name: str, size: int, preprocess: Preprocess) -> None:
-    pytest.importorskip("mxnet")
-    if not IMAGES.is_file():
-        pytest.skip(f"no {IMAGES}: set QGRAPH_CASES")
     g = load(f"{CASES / name / name}-symbol.json", f"{CASES / name / name}-0000.params")
     x = np.concatenate([b.feeds["data"] for b in open_data(IMAGES, preprocess, select="::500", limit=2)])
     assert x.shape == (2, 3, size, size)

@@ -76,19 +76,18 @@ def test_the_bounds_of_int16() -> None:
 
 @pytest.fixture(scope="module")
 def native() -> dict[str, Any]:
-    pytest.importorskip("mxnet")
     return all_facts()
 
 
 @pytest.fixture(scope="module")
 def avx2() -> dict[str, Any]:
-    pytest.importorskip("mxnet")
     env = {**os.environ, "DNNL_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, overflow.__file__], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize(("kind", "channels"), LAYERS)
 def test_the_model_foretells_what_a_cpu_without_vnni_gets_wrong(kind: str, channels: int, avx2: dict[str, Any]) -> None:
     facts = avx2[f"{kind} {channels}"]
@@ -97,6 +96,7 @@ def test_the_model_foretells_what_a_cpu_without_vnni_gets_wrong(kind: str, chann
     assert facts["model"] <= 1
 
 
+@pytest.mark.mxnet
 @pytest.mark.skipif(not VNNI, reason="this CPU has no VNNI")
 @pytest.mark.parametrize(("kind", "channels"), LAYERS)
 def test_with_vnni_nothing_saturates(kind: str, channels: int, native: dict[str, Any]) -> None:
@@ -336,8 +336,8 @@ def test_inputs_of_a_concatenation_keep_one_scale() -> None:
     assert scale_of_input(q, "hot") == pytest.approx(scale_of_input(old, "hot") * step.findings[0].chosen)
 
 
+@pytest.mark.mxnet
 def test_findings_are_in_the_report() -> None:
-    pytest.importorskip("mxnet")
     import qgraph
     from qgraph.options import FreezeOptions
 
@@ -359,6 +359,7 @@ def test_findings_are_in_the_report() -> None:
 # ---- signed codes ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("name", SIGNED)
 def test_a_signed_input_does_not_saturate(name: str, native: dict[str, Any], avx2: dict[str, Any]) -> None:
     """Weights of one sign, large inputs: with weights of at most 64 all products of a pair fit."""

@@ -29,10 +29,9 @@ from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.base import TARGETS, get_target
 from qgraph.targets.mxnet import int8 as mxnet_int8
+from qgraph.targets.mxnet.runtime import Executor
 
-mx = pytest.importorskip("mxnet")
-
-from qgraph.targets.mxnet.runtime import Executor  # noqa: E402
+pytestmark = pytest.mark.mxnet
 
 # With VNNI the positive top weight of a layer that reads signed codes counts 63.5 instead of 64 (see `mxnet_weights`)
 SIGNED_TOPS = {"residual_linear", "squeeze_excite", "fused_clip"} if VNNI else set()
@@ -162,6 +161,8 @@ def lowered(name: str, **options: Any) -> tuple[Graph, Graph, dict[str, np.ndarr
 
 
 def test_files_load_in_a_module_and_in_a_block(tmp_path: Path) -> None:
+    import mxnet as mx
+
     _, low, feeds = lowered("residual_downsample")
     save(low, tmp_path / "net")
     want = Executor(low).run(feeds)[0]

@@ -9,7 +9,7 @@ from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
 
-pytest.importorskip("mxnet")
+pytestmark = pytest.mark.mxnet
 
 
 def residual(act: str, between: str = "") -> Graph:

@@ -24,10 +24,9 @@ from qgraph.quant.spec import QParams, QSpec, fake_quantize, quantize, with_rang
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import accumulate
 from qgraph.targets.mxnet import sim as mxnet_sim
+from qgraph.targets.mxnet.runtime import Executor
 
-mx = pytest.importorskip("mxnet")
-
-from qgraph.targets.mxnet.runtime import Executor  # noqa: E402
+pytestmark = pytest.mark.mxnet
 
 LAYERS: dict[str, Callable[[Net], Graph]] = {
     "conv": lambda n: n.done(n.conv(n.x, 6, act="", stride=2)),

@@ -97,11 +97,11 @@ def test_a_channel_that_does_not_reach_its_ends_is_named() -> None:
         dictate(codes // 2, np.ones(3), *HALF)
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("dense", [False, True], ids=["convolution", "dense"])
 @pytest.mark.parametrize("step", networks.STEPS[::2])
 def test_kernels_find_the_codes(dense: bool, step: float) -> None:
     """Not the formula but MXNet itself, asked for its weights one by one."""
-    pytest.importorskip("mxnet")
     codes = networks.weight_codes(-128, 127)
     assert np.array_equal(networks.kernel_codes(codes, step, signed=False, dense=dense), codes)
     if not dense:

@@ -30,7 +30,6 @@ from qgraph.targets.ncnn.model import NcnnModel, load
 from qgraph.targets.ncnn.note import mean_norm, usage_note
 from qgraph.targets.ncnn.runtime import Executor, is_installed
 
-needs_ncnn = pytest.mark.skipif(not is_installed(), reason="the package ncnn is not installed")
 MODEL = str(DIGITS / "digits-symbol.json")
 SHAPE = "data:1,1,24,24"
 
@@ -258,13 +257,13 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.trunc(product + np.copysign(np.float32(0.5), product)), codes)
 
 
+@pytest.mark.mxnet
 def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     import qgraph.calibration.collect as calibration
 
     calls: list[int] = []
     real = calibration.collect
     monkeypatch.setattr(calibration, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
-    pytest.importorskip("mxnet")
     run("freeze", MODEL, "--target", "mxnet", "--target", "onnx", "--target", "ncnn", "--output", tmp_path / "q")
     assert len(calls) == 1
     names = {p.name for p in tmp_path.iterdir()}
@@ -285,7 +284,7 @@ def test_ranges_are_for_the_codes_of_the_target() -> None:
     assert not any("suit its codes better" in text for text in own.report["ncnn"]["equivalents"])
 
 
-@needs_ncnn
+@pytest.mark.ncnn
 def test_convert_eval_and_compare(tmp_path: Path, run: Callable[..., str]) -> None:
     text = run("convert", MODEL, "--to", "ncnn", "--input-shape", SHAPE, "--output", tmp_path / "f")
     assert float(text.split("difference  ")[1].split()[0]) < 1e-5
@@ -328,7 +327,7 @@ def test_mean_and_norm_say_what_the_preprocessing_does(preset: str) -> None:
     np.testing.assert_allclose((channels - mean) * norm, want, atol=1e-5)
 
 
-@needs_ncnn
+@pytest.mark.ncnn
 def test_the_code_of_the_note_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     """It gives the class that ncnn gives on what freezing's own preprocessing makes of the image."""

@@ -30,7 +30,6 @@ from qgraph.targets.ncnn.int8 import (
 from qgraph.targets.ncnn.model import NcnnModel
 from qgraph.targets.ncnn.runtime import Executor, is_installed
 
-needs_ncnn = pytest.mark.skipif(not is_installed(), reason="the package ncnn is not installed")
 ROUNDING = "half-away"
 
 
@@ -68,7 +67,7 @@ SHAPES = {"1x1": ((8, 6, 1, 1), {}), "3x3": ((8, 6, 3, 3), {"pad": (1, 1)}), "5x
           "relu": ((8, 6, 3, 3), {"act_type": "relu"}), "clip": ((8, 6, 3, 3), {"act_type": "clip", "a_max": 3.0})}
 
 
-@needs_ncnn
+@pytest.mark.ncnn
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_layer_is_exact(kind: str, granularity: str) -> None:
@@ -89,7 +88,7 @@ def test_a_layer_is_exact(kind: str, granularity: str) -> None:
     np.testing.assert_allclose(got, want, rtol=3e-7, atol=3e-7 * np.abs(want).max())
 
 
-@needs_ncnn
+@pytest.mark.ncnn
 def test_a_dense_layer_is_exact() -> None:
     g, rng = Graph(), np.random.default_rng(0)
     x = g.add("Flatten", [g.add("null", name="data")], "flat")
@@ -99,7 +98,7 @@ def test_a_dense_layer_is_exact() -> None:
     np.testing.assert_allclose(Executor(to_ncnn(g, {"data": (1, 5, 4, 3)})).run(feeds)[0], want, rtol=1e-6, atol=1e-6)
 
 
-@needs_ncnn
+@pytest.mark.ncnn
 @pytest.mark.parametrize("step", [1.0, 0.5, 1.5])
 def test_halves_are_rounded_away_from_zero(step: float) -> None:
     g = Graph()
@@ -234,7 +233,7 @@ def test_the_bound_on_a_sum() -> None:
     assert WINOGRAD_LIMIT * 576 < 1 << 31 <= (WINOGRAD_LIMIT + 1) * 576
 
 
-@needs_ncnn
+@pytest.mark.ncnn
 @pytest.mark.parametrize(("fill", "channels", "relu", "masked"), [
     (90, 36, True, False), (90, 37, True, True), (90, 256, True, True), (40, 64, False, False), (60, 64, False, True)])
 def test_winograd_is_off_where_it_overflows(fill: float, channels: int, relu: bool, masked: bool) -> None:
@@ -278,7 +277,7 @@ def frozen_network(name: str, **options: Any) -> Any:
     return qgraph.freeze(g, FreezeOptions(target="ncnn", **options), calib_data=feeds), feeds["data"]
 
 
-@needs_ncnn
+@pytest.mark.ncnn
 @pytest.mark.parametrize("name", sorted(networks.NETWORKS))
 def test_networks_are_exact_layer_by_layer(name: str) -> None:
     frozen, data = frozen_network(name)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("mxnet")
 pytest.importorskip("gluoncv")
-pytest.importorskip("ncnn")
+pytestmark = [pytest.mark.mxnet, pytest.mark.ncnn]
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small", "resnest14", "shufflenet_v1", "se_resnet18_v1",

@@ -12,9 +12,6 @@ from helpers import run_mxnet
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.shapes import infer
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
 from qgraph.targets.onnx.emit import to_onnx  # noqa: E402
 
 TOLERANCE = 1e-5
@@ -210,6 +207,7 @@ def open_session(g: Graph, shapes: dict[str, tuple[int, ...]] | None = None) -> 
     return onnxruntime.InferenceSession(to_onnx(g, shapes).to_bytes(), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_op(case: Case) -> None:
     session = open_session(*build(case, 2))
@@ -283,6 +281,7 @@ def network(make: Callable[[Graph, Node], Node], batch: int) -> tuple[Graph, dic
     return g, {"x": (batch, *IMAGE[:2], 5)}
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("make", [integers, indices_of_both, batch_indices, constants, sizes,
                                   just_below_half])
 def test_chain(make: Callable[[Graph, Node], Node]) -> None:
@@ -301,6 +300,7 @@ WITHOUT_SHAPES = [Case("Flatten", [IMAGE]), Case("Reshape", [IMAGE], {"shape": (
                   Case("batch_dot", [(4, 2, 3), (4, 3, 5)]), Case("broadcast_like", [(1, 1, 5), IMAGE])]
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("case", WITHOUT_SHAPES, ids=str)
 def test_without_shapes(case: Case) -> None:
     """Images of any size behind a convolution: what needs no shape is converted all the same."""

@@ -261,10 +261,8 @@ def test_two_targets_one_calibration(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("y*"))
 
 
-@pytest.mark.parametrize("runtime", ["mxnet", "onnxruntime"])
+@pytest.mark.parametrize("runtime", [pytest.param("mxnet", marks=pytest.mark.mxnet), "onnxruntime"])
 def test_the_table_does_not_depend_on_the_engine(runtime: str) -> None:
-    if runtime == "mxnet":
-        pytest.importorskip("mxnet")
     from qgraph.calibration.collect import collect
     from qgraph.data.open import open_data
 

@@ -17,7 +17,8 @@ from qgraph.targets.onnx.model import OnnxModel
 
 
 def run_onnx(model: OnnxModel, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    ort = pytest.importorskip("onnxruntime")
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
@@ -227,12 +228,14 @@ RESIZING = [
 ]
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("case", [*WEIGHTED, *POOLING, *NORMALIZATIONS, *MORE_NORMALIZATIONS, *ACTIVATIONS, *LEAKY,
                                   *RESIZING, *OUTPUTS], ids=str)
 def test_op_equals_mxnet(case: Case) -> None:
     run(case)
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("fused, after", [
     ({"act_type": "relu"}, ("Activation", {"act_type": "relu"})),
     ({"act_type": "clip", "a_min": -0.5, "a_max": 1.5}, ("clip", {"a_min": -0.5, "a_max": 1.5}))], ids=str)
@@ -265,6 +268,7 @@ def deformable(op: str, mask: bool, filters: int = 6, **attrs: Any) -> tuple[Gra
     return g, shapes
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("op, mask", [("_contrib_DeformableConvolution", False),
                                       ("_contrib_ModulatedDeformableConvolution", True)])
 @pytest.mark.parametrize("attrs", [{}, {"no_bias": True}, {"num_deformable_group": 2},
@@ -282,6 +286,7 @@ ROIS = [
 ]
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("op, attrs", ROIS, ids=str)
 def test_rois_equal_mxnet(op: str, attrs: dict[str, Any]) -> None:
     """Boxes of two images, some beyond the edge, one smaller than a cell of the map."""
@@ -341,9 +346,11 @@ def test_a_matrix_goes_to_gemm_without_flatten_even_if_no_shape_is_known() -> No
     assert kinds.count("Flatten") <= 1 and kinds[-2:] == ["Relu", "Gemm"]
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("like", [False, True])
 def test_a_resize_is_read_with_and_without_the_tensor_that_gives_its_size(like: bool) -> None:
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
+
     from qgraph.formats.mxnet import load
 
     inputs = [mx.sym.var("data"), *([mx.sym.var("more")] if like else [])]

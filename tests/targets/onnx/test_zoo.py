@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("gluoncv")
+pytestmark = pytest.mark.mxnet
+
 
 @pytest.mark.parametrize(("name", "cut", "outputs"), [
     ("cifar_resnet20_v2", "", "1 of 1"),                                  # gammas under fix_gamma
@@ -13,8 +16,6 @@ import pytest
     ("center_net_mobilenetv3_small_duc_voc", "broadcast_equal", "5 of 7"),
 ])
 def test_onnxruntime_gives_what_mxnet_gives(name: str, cut: str, outputs: str) -> None:
-    for package in ("mxnet", "gluoncv", "onnxruntime"):
-        pytest.importorskip(package)
     from zoo_coverage import LIMIT, check
 
     result = check(name)

@@ -130,6 +130,7 @@ def test_float(case: Case) -> None:
     check_structure(model.tm)
 
 
+@pytest.mark.mxnet
 @pytest.mark.parametrize("case", [c for c in CASES if c.exported], ids=str)
 def test_the_export_is_the_same_network_in_mxnet(case: Case) -> None:
     g, feeds = build(case)
