@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Callable
 
 import numpy as np
 
@@ -27,6 +29,13 @@ MXNET, NCNN = (importlib.util.find_spec(name) is not None for name in ("mxnet", 
 _CPU = Path("/proc/cpuinfo")
 CPU_FLAGS = _CPU.read_text() if _CPU.exists() else ""
 VNNI = "vnni" in CPU_FLAGS  # without, kernels add two products of codes in 16 bits, which saturate
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """How many function calls `work` makes: a cost that is the same on every machine, however busy."""
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    return sum(entry.callcount for entry in profile.getstats())
 
 
 def load_example(name: str) -> ModuleType:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import CASES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -354,7 +354,7 @@ _GOOD = (
 )
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(
     edits=st.lists(st.tuples(st.integers(0, len(_GOOD) - 1), st.integers(0, 255)), max_size=6),
     cut=st.integers(0, len(_GOOD)),
@@ -610,7 +610,7 @@ _NPZ = io.BytesIO()
 np.savez(_NPZ, data=np.ones((2, 1, 2, 2), np.float32), label=np.arange(2))
 
 
-@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(
     edits=st.lists(st.tuples(st.integers(0, len(_NPZ.getvalue()) - 1), st.integers(0, 255)), max_size=5),
     cut=st.one_of(st.none(), st.integers(0, len(_NPZ.getvalue()))),

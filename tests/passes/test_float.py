@@ -124,7 +124,7 @@ BN_ATTRS = st.fixed_dictionaries({}, optional={"fix_gamma": st.booleans(), "use_
 
 
 @pytest.mark.mxnet
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(op=st.sampled_from(["Convolution", "Deconvolution"]), groups=st.sampled_from([1, 2, 4]),
        multiple=st.integers(1, 3), per_group=st.integers(1, 2), kernel=st.integers(1, 3), stride=st.integers(1, 2),
        dilate=st.integers(1, 2), pad=st.integers(0, 1), no_bias=st.booleans(), attrs=BN_ATTRS, seed=st.integers(0, 99))
@@ -144,7 +144,7 @@ def test_fold_bn_of_convolutions(op: str, groups: int, multiple: int, per_group:
 
 
 @pytest.mark.mxnet
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(flatten=st.booleans(), no_bias=st.booleans(), attrs=BN_ATTRS, seed=st.integers(0, 99))
 def test_fold_bn_of_dense(flatten: bool, no_bias: bool, attrs: dict, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -164,7 +164,7 @@ def check_fold_bn(g: Graph, feeds: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.mxnet
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(groups=st.sampled_from([1, 2, 4]), multiple=st.integers(1, 2), zero_shift=st.booleans(), no_bias=st.booleans(),
        stride=st.integers(1, 2), dense=st.booleans(), attrs=BN_ATTRS, seed=st.integers(0, 99))
 def test_fold_bn_forward(groups: int, multiple: int, zero_shift: bool, no_bias: bool, stride: int, dense: bool,
@@ -189,7 +189,7 @@ def test_fold_bn_forward(groups: int, multiple: int, zero_shift: bool, no_bias: 
 
 
 @pytest.mark.mxnet
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(top=st.integers(0, 3), bottom=st.integers(0, 3), left=st.integers(0, 3), right=st.integers(0, 3),
        size=st.tuples(st.integers(7, 10), st.integers(7, 10)), kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
        stride=st.integers(1, 3), dilate=st.integers(1, 2), own=st.integers(0, 2), groups=st.sampled_from([1, 2]))

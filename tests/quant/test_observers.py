@@ -47,7 +47,7 @@ def state(o) -> tuple:
 # ---- merging and order ----------------------------------------------------------------------------------------------
 
 @given(st.integers(0, 2**32), st.integers(1, 24), st.integers(1, 6), st.booleans(), st.integers(2, 70), st.randoms())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_split_and_order_gives_the_same_bits(seed, images, workers, signed, bins, random):
     rng = np.random.default_rng(seed)
     x = rng.integers(-4 if signed else 0, 5, (images, 3, 7)).astype(np.float32) * np.float32(0.37)  # ties, -0.0
@@ -201,7 +201,7 @@ def brute_force_kl(h: np.ndarray, start: int, stop: int, levels: int) -> float:
 
 
 @given(st.integers(0, 2**32), st.integers(2, 12), st.integers(12, 80), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_kl_agrees_with_brute_force(seed, levels, bins, two_sided):
     rng = np.random.default_rng(seed)
     h = (rng.exponential(size=bins) ** rng.integers(1, 6) * rng.integers(0, 2, bins) * 20).astype(np.int64)
@@ -338,7 +338,7 @@ def test_all_zero_keeps_the_observed_range(how):
 @pytest.mark.parametrize("how", HISTOGRAM_METHODS)
 @given(values=st.lists(st.floats(-2.0**100, 2.0**100, width=32), min_size=1, max_size=40), bits=st.integers(2, 10),
        signed=st.sampled_from([None, True, False]), bins=st.integers(2, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_tensor_gets_an_ordered_finite_range_inside_the_observed_one(how, values, bits, signed, bins):
     hist = histogram_of(np.array(values, np.float32), bins)
     low, high = choose_range(how, hist, QSpec(bits=bits, signed=signed))

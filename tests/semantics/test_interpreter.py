@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CASES
+from helpers import CASES, calls
 from op_cases import IMAGE, TABLE, Case, conv, deconv, dense, one, pool
 
 from qgraph.analysis.codes import channel_scales
@@ -377,10 +376,8 @@ def test_real_network_equals_mxnet(name: str, size: int, preprocess: Preprocess)
     assert x.shape == (2, 3, size, size)
     executor = Executor(g)
     executor.run({"data": x[:1]})
-    start = time.perf_counter()
-    found = executor.run({"data": x})[0]
-    seconds = (time.perf_counter() - start) / 2
+    found: list[np.ndarray] = []
+    assert calls(lambda: found.extend(executor.run({"data": x}))) < 500 * len(g)  # no loop over values
     want = mxnet_runtime.run(g, {"data": x})[0]
     assert want.std(0).max() > 0
-    assert np.abs(found - want).max() <= 1e-4 * np.abs(want).max()
-    assert seconds < 3, f"{seconds:.2f} s an image"
+    assert np.abs(found[0] - want).max() <= 1e-4 * np.abs(want).max()

@@ -50,7 +50,7 @@ def excess_by_loop(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 # ---- the model ------------------------------------------------------------------------------------------------------
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 5), st.integers(1, 4), st.integers(0, 2**32 - 1),
        st.sampled_from([40, 130, 255]))
 def test_excess_is_that_of_a_loop(channels: int, taps: int, positions: int, filters: int, seed: int, top: int) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
-from helpers import CASES, MXNET
+from helpers import CASES, MXNET, calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import TABLE, Case, conv, deconv, one
@@ -115,23 +113,25 @@ HOSTILE = ["", "()", "(", "None", "-1", "0", "(1.5, 3)", "(1e999, 2)", "nan", "(
 @pytest.mark.parametrize("case", [c for c in TABLE if c.attrs], ids=str)
 def test_hostile_attributes_are_refused_or_mean_something(case: Case) -> None:
     """Every attribute replaced by every nasty value: a shape that the kernel confirms, or a QGraphError, soon."""
+    def attempt(case: Case) -> None:
+        g, feeds = case.graph()
+        try:
+            table = infer(g, {name: array.shape for name, array in feeds.items()})
+            if sum(int(np.prod(table[head])) for head in g.heads) < 1 << 20:
+                assert [table[head] for head in g.heads] == [array.shape for array in run(g, feeds)]
+        except QGraphError as error:
+            assert "node:" in str(error)
+
     for key in case.attrs:
         for value in HOSTILE:
-            g, feeds = case._replace(attrs={**case.attrs, key: value}).graph()
-            start = time.perf_counter()
-            try:
-                table = infer(g, {name: array.shape for name, array in feeds.items()})
-                if sum(int(np.prod(table[head])) for head in g.heads) < 1 << 20:
-                    assert [table[head] for head in g.heads] == [array.shape for array in run(g, feeds)]
-            except QGraphError as error:
-                assert "node:" in str(error)
-            assert time.perf_counter() - start < 2, (key, value)
+            hostile = case._replace(attrs={**case.attrs, key: value})
+            assert calls(lambda hostile=hostile: attempt(hostile)) < 10_000, (key, value)
 
 
 small = st.integers(1, 4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["Convolution", "Deconvolution", "max", "avg"]), st.tuples(small, small),
     st.tuples(small, small),
        st.tuples(st.integers(0, 3), st.integers(0, 3)), st.tuples(small, small), st.sampled_from(["valid", "full"]),
@@ -154,15 +154,15 @@ def test_windows_of_any_geometry(op: str, kernel: tuple, stride: tuple, pad: tup
 
 
 def test_cost_is_linear() -> None:
-    """100,000 nodes in seconds, ten times the nodes not in a hundred times the time."""
-    seconds = []
-    for count in (10_000, 100_000):
+    def cost(count: int) -> int:
         g = Graph()
         node = g.add("null", name="data")
         for index in range(count):
             node = g.add("Activation", [node], f"a{index}", act_type="relu")
         g.heads = [Port(node)]
-        start = time.perf_counter()
-        assert len(infer(g, {"data": (1, 3, 8, 8)})) == count + 1
-        seconds.append(time.perf_counter() - start)
-    assert seconds[1] < 20 and seconds[1] < 40 * seconds[0]
+        found: dict[Port, tuple[int, ...]] = {}
+        made = calls(lambda: found.update(infer(g, {"data": (1, 3, 8, 8)})))
+        assert len(found) == count + 1
+        return made
+
+    assert cost(10_000) <= 11 * cost(1_000)

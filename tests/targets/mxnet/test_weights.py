@@ -29,7 +29,7 @@ def steps_found(weights: np.ndarray) -> np.ndarray:
 
 
 STEPS = st.floats(-30, 30).map(lambda e: F(10.0 ** e))
-quick = settings(max_examples=200, deadline=None, derandomize=True)
+quick = settings(max_examples=200)
 
 
 @quick

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import DIGITS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -186,7 +186,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600)
 @given(seed=st.integers(0, 1 << 32), which=st.sampled_from(["param", "bin", "both"]))
 def test_mutated_files_given_to_inspect(seed: int, which: str, tmp_path: Path) -> None:
     """A clear error or a report, never a crash."""

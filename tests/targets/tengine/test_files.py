@@ -103,7 +103,7 @@ def test_a_broken_model_is_named(change: object, words: str) -> None:
         from_bytes(to_bytes(model), "m.tmfile")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_mutated_files_are_refused_or_read(data: st.DataObject) -> None:
     """No other error than FormatError, whatever the bytes."""
