@@ -51,7 +51,7 @@ test: lint types
 
 # the installed package is tested: PYTHONSAFEPATH (Python 3.11) keeps the checkout's out of sight;
 # left to `test`: what takes long and does not depend on engines
-CORE_LEAVES := test_scale.py test_fuzz_formats.py
+CORE_LEAVES := test_scale.py formats/test_fuzz.py
 
 test-core:
 	@.ci/venv-core

@@ -1,26 +1,67 @@
-"""What several tests share: running a Graph in MXNet, and judging two graphs by their outputs."""
+"""What several tests share: what this machine has, running a Graph in MXNet, judging two graphs by their outputs."""
 
 from __future__ import annotations
 
+import cProfile
+import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable
 
 import numpy as np
 
 from qgraph.ir.graph import Graph
 
-CASES = Path(os.environ.get("QGRAPH_CASES", Path(__file__).resolve().parents[2] / "shared" / "cases"))
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+GOLDEN = TESTS / "golden"
+EXAMPLES = ROOT / "examples"
+DIGITS = EXAMPLES / "digits"  # the bundled network: digits-symbol.json, digits-0000.params, -calib.npz, -test.npz
+BENCHMARKS = ROOT / "benchmarks"
+CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases"))  # real networks and images
+
+MXNET, NCNN = (importlib.util.find_spec(name) is not None for name in ("mxnet", "ncnn"))
+
+_CPU = Path("/proc/cpuinfo")
+CPU_FLAGS = _CPU.read_text() if _CPU.exists() else ""
+VNNI = "vnni" in CPU_FLAGS  # without, kernels add two products of codes in 16 bits, which saturate
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """How many function calls `work` makes: a cost that is the same on every machine, however busy."""
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def load_example(name: str) -> ModuleType:
+    """examples/NAME.py, freshly imported."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def run_example(script: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """examples/SCRIPT in a process of its own, with the qgraph of this checkout."""
+    return subprocess.run([sys.executable, "-c", f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r})\n"
+                           f"sys.argv = {[script, *args]!r}\n"
+                           f"runpy.run_path({str(EXAMPLES / script)!r}, run_name='__main__')"],
+                          cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def run_mxnet(g: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Outputs of `g` in MXNet itself, op by op (its own fusing off), on the CPU. Skips the test without mxnet.
+    """Outputs of `g` in MXNet itself, op by op (its own fusing off), on the CPU.
 
     Labels need no feed: MXNet infers their shapes and does not read them here.
     """
-    import pytest
+    import mxnet as mx
 
-    mx = pytest.importorskip("mxnet")
     from qgraph.formats.mxnet import to_mxnet
 
     sym, arg_params, aux_params = to_mxnet(g)

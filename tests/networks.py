@@ -10,13 +10,13 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 
 from qgraph import passes
 from qgraph.analysis.difference import Difference
+from qgraph.analysis.observed import observed_ports
 from qgraph.calibration.collect import collect
 from qgraph.commands.departure import kernel_departure
 from qgraph.commands.line import pipeline, split
@@ -24,13 +24,20 @@ from qgraph.data.open import open_data
 from qgraph.formats.mxnet import to_mxnet
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.ir.rewrite import PassManager
+from qgraph.ir.rewrite import Pass, PassManager
 from qgraph.options import FreezeOptions
 from qgraph.passes.calibrate import Calibrate
+<<<<<<< HEAD
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Model, Writing
+=======
+from qgraph.quant.spec import QParams
+from qgraph.quant.table import CalibrationTable, Entry
+from qgraph.semantics.interpreter import run
+from qgraph.targets.base import get_target
+>>>>>>> d67b9da480fe5549de374ae648950281e7231e03
 from qgraph.targets.mxnet.runtime import Executor
 from qgraph.targets.registry import get_target
 
@@ -365,8 +372,6 @@ NETWORKS: dict[str, Callable[[Net], Graph]] = {f.__name__: f for f in (
     one_by_one_head, deconvolution, grouped, shared_weight, shared_weight_both_signs, fused_clip, clip_two_sided,
     leaky, upsampling, dead_channels, constant_activation)}
 IMAGES = 4
-_CPU = Path("/proc/cpuinfo")
-VNNI = _CPU.exists() and "vnni" in _CPU.read_text()
 
 
 def build(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
@@ -380,6 +385,23 @@ def build(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
 
 def calibrated(g: Graph, feeds: dict[str, np.ndarray]) -> CalibrationTable:
     return collect(g, open_data(feeds, input_names=tuple(feeds)))
+
+
+def table(**ranges: tuple[float, float]) -> CalibrationTable:
+    entries = {name: Entry(low, high, low, high, "naive") for name, (low, high) in ranges.items()}
+    return CalibrationTable("naive", 8, None, "", 1, entries=entries)
+
+
+def table_of(g: Graph, feeds: dict[str, np.ndarray]) -> CalibrationTable:
+    """Minimum and maximum of every tensor, from the NumPy reference."""
+    ports = observed_ports(g)
+    values = run(g, feeds, ports)
+    return table(**{p.key: (float(v.min()), float(v.max())) for p, v in zip(ports, values)})
+
+
+def steps(target: str, calibration: CalibrationTable | None, **options: Any) -> list[Pass]:
+    return [dataclasses.replace(s, table=calibration) if isinstance(s, Calibrate) else s
+            for s in split(pipeline(FreezeOptions(target=target, **options)))[1]]
 
 
 def quantize(g: Graph, table: CalibrationTable | None, target: str = "mxnet", **options: Any) -> Graph:

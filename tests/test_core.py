@@ -9,17 +9,15 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CASES
+from helpers import CASES, DIGITS, MXNET
 
-pytestmark = pytest.mark.skipif(find_spec("mxnet") is not None, reason="MXNet is here, `make test-core` does without")
+pytestmark = pytest.mark.skipif(MXNET, reason="MXNet is here, `make test-core` does without")
 
-DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 SHAPE = ("--input-shape", "data:1,1,24,24")
 SYMBOL, PARAMS = "net-symbol.json", "net-0000.params"
 
@@ -189,11 +187,10 @@ NETWORKS = {
 }
 
 
+@pytest.mark.cases(*NETWORKS, "imagenet1k_sample/val.rec")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_imagenet(name: str, tmp_path: Path) -> None:
     case, prefix = NETWORKS[name], str(CASES / name / name)
-    if not os.path.isfile(f"{prefix}-symbol.json") or not (CASES / "imagenet1k_sample" / "val.rec").is_file():
-        pytest.skip(f"{prefix}-symbol.json or its images are not here: QGRAPH_CASES names their folder")
     size = case.flags.split()[1]
     found = result(tmp_path, "convert", f"{prefix}-symbol.json", "--to", "onnx", "--output", "float", "--input-shape",
                    f"data:1,3,{size},{size}")

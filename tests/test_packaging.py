@@ -9,8 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from helpers import DIGITS, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_everything_imports_without_an_engine() -> None:
 
 
 def test_float_passes_run_without_an_engine(tmp_path: Path) -> None:
-    prefix = str(ROOT / "examples" / "digits" / "digits")
+    prefix = str(DIGITS / "digits")
     nodes = python(
         NO_ENGINE, "import qgraph", "from qgraph.passes import PIPELINES",
         f"g = qgraph.load({prefix + '-symbol.json'!r}, {prefix + '-0000.params'!r})",
@@ -90,7 +89,7 @@ def test_float_passes_run_without_an_engine(tmp_path: Path) -> None:
 
 
 def test_what_needs_mxnet_says_how_to_get_it() -> None:
-    prefix = str(ROOT / "examples" / "digits" / "digits")
+    prefix = str(DIGITS / "digits")
     flags = ["eval", prefix, "--data", prefix + "-test.npz", "--runtime", "mxnet"]
     done = run("-c", NO_ENGINE + f"sys.argv[1:] = {flags!r}\n"
                "from qgraph.cli.main import main\nsys.exit(main())")

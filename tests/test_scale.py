@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import cProfile
-import sys
 import time
-from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pytest
+from scale import chain  # noqa: E402
 
 from qgraph.formats.mxnet import load, to_json
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from scale import chain  # noqa: E402
 
 
 def long_network(nodes: int) -> Graph:

@@ -1,0 +1,32 @@
+"""For every test: markers skip what this machine cannot run, and hypothesis tries the same examples each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from helpers import CASES, MXNET, NCNN
+from hypothesis import HealthCheck, settings
+
+# one example must not fail because the machine is busy, nor a fixture be made anew for each
+settings.register_profile("qgraph", derandomize=True, deadline=None,
+                          suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("qgraph")
+
+
+def reasons(item: pytest.Item) -> Iterator[str]:
+    """Why this test cannot run here."""
+    if not MXNET and item.get_closest_marker("mxnet"):
+        yield "MXNet is not installed"
+    if not NCNN and item.get_closest_marker("ncnn"):
+        yield "the package ncnn is not installed"
+    for marker in item.iter_markers("cases"):
+        for path in (CASES / name for name in marker.args):
+            if not path.exists():
+                yield f"{path} is not there: set QGRAPH_CASES"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for reason in reasons(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
