@@ -209,9 +209,8 @@ def has_data(prefix: str, options: FreezeOptions, calib_data: Any) -> bool:
 
 def sample_of(model: Any) -> Any:
     """Inputs of the last training step of a network of `qgraph.qat`, by name, or None."""
-    sample = getattr(getattr(model, "qat_control", None), "sample", ())
-    names = ["data"] if len(sample) == 1 else [f"data{i}" for i in range(len(sample))]
-    return {name: x.asnumpy() for name, x in zip(names, sample)} or None
+    control = getattr(model, "qat_control", None)
+    return None if control is None else control.feeds() or None
 
 
 def need(data: Any, missing: Sequence[str], target: Target) -> None:
