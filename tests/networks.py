@@ -19,7 +19,7 @@ from qgraph.analysis.difference import Difference
 from qgraph.analysis.observed import observed_ports
 from qgraph.calibration.collect import collect
 from qgraph.commands.departure import kernel_departure
-from qgraph.commands.line import pipeline, split
+from qgraph.commands.line import bound, pipeline, split
 from qgraph.data.open import open_data
 from qgraph.formats.mxnet import to_mxnet
 from qgraph.ir import ops
@@ -27,17 +27,11 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, PassManager
 from qgraph.options import FreezeOptions
 from qgraph.passes.calibrate import Calibrate
-<<<<<<< HEAD
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize
-from qgraph.quant.spec import QParams
-from qgraph.quant.table import CalibrationTable
-from qgraph.targets.base import Model, Writing
-=======
 from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable, Entry
 from qgraph.semantics.interpreter import run
-from qgraph.targets.base import get_target
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03
+from qgraph.targets.base import Model, Writing
 from qgraph.targets.mxnet.runtime import Executor
 from qgraph.targets.registry import get_target
 
@@ -399,8 +393,10 @@ def table_of(g: Graph, feeds: dict[str, np.ndarray]) -> CalibrationTable:
     return table(**{p.key: (float(v.min()), float(v.max())) for p, v in zip(ports, values)})
 
 
-def steps(target: str, calibration: CalibrationTable | None, **options: Any) -> list[Pass]:
-    return [dataclasses.replace(s, table=calibration) if isinstance(s, Calibrate) else s
+def steps(target: str, calibration: CalibrationTable | None, feeds: dict[str, np.ndarray] | None = None,
+          **options: Any) -> list[Pass]:
+    """The quantizing passes of a target, with the calibration and some images."""
+    return [bound(s, table=calibration, feeds=feeds)
             for s in split(pipeline(FreezeOptions(target=target, **options)))[1]]
 
 

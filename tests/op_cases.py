@@ -121,6 +121,7 @@ TABLE = [
     Case("SoftmaxOutput", {"multi_output": True}, [IMAGE, (2, 7, 9)]),
     Case("SoftmaxOutput", {"preserve_shape": True}, [(2, 3, 4), (2, 3)]),
     Case("LinearRegressionOutput", {}, [(3, 5), (3, 5)]), Case("LogisticRegressionOutput", {}, [(3, 5), (3, 5)]),
+    Case("MAERegressionOutput", {}, [(3, 5), (3, 5)]), Case("SVMOutput", {}, [(3, 5), (3,)]),
     *(one("Reshape", shape=s) for s in (
         "(0, -1)", "(2, 6, 63)", "(-1,)", "(0, -2)", "(-3, -3)", "(-3, 0, -1)", "(0, -4, 2, 3, -2)",
         "(0, -4, -1, 2, 0, 0)", "(-2, 1, 1)", "(0, 0, -3)", "(0, 7, 6, -2)")),

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import numpy as np
-from networks import Net, steps, table_of
+from networks import Net, steps, table_of, written
 
 from qgraph import passes
 from qgraph.commands.departure import kernel_departure
@@ -94,9 +94,6 @@ SIGNED: dict[str, tuple[int, dict[str, Any]]] = {
 
 def signed_departure(name: str) -> dict[str, float]:
     """Of the kernel of a convolution that reads a signed input, from exact arithmetic."""
-    from qgraph.targets.mxnet.int8 import lower
-    from qgraph.targets.mxnet.runtime import Executor
-
     channels, attrs = SIGNED[name]
     n = Net(len(name), channels, 10)
     bias = [] if attrs.get("no_bias") else [n.param("first_bias", 8)]
@@ -108,7 +105,8 @@ def signed_departure(name: str) -> dict[str, float]:
     q = g.copy()
     PassManager(tuple(steps("mxnet", table_of(g, feeds)))).run(q)
     assert q.inputs(q.find("first"))[1].node.quant.qmax == 64  # type: ignore[union-attr]
-    return kernel_departure(q, lower(q), feeds, "mxnet", Executor)["layers"]["first"]
+    model = written(q)
+    return kernel_departure(q, model, feeds, "mxnet", lambda m, watch: m.executor(watch))["layers"]["first"]
 
 
 def all_facts() -> dict[str, Any]:

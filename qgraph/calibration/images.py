@@ -92,9 +92,8 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: An
 
 def sample_of(model: Any) -> Any:
     """Inputs of the last training step of a network of `qgraph.qat`, by name, or None."""
-    arrays = getattr(getattr(model, "qat_control", None), "sample", ())
-    names = ["data"] if len(arrays) == 1 else [f"data{i}" for i in range(len(arrays))]
-    return {name: x.asnumpy() for name, x in zip(names, arrays)} or None
+    control = getattr(model, "qat_control", None)
+    return None if control is None else control.feeds() or None
 
 
 def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,

@@ -294,28 +294,3 @@ def joined(base: CalibrationTable | None, entries: Mapping[str, Entry], float_gr
         base = CalibrationTable("naive", 8, None, float_graph.digest(), 0, data="trained ranges")
     return dataclasses.replace(base, entries={**base.entries, **entries}, data=f"{base.data}, and trained ranges"
                                if base.images else base.data)
-<<<<<<< HEAD
-=======
-
-
-def has_data(prefix: str, options: FreezeOptions, calib_data: Any) -> bool:
-    return calib_data is not None or bool(options.calib_data) or os.path.isfile(f"{prefix}-calib.npz")
-
-
-def sample_of(model: Any) -> Any:
-    """Inputs of the last training step of a network of `qgraph.qat`, by name, or None."""
-    control = getattr(model, "qat_control", None)
-    return None if control is None else control.feeds() or None
-
-
-def need(data: Any, missing: Sequence[str], target: Target) -> None:
-    if data is None:
-        raise CalibrationError(f"target {target.name} quantizes {len(missing)} tensors that training does not "
-                               f"({', '.join(missing[:3])}, ...): give --calib-data PATH, some images")
-
-
-def verdicts(g: Graph, untrained: Sequence[str]) -> dict[str, str]:
-    """Every layer -> "" or why it stays in float."""
-    return {n.name: "was not quantized in training" if n.name in untrained else "" for n in g.toposort()
-            if ops.kind(n) == ops.COMPUTE}
->>>>>>> ec6e07b73a64a2ae21d5db19f1cc995be5c78253

@@ -9,20 +9,13 @@ from types import MethodType
 from typing import Any, Callable, cast
 
 from qgraph.errors import OptionError, UnsupportedError
-<<<<<<< HEAD
-from qgraph.ir import ops
-from qgraph.qat import layer
-from qgraph.qat.layer import QuantizeArgs, Quantizer
-from qgraph.qat.statistic import mx
-=======
 from qgraph.formats.gluon import TRACING
+from qgraph.ir import ops
 from qgraph.qat.layer import LEARNED, Converted, QuantizeArgs, Quantizer, activation_forward, layer_forward
-from qgraph.qat.network import CHANNEL_FIRST
 from qgraph.qat.statistic import Statistic, mx, register
 from qgraph.qat.tracer import frozen
 from qgraph.qat.types import Block, Layer, Ops, T
 from qgraph.quant.spec import QSpec
->>>>>>> ec6e07b73a64a2ae21d5db19f1cc995be5c78253
 
 Converter = Callable[[Block], None]
 nn = mx.gluon.nn

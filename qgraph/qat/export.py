@@ -7,10 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-<<<<<<< HEAD
-from qgraph.calibration.images import sample_of
-=======
->>>>>>> ec6e07b73a64a2ae21d5db19f1cc995be5c78253
 from qgraph.files import write_files
 from qgraph.formats.gluon import from_gluon, traced
 from qgraph.formats.mxnet import checkpoint_files

@@ -445,9 +445,11 @@ def test_arrays_are_no_option() -> None:
 
 @pytest.mark.parametrize("head", ["LinearRegressionOutput", "MAERegressionOutput", "SVMOutput", "SoftmaxOutput"])
 def test_heads_of_the_training_want_no_label(head: str) -> None:
+    import mxnet as mx
+
     dense = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=3, name="dense")
     symbol, rng = getattr(mx.sym, head)(dense, name="out"), np.random.default_rng(0)
     params = {"dense_weight": rng.standard_normal((3, 8)).astype(np.float32), "dense_bias": np.ones(3, np.float32)}
     data = {"data": rng.standard_normal((4, 8)).astype(np.float32)}
     made = qgraph.freeze(qgraph.load(symbol, params), calib_data=data)
-    assert not [n for n in made.lowered.data_inputs() if n.name != "data"]
+    assert not [n for n in made.model.ir.data_inputs() if n.name != "data"]

@@ -250,18 +250,14 @@ def test_qat_digits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["onnx", "mxnet-sim"])
 def test_fast_is_a_choice_of_one_target(target: str, capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(EXAMPLES / "digits" / "digits")
+    model = str(DIGITS / "digits")
     assert main(["freeze", model, "--target", target, "--fast"]) == 1
     assert f"--fast: target {target} has no choice; it is for --target mxnet" in capsys.readouterr().err
 
 
 def test_fast_is_for_what_was_trained() -> None:
     with pytest.raises(OptionError, match="--fast: is for networks that were trained quantized"):
-<<<<<<< HEAD:tests/test_qat_freeze.py
-        qgraph.freeze(str(EXAMPLES / "digits" / "digits"), qgraph.FreezeOptions(target="mxnet{fast=true}"))
-=======
-        qgraph.freeze(str(DIGITS / "digits"), qgraph.FreezeOptions(fast=True))
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/commands/test_freeze_trained.py
+        qgraph.freeze(str(DIGITS / "digits"), qgraph.FreezeOptions(target="mxnet{fast=true}"))
 
 
 @pytest.mark.parametrize("target", [pytest.param("ncnn", marks=pytest.mark.ncnn), "tengine"])
@@ -285,12 +281,7 @@ def test_engines_of_signed_codes_take_the_trained_ranges(target: str, tmp_path: 
     kept = [float(n.quant.scale) * n.quant.qmax for n in frozen.graph.nodes("fake_quantize") if n.quant.scale.ndim == 0]
     assert all(min(abs(end - k) / end for k in kept) < 0.01 for end in ends.values()), (ends, kept)
     if target == "ncnn":
-<<<<<<< HEAD:tests/test_qat_freeze.py
-        pytest.importorskip("ncnn")
         got = executor(frozen.model, "").run({"data": IMAGES})[0]
-=======
-        got = executor(frozen.lowered, "").run({"data": IMAGES})[0]
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/commands/test_freeze_trained.py
     else:
         from qgraph.semantics.interpreter import Executor as Reference
 

@@ -16,11 +16,6 @@ from helpers import GOLDEN
 from networks import steps, table, table_of
 
 from qgraph.analysis.observed import observed_ports
-<<<<<<< HEAD:tests/test_quantization_passes.py
-from qgraph.commands.line import bound, pipeline, split
-=======
-from qgraph.commands.line import QUANTIZING
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/passes/test_quantizing.py
 from qgraph.errors import CalibrationError, OptionError, PassError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -55,27 +50,6 @@ def read_case(path: Path) -> tuple[Pass, Graph, Graph]:
     return cls(**options), Graph.parse(before), Graph.parse(after)
 
 
-<<<<<<< HEAD:tests/test_quantization_passes.py
-def table(**ranges: tuple[float, float]) -> CalibrationTable:
-    entries = {name: Entry(low, high, low, high, "naive") for name, (low, high) in ranges.items()}
-    return CalibrationTable("naive", 8, None, "", 1, entries=entries)
-
-
-def table_of(g: Graph, feeds: dict[str, np.ndarray]) -> CalibrationTable:
-    """Minimum and maximum of every tensor, from the NumPy reference."""
-    ports = observed_ports(g)
-    values = run(g, feeds, ports)
-    return table(**{p.key: (float(v.min()), float(v.max())) for p, v in zip(ports, values)})
-
-
-def steps(target: str, calibration: CalibrationTable | None, feeds: dict[str, np.ndarray] | None = None,
-          **options: Any) -> list[Pass]:
-    return [bound(s, table=calibration, feeds=feeds)
-            for s in split(pipeline(FreezeOptions(target=target, **options)))[1]]
-
-
-=======
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/passes/test_quantizing.py
 # ---- golden files, idempotence, honesty -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", FILES, ids=case_id)

@@ -24,11 +24,6 @@ from networks import Net, steps, table_of
 from overflow import LAYERS, SIGNED, Feeds, all_facts, fused
 
 from qgraph.analysis.channels import channel_orders
-<<<<<<< HEAD:tests/test_saturation.py
-from qgraph.commands.departure import kernel_departure
-=======
-from qgraph.commands.line import QUANTIZING
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/semantics/test_saturation.py
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes.limit_saturation import FACTORS, NOTICED, LimitSaturation, error_with
@@ -363,36 +358,6 @@ def test_findings_are_in_the_report() -> None:
 
 # ---- signed codes ---------------------------------------------------------------------------------------------------
 
-<<<<<<< HEAD:tests/test_saturation.py
-SIGNED: dict[str, tuple[int, dict[str, Any]]] = {
-    "pad": (3, dict(kernel=(3, 3), pad=(1, 1))),
-    "stride, one channel": (1, dict(kernel=(3, 3), pad=(1, 1), stride=(2, 2))),
-    "four channels, no pad": (4, dict(kernel=(3, 3))),
-    "1x1, 32 channels": (32, dict(kernel=(1, 1))),
-    "asymmetric": (3, dict(kernel=(5, 3), pad=(2, 0), stride=(1, 2))),
-    "much pad, no bias": (3, dict(kernel=(3, 3), pad=(3, 2), stride=(2, 1), no_bias=True)),
-    "dilated": (3, dict(kernel=(3, 3), pad=(2, 2), dilate=(2, 2))),
-}
-
-
-def signed_departure(name: str) -> dict[str, float]:
-    """Of the kernel of a convolution that reads a signed input, from exact arithmetic."""
-    channels, attrs = SIGNED[name]
-    n = Net(len(name), channels, 10)
-    bias = [] if attrs.get("no_bias") else [n.param("first_bias", 8)]
-    weight = n.g.add_param("first_weight", np.abs(n.weight(8, channels, *attrs["kernel"])))
-    node = n.g.add("Convolution", [n.x, weight, *bias], "first", num_filter=8, **attrs)
-    n.channels[node] = 8
-    g = fused(n.done(n.head(n.conv(n.act(node, "relu"), 8, 1))))
-    feeds = {"data": n.rng.normal(size=(3, *n.shape)).astype(np.float32) + np.float32(1)}
-    q = g.copy()
-    PassManager(tuple(steps("mxnet", table_of(g, feeds)))).run(q)
-    assert q.inputs(q.find("first"))[1].node.quant.qmax == 64  # type: ignore[union-attr]
-    model = networks.written(q)
-    return kernel_departure(q, model, feeds, "mxnet", lambda m, watch: m.executor(watch))["layers"]["first"]
-
-=======
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/semantics/test_saturation.py
 
 @pytest.mark.mxnet
 @pytest.mark.parametrize("name", SIGNED)

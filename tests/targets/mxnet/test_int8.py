@@ -27,11 +27,8 @@ from qgraph.ir.rewrite import PassManager
 from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.mxnet import int8 as mxnet_int8
-<<<<<<< HEAD:tests/test_mxnet_int8.py
-from qgraph.targets.registry import get_target
-=======
 from qgraph.targets.mxnet.runtime import Executor
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/targets/mxnet/test_int8.py
+from qgraph.targets.registry import get_target
 
 pytestmark = pytest.mark.mxnet
 

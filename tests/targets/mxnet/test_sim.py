@@ -24,11 +24,8 @@ from qgraph.quant.spec import QParams, QSpec, fake_quantize, quantize, with_rang
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import accumulate
 from qgraph.targets.mxnet import sim as mxnet_sim
-<<<<<<< HEAD:tests/test_mxnet_sim.py
 from qgraph.targets.mxnet.model import MxnetModel
-=======
 from qgraph.targets.mxnet.runtime import Executor
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/targets/mxnet/test_sim.py
 
 pytestmark = pytest.mark.mxnet
 

@@ -11,14 +11,7 @@ from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
-<<<<<<< HEAD:tests/test_onnx_ops.py
 from qgraph.semantics.infer import infer
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
-=======
-from qgraph.semantics.shapes import infer
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/targets/onnx/test_convert.py
 from qgraph.targets.onnx.emit import to_onnx  # noqa: E402
 
 TOLERANCE = 1e-5

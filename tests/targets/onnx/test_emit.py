@@ -48,19 +48,9 @@ def frozen(name: str, **options: Any) -> tuple[Graph, Feeds, OnnxModel]:
 
 
 def quantized(g: Graph, feeds: Feeds, **options: Any) -> tuple[Graph, Feeds, OnnxModel]:
-<<<<<<< HEAD:tests/test_onnx.py
-    import dataclasses
-
-    from test_quantization_passes import table_of
-
-    from qgraph.passes.calibrate import Calibrate
-
-    int4 = bool(options.get("int4"))
     of_target = {name: options.pop(name) for name in ("isa", "int4") if name in options}
+    int4 = bool(of_target.get("int4"))
     steps = split(pipeline(FreezeOptions(target=with_options("onnx", **of_target), **options)))[1]
-=======
-    steps = split(pipeline(FreezeOptions(target="onnx", **options)))[1]
->>>>>>> d67b9da480fe5549de374ae648950281e7231e03:tests/targets/onnx/test_emit.py
     table = table_of(g, feeds)
     PassManager(tuple(dataclasses.replace(s, table=table) if isinstance(s, Calibrate) else
                       dataclasses.replace(s, feeds=feeds) if hasattr(s, "feeds") else s for s in steps)).run(g)

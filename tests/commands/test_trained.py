@@ -10,7 +10,7 @@ import qgraph
 from qgraph import FreezeOptions
 from qgraph.semantics.interpreter import run
 
-pytest.importorskip("mxnet")
+pytestmark = pytest.mark.mxnet
 
 # a maximum, a Concat, a Flatten between quantized layers; sums of two convolutions that others read too
 SHAPES = ("conv_pool_conv", "concats", "dense_behind_flatten", "residual_downsample", "residual_other_readers",
