@@ -8,7 +8,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types bench digits venv clean
+.PHONY: help demo test test-core lint types imports view bench digits venv clean
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -44,7 +44,7 @@ digits: $(STAMP)
 
 # ---- test -----------------------------------------------------------------------------------------------------------
 
-test: lint types
+test: lint types imports
 	@$(HAS_MXNET) || echo 'MXNet is not in this .venv: the tests that need it are skipped'
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-core
@@ -61,11 +61,18 @@ test-core:
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
-# mypy does not see that setup.cfg maps passes/ and cli/ under qgraph: it is shown a view where they lie there
-types: $(STAMP)
+# mypy and import-linter do not see that setup.cfg maps passes/ and cli/ under qgraph: a view has them there
+view:
 	@rm -rf .typecheck && mkdir -p .typecheck/qgraph
 	@ln -s $(CURDIR)/qgraph/* $(CURDIR)/passes $(CURDIR)/cli .typecheck/qgraph/
+
+types: $(STAMP) view
 	cd .typecheck && ../$(BIN)/mypy --config-file ../setup.cfg --cache-dir ../.mypy_cache -p qgraph
+
+# import-linter wants Python 3.10
+imports: $(STAMP) view
+	@if [ -x $(BIN)/lint-imports ]; then cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --no-cache \
+	    --no-logo ../setup.cfg; else echo 'import-linter is not in this .venv: imports are not checked'; fi
 
 # ---- bench ----------------------------------------------------------------------------------------------------------
 

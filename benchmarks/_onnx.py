@@ -75,7 +75,7 @@ class _Reader:
 
 def scores(model: OnnxModel, images: np.ndarray, batch_size: int = 20, exact: bool = False) -> np.ndarray:
     """The first output for every image, one row each."""
-    session = open_session(model, exact=exact)
+    session = open_session(model.to_bytes(), exact=exact)
     name = session.get_inputs()[0].name
     parts = [session.run(None, {name: images[start:start + batch_size]})[0]
              for start in range(0, len(images), batch_size)]

@@ -51,7 +51,7 @@ def write(name: str, folder: Path) -> bool:
 
 
 def runner(path: Path, feed: np.ndarray) -> Callable[[], None]:
-    session = open_session(load(path))
+    session = open_session(load(path).to_bytes())
     feeds = {session.get_inputs()[0].name: feed}
     return lambda: session.run(None, feeds)
 

@@ -22,7 +22,6 @@ from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.mxnet import runtime as mxnet_runtime
 from qgraph.targets.tengine.files import from_bytes
 from qgraph.targets.tengine.model import TengineModel
-from qgraph.targets.tengine.runtime import Executor
 
 METHODS = ("naive", "kl")
 
@@ -43,7 +42,7 @@ def measure(case: Case, methods: list[str], limit: int) -> list[list[str]]:
         frozen = freeze(case.graph(), case.options(case.calib, target="tengine", calib=method),
                         calib_data=calibration_data(case))
         file = TengineModel(from_bytes(frozen.model.data, case.name))
-        found = scores(Executor(file), images)
+        found = scores(file.executor(), images)
         same = scores(Reference(frozen.graph, rounding="half-away"), images) == found
         classes = found.argmax(1)
         rows.append([case.name, method, str(len(images)), *(f"{100 * share.mean():.2f}" for share in (

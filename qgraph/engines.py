@@ -37,10 +37,10 @@ def runtime(what_for: str, name: str = "auto") -> Engine:
     if name not in RUNTIMES:
         raise OptionError(f"--runtime {name}: want one of {', '.join(RUNTIMES)}")
     from qgraph.targets.mxnet import runtime as mxnet
-    from qgraph.targets.onnx import runtime as onnxruntime
+    from qgraph.targets.onnx.engine import GraphExecutor
 
     if name == "onnxruntime" or (name == "auto" and not mxnet.is_installed()):
-        return Engine("onnxruntime", onnxruntime.Executor, any_quantizer=False)
+        return Engine("onnxruntime", GraphExecutor, any_quantizer=False)
     mxnet.import_mxnet(what_for)
     return Engine("mxnet", mxnet.Executor, any_quantizer=True)
 

@@ -68,6 +68,13 @@ def drop_quantizers(g: Graph) -> None:
         g.remove(fq)
 
 
+def folded_graph(g: Graph) -> Graph:
+    """A quantized graph without its quantizers: float, with the weights' values on the grid."""
+    twin = g.copy()
+    drop_quantizers(twin)
+    return twin
+
+
 def is_dense(g: Graph, conv: Node) -> bool:
     """A 1x1 convolution of a 1x1 map, which is a fully connected layer and can write floats."""
     source = g.inputs(conv)[0].node

@@ -13,7 +13,7 @@ from qgraph.formats.mxnet_marks import is_frozen_op
 from qgraph.formats.paths import close_paths, find_params, missing_file
 from qgraph.ir.graph import Graph
 from qgraph.targets import registry
-from qgraph.targets.base import Model, Target
+from qgraph.targets.base import Model, Target, model_of
 from qgraph.targets.mxnet.model import MxnetModel
 
 _BESIDE = {  # what lies beside a model -> what it is, and what to give instead
@@ -68,8 +68,7 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
     """
     if isinstance(model, Opened):
         return model
-    found = getattr(model, "model", model)
-    if isinstance(found, Model):
+    if (found := model_of(model)) is not None:
         return Opened(found if found.ir is None else MxnetModel(found.ir.copy()))
     if isinstance(model, Graph):
         return Opened(MxnetModel(model.copy()))

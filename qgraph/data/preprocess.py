@@ -80,6 +80,12 @@ class Preprocess:
         return replace(PRESETS[preset or "none"], **given)
 
     @property
+    def mean_norm(self) -> tuple[list[float], list[float]]:
+        """(pixel * scale - mean) / std  =  (pixel - mean values) * norm values: three of each, one for grey images."""
+        mean, std = (list(v) * (self.channels if len(v) == 1 else 1) for v in (self.mean, self.std))
+        return [m / self.scale for m in mean], [self.scale / s for s in std]
+
+    @property
     def is_identity(self) -> bool:
         return self == Preprocess(channels=self.channels)
 

@@ -213,6 +213,12 @@ class Model(ABC):
         raise OptionError(f"module: this model is not frozen for MXNet; {self.engine} runs it")
 
 
+def model_of(value: object) -> Model | None:
+    """The model that a value is, or has as ``model``; None where there is none."""
+    found = getattr(value, "model", value)
+    return found if isinstance(found, Model) else None
+
+
 def counted(arrays: Sequence[np.ndarray]) -> dict[str, int]:
     """How many arrays, numbers and bytes: what `inspect` says of parameters."""
     return {"arrays": len(arrays), "numbers": sum(a.size for a in arrays), "bytes": sum(a.nbytes for a in arrays)}

@@ -27,7 +27,8 @@ from qgraph.targets.ncnn import shape as _shape  # noqa: F401
 from qgraph.targets.ncnn.convert import CONVERTERS, MAX_RANK, Context, missing, sizes
 from qgraph.targets.ncnn.files import Layer
 from qgraph.targets.ncnn.int8 import fuse_requantize, limit_winograd
-from qgraph.targets.ncnn.model import Codes, NcnnModel
+from qgraph.targets.ncnn.model import NcnnModel
+from qgraph.targets.ncnn.runtime import Codes
 
 _BATCHES = (2, 3)
 _SHAPE_ONLY = {"slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,),

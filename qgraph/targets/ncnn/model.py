@@ -7,27 +7,20 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.codes import drop_quantizers
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import FormatError, OptionError
 from qgraph.files import Content
 from qgraph.ir.graph import Graph, Node
-from qgraph.quant.spec import QParams
 from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, counted
 from qgraph.targets.ncnn.files import SLOTS, Layer, bin_bytes, param_text, read_bin, read_param
 from qgraph.targets.ncnn.int8 import MASK, input_scale, is_int8, output_scale, scale_table
 from qgraph.targets.ncnn.note import usage_note
-
-
-class Codes(NamedTuple):
-    """A blob, and how the int8 layers behind it round it; `qgraph.targets.ncnn.runtime` gives the codes."""
-
-    blob: str
-    quant: QParams
+from qgraph.targets.ncnn.runtime import Codes, is_installed
+from qgraph.targets.ncnn.runtime import Executor as Runtime
 
 
 @dataclass
@@ -111,13 +104,9 @@ class NcnnModel(Model):
         return found
 
     def executor(self, watch: Sequence[Any] | None = None, *, precise: bool = False) -> Executor:
-        from qgraph.targets.ncnn.runtime import Executor as Runtime
-
         return Runtime(self, watch, half=not precise)
 
     def absent(self) -> str:
-        from qgraph.targets.ncnn.runtime import is_installed
-
         return "" if is_installed() else 'the package ncnn is not installed (pip install "qgraph[ncnn]")'
 
     def logits(self, g: Graph) -> list[Hashable | None]:
@@ -197,10 +186,3 @@ def load(path: str) -> NcnnModel:
         if layer.type == "Split" and layer.inputs[0] in codes:
             codes.update(layer.outputs)
     return NcnnModel(layers, outputs, requantized=codes, stopped=stopped)
-
-
-def folded_graph(g: Graph) -> Graph:
-    """A quantized graph without its quantizers: float, with the weights' values on the grid."""
-    twin = g.copy()
-    drop_quantizers(twin)
-    return twin

@@ -27,16 +27,9 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(str(size or "?") for size in shape[1:]) or "?"
 
 
-def mean_norm(preprocess: Preprocess | None) -> tuple[list[float], list[float]]:
-    """(pixel * scale - mean) / std  =  (pixel - mean_vals) * norm_vals, three of each, or one for grey images."""
-    chosen = preprocess or Preprocess()
-    mean, std = (list(v) * (chosen.channels if len(v) == 1 else 1) for v in (chosen.mean, chosen.std))
-    return [m / chosen.scale for m in mean], [chosen.scale / s for s in std]
-
-
 def _python(stem: str, name: str, shape: Sequence[int], output: str, preprocess: Preprocess | None) -> list[str]:
     chosen = preprocess or Preprocess()
-    mean, norm = (", ".join(f"{v:.9g}" for v in values) for values in mean_norm(preprocess))
+    mean, norm = (", ".join(f"{v:.9g}" for v in values) for values in (preprocess or Preprocess()).mean_norm)
     grey = len(shape) > 1 and shape[1] == 1
     height, width = (shape[2], shape[3]) if len(shape) == 4 else (224, 224)
     pixels = "PIXEL_GRAY" if grey else "PIXEL_RGB2BGR" if chosen.bgr else "PIXEL_RGB"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from qgraph.data.open import Batch
 from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
-from qgraph.quant.spec import quantize
+from qgraph.quant.spec import QParams, quantize
 from qgraph.targets.base import Feeds
-from qgraph.targets.ncnn.model import Codes, NcnnModel
 
 
 def import_ncnn(what_for: str = "running an ncnn model") -> Any:
@@ -34,6 +33,31 @@ def is_installed() -> bool:
     return True
 
 
+class Codes(NamedTuple):
+    """A blob, and how the int8 layers behind it round it: watched, it gives the codes."""
+
+    blob: str
+    quant: QParams
+
+
+class Runnable(Protocol):
+    """What ncnn is given of a model (`qgraph.targets.ncnn.model.NcnnModel`). requantized: blobs that hold int8."""
+
+    requantized: set[str]
+
+    @property
+    def param(self) -> str: ...
+
+    @property
+    def bin(self) -> bytes: ...
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[int]]: ...
+
+    @property
+    def outputs(self) -> list[str]: ...
+
+
 class Executor:
     """watch: what to return instead of the outputs: names of blobs, or `Codes`, which are given as codes.
 
@@ -41,7 +65,7 @@ class Executor:
     half: 16-bit floats between layers where the CPU has them, as is ncnn's default.  winograd: of float layers too.
     """
 
-    def __init__(self, model: NcnnModel, watch: Sequence[Any] | None = None, fused: bool = False, *,
+    def __init__(self, model: Runnable, watch: Sequence[Any] | None = None, fused: bool = False, *,
                  packing: bool = True, half: bool = True, winograd: bool = True) -> None:
         ncnn = import_ncnn()
         self._model = model

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qgraph.analysis.codes import folded_graph
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec
@@ -51,7 +52,6 @@ class Ncnn(Target):
 
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.ncnn.emit import to_ncnn
-        from qgraph.targets.ncnn.model import folded_graph
 
         model = to_ncnn(g, writing.shapes)
         model.folded, model.preprocess = folded_graph(g), writing.preprocess

@@ -19,6 +19,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors
 from qgraph.targets.onnx.read import read
+from qgraph.targets.onnx.runtime import Executor as Runtime
 
 ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
 ORIGINS = "qgraph.origin"  # metadata: JSON, tensor -> the node of the user's model that has this value
@@ -126,8 +127,6 @@ class OnnxModel(Model):
         return {f"{prefix}.onnx": self.to_bytes()}
 
     def executor(self, watch: Sequence[Any] | None = None, *, precise: bool = False) -> Executor:
-        from qgraph.targets.onnx.runtime import Executor as Runtime
-
         return Runtime(self, watch)
 
     def refuse_engine(self, name: str) -> None:

@@ -1,69 +1,57 @@
-"""Runs a graph, or an ONNX model, on onnxruntime's CPU kernels."""
+"""Runs an ONNX model on onnxruntime's CPU kernels."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Union
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from qgraph.data.open import Batch
 from qgraph.errors import DataError, UnsupportedError
-from qgraph.ir.graph import Graph, Port
-from qgraph.semantics.inputs import inputs_of
 from qgraph.targets.base import Feeds
-from qgraph.targets.onnx.emit import to_onnx
-from qgraph.targets.onnx.model import OnnxModel
 
 EXACT = "session.x64quantprecision"  # CPUs without VNNI: slower kernels that do not saturate
 
 
-class Executor:
-    """A Graph, or an `OnnxModel`, compiled once per shape of its inputs, whatever the batch size.
+class Runnable(Protocol):
+    """What onnxruntime is given of a model (`qgraph.targets.onnx.model.OnnxModel`)."""
 
-    watch: what to return instead of the outputs: ports of a Graph, tensor names of an OnnxModel.
+    proto: Any
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[int]]: ...
+
+    @property
+    def outputs(self) -> list[str]: ...
+
+    def to_bytes(self) -> bytes: ...
+
+
+class Executor:
+    """An ONNX model, compiled once, whatever the batch size.
+
+    watch: names of the tensors to return instead of the outputs.
     exact: integer kernels that never saturate (`EXACT`).  optimize: False runs the model op by op.
-    fused is there for the sake of the interface: what is watched decides what can be fused here.
     """
 
-    def __init__(self, model: Union[Graph, OnnxModel], watch: Sequence[Any] | None = None, fused: bool = False, *,
-                 exact: bool = False, optimize: bool = True) -> None:
+    def __init__(self, model: Runnable, watch: Sequence[str] | None = None, *, exact: bool = False,
+                 optimize: bool = True) -> None:
+        self._model, self._wanted = model, list(model.outputs if watch is None else watch)
         self._exact, self._optimize = exact, optimize
-        self._sessions: dict[tuple, tuple[Any, list[str]]] = {}
-        self._graph: Graph | None = None
-        if isinstance(model, OnnxModel):
-            self._model = model
-            self._wanted = list(model.outputs if watch is None else watch)
-            self.inputs = list(model.inputs)
-            return
-        # read again for every shape of the inputs: some converters need it
-        self._graph = model.copy()
-        twin = {n.name: n for n in self._graph.dag}
-        wanted = [Port(twin[p.node.name], p.index) for p in (model.heads if watch is None else watch)]
-        self._graph.heads = list(dict.fromkeys(wanted))
-        position = {p: i for i, p in enumerate(self._graph.heads)}
-        self._order = [position[p] for p in wanted]
-        self.inputs = inputs_of(self._graph)
+        self._sessions: dict[Hashable, tuple[Any, list[str]]] = {}
+        self.inputs = list(model.inputs)
 
     def _session(self, feeds: Feeds) -> tuple[Any, list[str]]:
-        if self._graph is None:
-            key: tuple = ()
-        else:
-            key = tuple((name, feeds[name].shape[1:]) for name in self.inputs)
-        if key not in self._sessions:
-            self._sessions.clear()  # one shape at a time: memory stays that of one executor
-            if self._graph is None:
-                model, names = with_outputs(self._model, self._wanted), self._wanted
-            else:
-                model = to_onnx(self._graph, {name: feeds[name].shape for name in self.inputs}, check=False)
-                names = [model.outputs[i] for i in self._order]
-            self._sessions[key] = (self._open(model), names)
-        return self._sessions[key]
+        """(a session, names of the tensors to ask it for)"""
+        if () not in self._sessions:
+            self._sessions[()] = self._open(with_outputs(self._model, self._wanted)), self._wanted
+        return self._sessions[()]
 
-    def _open(self, model: OnnxModel) -> Any:
+    def _open(self, model: bytes) -> Any:
         return open_session(model, exact=self._exact, optimize=self._optimize)
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
@@ -99,9 +87,10 @@ class Executor:
                 yield previous, pending.result()
 
 
-def open_session(model: OnnxModel, *, exact: bool = False, optimize: bool = True, save_to: str = "") -> Any:
-    """An InferenceSession of one thread per core, or of OMP_NUM_THREADS. save_to: where its optimized graph is written.
+def open_session(model: bytes, *, exact: bool = False, optimize: bool = True, save_to: str = "") -> Any:
+    """An InferenceSession of one thread per core, or of OMP_NUM_THREADS.
 
+    model: the bytes of its file.  save_to: where its optimized graph is written.
     Raises UnsupportedError for a model that onnxruntime does not take.
     """
     import onnxruntime as ort
@@ -117,35 +106,35 @@ def open_session(model: OnnxModel, *, exact: bool = False, optimize: bool = True
     if save_to:
         options.optimized_model_filepath = save_to
     try:
-        return ort.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UnsupportedError(f"onnxruntime does not take this model: {_first_line(error)}") from error
 
 
-def with_outputs(model: OnnxModel, names: Sequence[str]) -> OnnxModel:
+def with_outputs(model: Runnable, names: Sequence[str]) -> bytes:
     """The model with these tensors as its outputs."""
     import onnx
 
     if list(names) == model.outputs:
-        return model
+        return model.to_bytes()
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
-    return OnnxModel(proto)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
-def optimized(model: OnnxModel) -> Any:
+def optimized(model: Runnable) -> Any:
     """onnxruntime's optimized graph of the model, as an onnx.GraphProto without weights' values."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "optimized.onnx")
-        open_session(model, save_to=path)
+        open_session(model.to_bytes(), save_to=path)
         return onnx.load(path).graph
 
 
-def count_ops(model: OnnxModel) -> dict[str, int]:
+def count_ops(model: Runnable) -> dict[str, int]:
     """Ops of onnxruntime's optimized graph."""
     return dict(sorted(Counter(node.op_type for node in optimized(model).node).items()))
 

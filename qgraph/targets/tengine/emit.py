@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qgraph.analysis.codes import folded_graph
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.semantics.infer import infer, value_inputs, value_nodes
-from qgraph.targets.ncnn.model import folded_graph
 from qgraph.targets.tengine.check import float_only
 from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY, Context, check_activation, missing, new_layer
 from qgraph.targets.tengine.export import INPUT_NAMES, scale_file

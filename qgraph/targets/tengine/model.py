@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 
 from qgraph.data.preprocess import Preprocess
-from qgraph.errors import FormatError, UnsupportedError
+from qgraph.errors import FormatError, QGraphError, UnsupportedError
 from qgraph.files import Content
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, counted
+from qgraph.semantics.interpreter import Executor as Reference
+from qgraph.targets.base import Description, Executor, Feeds, Model, Shapes, Tensors, counted
 from qgraph.targets.tengine import files
 from qgraph.targets.tengine.export import export, export_files
 from qgraph.targets.tengine.files import Layer
 from qgraph.targets.tengine.note import usage_note
 
 log = logging.getLogger("qgraph")
+
+ROUNDING = "half-away"
 
 
 @dataclass
@@ -106,9 +109,7 @@ class TengineModel(Model):
 
 
     def executor(self, watch: Sequence[Any] | None = None, *, precise: bool = False) -> Executor:
-        from qgraph.targets.tengine.runtime import Executor as Runtime
-
-        return Runtime(self, watch)
+        return Reference(self.graph, watch, ROUNDING)
 
     def logits(self, g: Graph) -> list[Hashable | None]:
         return [self.graph.inputs(h.node)[0] if ops.head(h.node) else None for h in self.graph.heads]
@@ -169,6 +170,19 @@ class TengineTensors(Tensors):
 
     def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(names, values))
+
+
+def check_read_back(g: Graph, model: TengineModel, feeds: Feeds) -> None:
+    """Raise QGraphError unless the file, read back and executed, gives the integers of `g`, every one.
+
+    g: the graph with fake_quantize nodes that `model` was written from.
+    """
+    written = TengineModel(files.from_bytes(model.data, "the .tmfile"))
+    pairs = zip(Reference(g, rounding=ROUNDING).run(feeds), written.executor().run(feeds))
+    for name, (want, found) in zip(model.outputs, pairs):
+        if not np.array_equal(want, found):
+            raise QGraphError(f"the .tmfile is wrong: {name}, read back, differs from the frozen graph. This is a bug "
+                              "of qgraph; nothing was written")
 
 
 def with_export(model: TengineModel, float_graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> TengineModel:

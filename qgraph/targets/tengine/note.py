@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qgraph.data.preprocess import Preprocess
-from qgraph.targets.ncnn.note import mean_norm
 
 
 def usage_note(stem: str, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]],
@@ -40,7 +39,7 @@ def _step(step: float | None) -> str:
 
 def _c(stem: str, shape: Sequence[int], step: float | None, out_step: float | None,
        preprocess: Preprocess | None) -> list[str]:
-    mean, norm = (", ".join(f"{v:.9g}" for v in values) for values in mean_norm(preprocess))
+    mean, norm = (", ".join(f"{v:.9g}" for v in values) for values in (preprocess or Preprocess()).mean_norm)
     order = "blue, green, red" if preprocess is not None and preprocess.bgr else "red, green, blue"
     dims = ", ".join(str(d or 1) for d in shape) or "1, 3, 224, 224"
     kind, bits = ("float", "FP32") if step is None else ("int8_t", "INT8")

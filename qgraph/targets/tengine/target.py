@@ -74,8 +74,7 @@ class Tengine(Target):
 
         The file, read back and executed on `writing.feeds`, must give the integers of `g`, every one.
         """
-        from qgraph.targets.tengine.model import TengineModel
-        from qgraph.targets.tengine.runtime import check_read_back
+        from qgraph.targets.tengine.model import TengineModel, check_read_back
 
         assert isinstance(model, TengineModel)
         if writing.feeds is not None:

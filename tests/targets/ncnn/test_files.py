@@ -27,7 +27,7 @@ from qgraph.errors import FormatError, OptionError, QGraphError
 from qgraph.targets.ncnn.emit import to_ncnn
 from qgraph.targets.ncnn.files import SLOTS, Layer, Weight, param_text, parse_param, read_bin
 from qgraph.targets.ncnn.model import NcnnModel, load
-from qgraph.targets.ncnn.note import mean_norm, usage_note
+from qgraph.targets.ncnn.note import usage_note
 from qgraph.targets.ncnn.runtime import Executor, is_installed
 
 MODEL = str(DIGITS / "digits-symbol.json")
@@ -322,7 +322,7 @@ def test_mean_and_norm_say_what_the_preprocessing_does(preset: str) -> None:
     chosen = PRESETS[preset]
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
     want = Preprocess(**{**chosen.to_dict(), "resize": None, "crop": None})(Image.fromarray(pixels))
-    mean, norm = (np.array(v, np.float64).reshape(-1, 1, 1) for v in mean_norm(chosen))
+    mean, norm = (np.array(v, np.float64).reshape(-1, 1, 1) for v in chosen.mean_norm)
     channels = pixels.transpose(2, 0, 1)[::-1] if chosen.bgr else pixels.transpose(2, 0, 1)
     np.testing.assert_allclose((channels - mean) * norm, want, atol=1e-5)
 

@@ -22,7 +22,6 @@ from qgraph.targets.tengine.export import REWRITES, TAKEN, export
 from qgraph.targets.tengine.files import CONST, INT32, Model, from_bytes
 from qgraph.targets.tengine.graph import MAKERS, real_of
 from qgraph.targets.tengine.model import TengineModel
-from qgraph.targets.tengine.runtime import Executor as Tengine
 
 Shape = tuple[int, ...]
 
@@ -122,7 +121,7 @@ def types(tm: Model) -> tuple[str, ...]:
 def test_float(case: Case) -> None:
     g, feeds = build(case)
     model = read_back(to_tengine(g, {name: x.shape for name, x in feeds.items()}))
-    (want,), (found,) = Executor(g).run(feeds), Tengine(model).run(feeds)
+    (want,), (found,) = Executor(g).run(feeds), model.executor().run(feeds)
     assert np.abs(want - want[:1]).max() > 0
     np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
     if case.types:
@@ -212,7 +211,7 @@ def test_int8_networks_read_back_exactly(name: str, granularity: str) -> None:
     assert isinstance(model, TengineModel)
     back = read_back(model)
     check_structure(back.tm)
-    want, found = Executor(g, rounding="half-away").run_tensors(feeds), Tengine(back).run_tensors(feeds)
+    want, found = Executor(g, rounding="half-away").run_tensors(feeds), back.executor().run_tensors(feeds)
     assert len(want) == len(found) == len(back.outputs)
     for a, b in zip(want, found):
         assert np.unique(a.codes).size > (1 if name == "constant_activation" else 3)
@@ -239,7 +238,7 @@ def test_int8_ops_read_back_exactly(case: Case) -> None:
     g = networks.quantize(g, networks.calibrated(g, feeds), "tengine")
     back = read_back(to_tengine(g, {n: x.shape for n, x in feeds.items()}))
     check_structure(back.tm)
-    (want,), (found,) = Executor(g, rounding="half-away").run_tensors(feeds), Tengine(back).run_tensors(feeds)
+    (want,), (found,) = Executor(g, rounding="half-away").run_tensors(feeds), back.executor().run_tensors(feeds)
     assert np.unique(want.codes).size > 3
     np.testing.assert_array_equal(found.codes, want.codes)
 
@@ -262,7 +261,7 @@ def test_one_output_channel_is_refused_in_int8_alone(kind: str) -> None:
     weight = np.ones((1, 4, 1, 1) if kind == "Convolution" else (1, 100), np.float32)
     g.heads = [Port(g.add(kind, [g.add("null", name="data"), g.add_param("w", weight)], "one", no_bias=True,
                           attrs=attrs))]
-    assert Tengine(read_back(to_tengine(g, {"data": x.shape}))).run({"data": x})[0].shape[1] == 1
+    assert read_back(to_tengine(g, {"data": x.shape})).executor().run({"data": x})[0].shape[1] == 1
     table = networks.calibrated(g, {"data": x})
     with pytest.raises(UnsupportedError, match=f"one:{kind}: .*one output channel; give it a second one"):
         networks.quantize(g, table, "tengine")
@@ -323,7 +322,7 @@ def test_a_bias_too_large_for_its_weights_widens_their_scale() -> None:
     want = Executor(g).run({"data": x})[0]
     g = networks.quantize(g, networks.calibrated(g, {"data": x}), "tengine")
     back = read_back(to_tengine(g, {"data": x.shape}))
-    found = Tengine(back).run({"data": x})[0]
+    found = back.executor().run({"data": x})[0]
     step = float(back.output_tensors[0].scales[0])  # type: ignore[index]
     assert np.abs(found[:, 1] + 3).max() <= step and np.abs(found - want).max() < 4 * step
     (bias,) = [t for t in back.tm.tensors if t.dtype == INT32]

@@ -27,7 +27,6 @@ from qgraph.targets.tengine.export import TAKEN
 from qgraph.targets.tengine.files import to_bytes
 from qgraph.targets.tengine.model import TengineModel, load
 from qgraph.targets.tengine.note import usage_note
-from qgraph.targets.tengine.runtime import Executor as Tengine
 
 MODEL = str(DIGITS / "digits-symbol.json")
 CALIB = str(DIGITS / "digits-calib.npz")
@@ -213,7 +212,7 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not MXNET:
         return
     (want,) = run_mxnet(load_mxnet(MODEL, str(DIGITS / "digits-0000.params")), {"data": x})
-    (found,) = Tengine(load(str(tmp_path / "f.tmfile"))).run({"data": x})
+    (found,) = load(str(tmp_path / "f.tmfile")).executor().run({"data": x})
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-4)
 
 
@@ -241,7 +240,7 @@ def test_mutated_files_end_in_a_clear_error(frozen: tuple[Path, dict[str, Any]],
         try:
             inspect_model(str(path))
             with contextlib.suppress(QGraphError):
-                Tengine(load(str(path))).run({"data": np.zeros((1, 1, 24, 24), np.float32)})
+                load(str(path)).executor().run({"data": np.zeros((1, 1, 24, 24), np.float32)})
         except QGraphError as error:
             refused += 1
             assert str(error).startswith(str(path))
@@ -267,7 +266,7 @@ def test_trained_networks_read_back_exactly(name: str, shape: tuple[int, ...], n
     check_structure(model.tm)
     assert nodes.items() <= model.op_counts.items() and "Flatten" in model.op_counts
     (want,) = Executor(found.graph, rounding="half-away").run_tensors({"data": x[:2]})
-    (got,) = Tengine(model).run_tensors({"data": x[:2]})
+    (got,) = model.executor().run_tensors({"data": x[:2]})
     assert np.unique(want.codes).size > 10
     np.testing.assert_array_equal(got.codes, want.codes)
     assert isinstance(found.model, TengineModel) and found.model.export is not None
