@@ -23,7 +23,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import MatchFail, register
 from qgraph.passes._affine import bn_affine, out_channels, reads_channel_axis, scale_outputs
 from qgraph.passes.fold_bn import FoldBN
-from qgraph.quant.spec import QParams, QSpec, dequantize, quantize
+from qgraph.quant.spec import QParams, dequantize, quantize
 
 
 @register
@@ -57,9 +57,8 @@ class AbsorbBN(FoldBN):
         scales = np.where(scale == 0, own, own * np.abs(scale)).astype(np.float32)
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             raise MatchFail(bn, "the scales of the weight are not finite, or vanish")
-        spec = {f.name: getattr(params, f.name) for f in dataclasses.fields(QSpec)}
-        spec.update(granularity="channel", axis=ops.info(conv.op).out_axis, groups=1)
-        changed = QParams(**spec, scale=scales)
+        spec = dataclasses.replace(params.spec, granularity="channel", axis=ops.info(conv.op).out_axis, groups=1)
+        changed = spec.with_numbers(scales)
         codes = scale_outputs(conv, quantize(weight, params, self.rounding), np.sign(scale).astype(np.int32))
         stored = g.add_param(f"{source.node.name}_bn", dequantize(codes, changed), origin=(source.node.name,))
         g.set_input(conv, 1, g.add("fake_quantize", [stored], f"{fq.name}_bn", quant=changed, origin=fq.origin))
