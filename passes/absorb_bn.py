@@ -20,28 +20,29 @@ import numpy as np
 from qgraph.analysis.codes import channel_scales
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.ir.rewrite import MatchFail, register
+from qgraph.ir.rewrite import MatchFail, RewritePass, register
 from qgraph.passes._affine import bn_affine, out_channels, reads_channel_axis, scale_outputs
 from qgraph.passes.fold_bn import FoldBN
 from qgraph.quant.spec import QParams, dequantize, quantize
 
 
 @register
-class AbsorbBN(FoldBN):
+class AbsorbBN(RewritePass):
     """Layer with quantized weights -> BatchNorm  becomes one layer with other scales and another bias.
 
     rounding: how weights are rounded, a key of `qgraph.quant.spec.ROUNDING`.
     """
 
     name = "absorb-bn"
+    pattern = FoldBN.pattern
     preserves_float = False
     requires = ("calibrate",)
     rounding: str = "half-even"
 
-    def rewrite(self, g: Graph, conv: Node, bn: Node, **ports: Port) -> None:
+    def rewrite(self, g: Graph, conv: Node, bn: Node, **_: Port) -> None:
         fq = g.inputs(conv)[1].node
         if fq.op != "fake_quantize":
-            super().rewrite(g, conv, bn, **ports)
+            FoldBN().rewrite(g, conv, bn)
             return
         source, params = g.inputs(fq)[0], fq.quant
         weight = g.param(source)
