@@ -20,28 +20,29 @@ import numpy as np
 from qgraph.analysis.codes import channel_scales
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.ir.rewrite import MatchFail, register
+from qgraph.ir.rewrite import MatchFail, RewritePass, register
 from qgraph.passes._affine import bn_affine, out_channels, reads_channel_axis, scale_outputs
 from qgraph.passes.fold_bn import FoldBN
-from qgraph.quant.spec import QParams, QSpec, dequantize, quantize
+from qgraph.quant.spec import QParams, dequantize, quantize
 
 
 @register
-class AbsorbBN(FoldBN):
+class AbsorbBN(RewritePass):
     """Layer with quantized weights -> BatchNorm  becomes one layer with other scales and another bias.
 
     rounding: how weights are rounded, a key of `qgraph.quant.spec.ROUNDING`.
     """
 
     name = "absorb-bn"
+    pattern = FoldBN.pattern
     preserves_float = False
     requires = ("calibrate",)
     rounding: str = "half-even"
 
-    def rewrite(self, g: Graph, conv: Node, bn: Node, **ports: Port) -> None:
+    def rewrite(self, g: Graph, conv: Node, bn: Node, **_: Port) -> None:
         fq = g.inputs(conv)[1].node
         if fq.op != "fake_quantize":
-            super().rewrite(g, conv, bn, **ports)
+            FoldBN().rewrite(g, conv, bn)
             return
         source, params = g.inputs(fq)[0], fq.quant
         weight = g.param(source)
@@ -57,9 +58,8 @@ class AbsorbBN(FoldBN):
         scales = np.where(scale == 0, own, own * np.abs(scale)).astype(np.float32)
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             raise MatchFail(bn, "the scales of the weight are not finite, or vanish")
-        spec = {f.name: getattr(params, f.name) for f in dataclasses.fields(QSpec)}
-        spec.update(granularity="channel", axis=ops.info(conv.op).out_axis, groups=1)
-        changed = QParams(**spec, scale=scales)
+        spec = dataclasses.replace(params.spec, granularity="channel", axis=ops.info(conv.op).out_axis, groups=1)
+        changed = spec.with_numbers(scales)
         codes = scale_outputs(conv, quantize(weight, params, self.rounding), np.sign(scale).astype(np.int32))
         stored = g.add_param(f"{source.node.name}_bn", dequantize(codes, changed), origin=(source.node.name,))
         g.set_input(conv, 1, g.add("fake_quantize", [stored], f"{fq.name}_bn", quant=changed, origin=fq.origin))

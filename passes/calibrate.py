@@ -9,7 +9,7 @@ from qgraph.analysis.codes import nonnegative, quantizers_behind
 from qgraph.errors import CalibrationError
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
-from qgraph.quant.spec import QParams, QSpec, with_range
+from qgraph.quant.spec import QParams, with_range
 from qgraph.quant.table import CalibrationTable
 from qgraph.quant.weights import weight_params
 
@@ -34,9 +34,13 @@ class Calibrate(Pass):
         weights = [n for n in open_nodes if g.param(g.inputs(n)[0]) is not None]
         if activations and self.table is None:
             raise CalibrationError("calibrate: no calibration table; collect one with qgraph.calibration.collect")
+        ranges: dict[tuple[tuple[str, ...], bool], tuple[float, float]] = {}
         for node in activations:
             assert node.quant is not None and self.table is not None
-            node.quant = activation_params(g, node, node.quant, self.table)
+            asked = (node.quant.source or (g.inputs(node)[0].key,), node.quant.whole)
+            if asked not in ranges:  # all inputs of a Concat ask for the ranges of all of them
+                ranges[asked] = united_range(*asked, self.table)
+            node.quant = with_range(node.quant, *ranges[asked])
         for node in weights:
             assert node.quant is not None
             spec = node.quant
@@ -61,13 +65,12 @@ def _settle_signs(g: Graph, online: list[Node]) -> int:
     return len(undecided)
 
 
-def activation_params(g: Graph, node: Node, spec: QSpec, table: CalibrationTable) -> QParams:
-    """Params that cover the united range of the spec's source tensors, as chosen or (`spec.whole`) as observed."""
-    sources = (spec.source or g.inputs(node)[0].key).split("|")
-    table.require(sources)
-    entries = [table.entries[name] for name in sources]
-    ranges = [(e.min, e.max) if spec.whole else (e.low, e.high) for e in entries]
-    return with_range(spec, min(low for low, _ in ranges), max(high for _, high in ranges))
+def united_range(tensors: tuple[str, ...], whole: bool, table: CalibrationTable) -> tuple[float, float]:
+    """From the lowest to the highest value of these tensors, as chosen or (`whole`) as observed."""
+    table.require(tensors)
+    entries = [table.entries[name] for name in tensors]
+    ranges = [(e.min, e.max) if whole else (e.low, e.high) for e in entries]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _reads_signed(g: Graph, layer: Node) -> bool:

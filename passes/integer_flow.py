@@ -64,7 +64,7 @@ class _Flow:
             self.end[node] = self.end[g.inputs(node)[0].node] if passed else upper_end(node)
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
         # what a layer with weights reads, and what only float ops read: towards the heads nothing is clipped
-        self.act = dataclasses.replace(specs[0], source="") if specs and specs[0] is not None else None
+        self.act = dataclasses.replace(specs[0], source=()) if specs and specs[0] is not None else None
         self.output = dataclasses.replace(self.act, whole=True) if self.act is not None else None
 
     def _output_dtype(self, node: Node) -> str:
@@ -126,7 +126,7 @@ class _Flow:
     def _move(self, fq: Node, node: Node) -> None:
         """Case 1: from behind `node` to all its inputs, where ranges unite with those asked for there."""
         assert fq.quant is not None
-        wanted = fq.quant.source or node.name
+        wanted = fq.quant.source or (node.name,)
         self.g.replace_uses(fq, node)
         self.g.remove(fq)
         self.count += 1
@@ -134,9 +134,9 @@ class _Flow:
             if port.node.op == "fake_quantize":
                 port = self.g.inputs(port.node)[0]
             there = self._quantizer(port)
-            names = ((there.quant.source or port.key).split("|") if there and there.quant else []) + wanted.split("|")
+            names = ((there.quant.source or (port.key,)) if there and there.quant else ()) + wanted
             moved = self._ensure(port, fq.quant)
-            moved.quant = dataclasses.replace(moved.quant or fq.quant, source="|".join(dict.fromkeys(names)))
+            moved.quant = dataclasses.replace(moved.quant or fq.quant, source=tuple(dict.fromkeys(names)))
 
     def residuals(self) -> None:
         """Case 2."""

@@ -61,10 +61,12 @@ class LimitSaturation(Pass):
         if self.feeds is None:
             return 0
         by_source: dict[tuple[Node, ...], list[Layer]] = {}
-        quantizers = g.nodes("fake_quantize")
+        sharing = _sharing(g)
+        position = {fq: i for i, fq in enumerate(sharing)}
         for layer in sample_layers(g, self.feeds, self.rounding):
             read = quantizers_behind(g, g.inputs(layer.node)[0])
-            by_source.setdefault(_one_range(quantizers, read), []).append(layer)
+            together = {fq for one in read for fq in sharing[one]}
+            by_source.setdefault(tuple(sorted(together, key=position.__getitem__)), []).append(layer)
         count = 0
         for group, layers in by_source.items():
             missed = {layer.node.name: layer.missed() for layer in layers}
@@ -88,10 +90,15 @@ class LimitSaturation(Pass):
         return count
 
 
-def _one_range(quantizers: list[Node], read: list[Node]) -> tuple[Node, ...]:
-    """Those read, and all others that were given the same united range (`share-scales`): they must keep one scale."""
-    sources = {fq.quant.source for fq in read if fq.quant is not None} - {""}
-    return tuple(fq for fq in quantizers if fq in read or (fq.quant is not None and fq.quant.source in sources))
+def _sharing(g: Graph) -> dict[Node, tuple[Node, ...]]:
+    """Quantizer -> itself and all others that were given the same united range: they must keep one scale."""
+    by_source: dict[tuple[str, ...], list[Node]] = {}
+    quantizers = g.nodes("fake_quantize")
+    for fq in quantizers:
+        if fq.quant is not None and fq.quant.source:
+            by_source.setdefault(fq.quant.source, []).append(fq)
+    shared = {fq: tuple(group) for group in by_source.values() for fq in group}
+    return {fq: shared.get(fq, (fq,)) for fq in quantizers}
 
 
 def _fixed(g: Graph, group: tuple[Node, ...]) -> str:

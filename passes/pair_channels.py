@@ -53,9 +53,8 @@ class PairChannels(Pass):
                 continue
             reorder(g, order, new)
             for layer, start in readers:
-                index = np.arange(layer.x.shape[1])
-                index[start:start + order.count] = start + new
-                layer.x, layer.w = layer.x[:, index], layer.w[:, index]
+                part = slice(start, start + order.count)
+                layer.x[:, part], layer.w[:, part] = layer.x[:, start + new], layer.w[:, start + new]
             count += 1
         return count
 

@@ -51,7 +51,7 @@ class _Between:
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and self.g.param(self.g.inputs(n)[0]) is None]
         if not specs or specs[0] is None:
             return 0
-        act = dataclasses.replace(specs[0], source="")
+        act = dataclasses.replace(specs[0], source=())
         for node in self.order:
             if node not in self.integer:
                 continue
@@ -160,13 +160,13 @@ class _Between:
                 groups.setdefault(self.sets[node], []).append(node)
         for group in groups.values():
             sources = {fq.quant.source for fq in group if fq.quant is not None}
-            if len(sources) == 1 and "" not in sources:
+            if len(sources) == 1 and () not in sources:
                 continue  # united by an earlier run
-            names = [name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group)
-                     if name in self.observed]
+            names = tuple(name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group)
+                          if name in self.observed)
             whole = any(fq.quant.whole for fq in group if fq.quant is not None)
             for fq in group:
                 assert fq.quant is not None
-                if (fq.quant.source, fq.quant.whole) != ("|".join(names), whole):
-                    fq.quant = dataclasses.replace(fq.quant, source="|".join(names), whole=whole)
+                if (fq.quant.source, fq.quant.whole) != (names, whole):
+                    fq.quant = dataclasses.replace(fq.quant, source=names, whole=whole)
                     self.count += 1

@@ -50,7 +50,7 @@ class QuantizeEverything(Pass):
                 target.check_integer(g, node)
         if not specs or specs[0] is None:
             return 0
-        return _Everything(g, dataclasses.replace(specs[0], source=""), reached, self.target).run()
+        return _Everything(g, dataclasses.replace(specs[0], source=()), reached, self.target).run()
 
 
 class _Everything:
@@ -93,7 +93,7 @@ class _Everything:
     def _quantize(self, group: list[Node], asked: list[Node], whole: bool) -> None:
         """One range for all of them, from the values that somebody asks for."""
         names = [name for node in asked for name in self._source(node)]
-        spec: QSpec = dataclasses.replace(self.act, source="|".join(dict.fromkeys(names)), whole=whole)
+        spec: QSpec = dataclasses.replace(self.act, source=tuple(dict.fromkeys(names)), whole=whole)
         if not names:
             ends = [self._ends(node) for node in asked]
             spec = with_range(self.act, min(low for low, _ in ends), max(high for _, high in ends))

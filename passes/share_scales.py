@@ -39,8 +39,8 @@ def _unite(g: Graph, group: set[Node]) -> int:
     names: dict[str, None] = {}
     for fq in sorted(group, key=lambda n: n.name):
         assert fq.quant is not None
-        names.update(dict.fromkeys((fq.quant.source or g.inputs(fq)[0].key).split("|")))
-    source, count = "|".join(names), 0
+        names.update(dict.fromkeys(fq.quant.source or (g.inputs(fq)[0].key,)))
+    source, count = tuple(names), 0
     whole = any(fq.quant.whole for fq in group if fq.quant is not None)
     for fq in group:
         assert fq.quant is not None

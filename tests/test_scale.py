@@ -1,4 +1,4 @@
-"""The float passes cost the same per node however many nodes there are."""
+"""Passes cost the same per node however many nodes there are: no pass may scan the whole graph per node."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from scale import chain  # noqa: E402
 
+from qgraph.calibration.collect import observed_ports
+from qgraph.commands.freeze import bind
+from qgraph.commands.line import pipeline, split
 from qgraph.formats.mxnet import load, to_json
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
+from qgraph.options import FreezeOptions
 from qgraph.passes import PIPELINES
+from qgraph.quant.table import CalibrationTable, Entry
+from qgraph.targets.base import TARGETS
 
 
 def long_network(nodes: int) -> Graph:
@@ -32,6 +38,24 @@ def hub(nodes: int) -> Graph:
         relu = g.add("relu", [g.add("BatchNorm", [conv, *stats])])
         branches.append(g.add("Dropout", [relu]))
     g.heads = [Port(g.add("add_n", branches, num_args=len(branches)))]
+    return g
+
+
+def concatenation(nodes: int) -> Graph:
+    """Layers that read the same data, whose outputs one Concat joins, for a last layer."""
+    g, rng = Graph(), np.random.default_rng(0)
+
+    def conv(x: Port, channels: int) -> Port:
+        weight = g.add_param("weight", rng.normal(size=(4, channels, 1, 1)).astype(np.float32))
+        return Port(g.add("Convolution", [x, weight], kernel=(1, 1), num_filter=4, no_bias=True))
+
+    data = Port(g.add("null", name="data"))
+    branches = []
+    for _ in range(nodes // 4):
+        relu = g.add("relu", [conv(data, 4)])
+        branches.append(g.add("Pooling", [relu], kernel=(2, 2), pool_type="max"))
+    joined = Port(g.add("Concat", branches, num_args=len(branches), dim=1))
+    g.heads = [conv(joined, 4 * len(branches))]
     return g
 
 
@@ -54,3 +78,29 @@ def test_ten_times_the_nodes_cost_ten_times_the_work(make: Callable[[int], Graph
     (few, quick), (many, slow) = cost(make, 800), cost(make, 8000)
     assert many <= 11 * few                # exact and the same on every machine
     assert slow <= 35 * max(quick, 0.02)   # loops without calls would cost 100 times; clocks are noisy
+
+
+def quantizing_cost(make: Callable[[int], Graph], nodes: int, target: str) -> dict[str, int]:
+    """Pass -> function calls, for the passes that quantize."""
+    g = make(nodes)
+    PassManager(PIPELINES["float"]).run(g)
+    entry = Entry(0.0, 1.0, 0.0, 1.0, "naive")  # unsigned, so that passes against saturation look at it
+    table = CalibrationTable("naive", 8, None, "", 1, entries={port.key: entry for port in observed_ports(g)})
+    feeds = {"data": np.random.default_rng(0).uniform(0, 1, (1, 4, 8, 8)).astype(np.float32)}
+    calls = {}
+    for step in split(pipeline(FreezeOptions(target=target)))[1]:
+        profile = cProfile.Profile()
+        profile.enable()
+        bind(step, table=table, feeds=feeds).run(g)
+        profile.disable()
+        calls[step.name] = sum(entry.callcount for entry in profile.getstats())
+    return calls
+
+
+@pytest.mark.parametrize("make", [long_network, concatenation])
+@pytest.mark.parametrize("target", TARGETS)
+def test_ten_times_the_nodes_cost_ten_times_the_work_of_quantizing(target: str, make: Callable[[int], Graph]) -> None:
+    quantizing_cost(make, 40, target)  # imports, caches
+    few, many = (quantizing_cost(make, nodes, target) for nodes in (100, 1000))
+    # 12: how often a search sweeps depends on the numbers
+    assert {name: (few[name], many[name]) for name in few if many[name] > 12 * few[name] + 1000} == {}

@@ -54,8 +54,9 @@ def channel_orders(g: Graph) -> list[Order]:
     for node in g.toposort():
         _visit(g, node, parts, made)
         written = parts.get(Port(node), [])
+        total = sum(_counts(written))
         for order, start in _starts(written):
-            order.nodes.append((node, start, sum(_counts(written))))
+            order.nodes.append((node, start, total))
     for head in g.heads:
         _freeze(parts.get(head, []))
     return [order for order in made if order.merged is None and not order.frozen and order.readers]

@@ -109,8 +109,8 @@ def tensors(g: Graph, table: CalibrationTable | None) -> dict[str, Any]:
             row["scale"] = [_short(qp.scale.min()), _short(qp.scale.max())]
             row["granularity"] = qp.granularity
         if g.param(source) is None:
-            names = (qp.source or source.key).split("|")
-            row["source"] = names
+            names = qp.source or (source.key,)
+            row["source"] = list(names)
             entries = [table.entries[n] for n in names if table is not None and n in table.entries]
             if entries:
                 row["observed"] = [_short(min(e.min for e in entries)), _short(max(e.max for e in entries))]

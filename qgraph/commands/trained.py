@@ -228,8 +228,8 @@ def _rescaled(array: np.ndarray, codes: np.ndarray, params: QParams, axis: int) 
     energy = (rows * rows).sum(axis=1)
     scale = np.abs((rows * flat).sum(axis=1)) / np.where(energy > 0, energy, 1.0)
     scale = np.where(scale > 0, scale, 1.0)
-    found = {f.name: getattr(params, f.name) for f in dataclasses.fields(type(params.spec))}
-    return QParams(**{**found, "granularity": "channel", "axis": axis, "groups": 1}, scale=scale.astype(np.float32))
+    spec = dataclasses.replace(params.spec, granularity="channel", axis=axis, groups=1)
+    return spec.with_numbers(scale.astype(np.float32))
 
 
 # ---- activations ----------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
     wanted: dict[str, None] = {}
     for fq in g.nodes("fake_quantize"):
         if fq.quant is not None and not isinstance(fq.quant, QParams) and g.param(g.inputs(fq)[0]) is None:
-            wanted.update(dict.fromkeys((fq.quant.source or g.inputs(fq)[0].key).split("|")))
+            wanted.update(dict.fromkeys(fq.quant.source or (g.inputs(fq)[0].key,)))
     return [name for name in wanted if name not in entries]
 
 

@@ -71,7 +71,7 @@ def format_quant(quant: QSpec) -> str:
     words += [flag for flag in ("narrow", "whole", "online") if getattr(quant, flag)]
     words += [] if quant.symmetric else ["asymmetric"]
     words += [f"limit={quant.limit}"] if quant.limit else []
-    words += [f"source={_value(quant.source)}"] if quant.source else []
+    words += [f"source={_value('|'.join(quant.source))}"] if quant.source else []
     if isinstance(quant, QParams):
         zero = quant.zero_point if quant.zero_point.any() else np.int64(0)
         words += [f"scale={_numbers(quant.scale)}", f"zp={_numbers(np.asarray(zero))}"]
@@ -110,14 +110,16 @@ def _parse_quant(text: str) -> QSpec:
             "narrow": "narrow" in words, "whole": "whole" in words, "online": "online" in words,
             "symmetric": "asymmetric" not in words,
             "axis": int(values.get("axis", 0)), "groups": int(values.get("groups", 1)),
-            "source": values.get("source", ""), "limit": int(values.get("limit", 0))}
+            "source": tuple(values["source"].split("|")) if values.get("source") else (),
+            "limit": int(values.get("limit", 0))}
+    found = QSpec(**spec)
     if "scale" not in values:
-        return QSpec(**spec)
+        return found
     if "#" in values["scale"]:
         raise FormatError(f"{values['scale']}: abbreviated scales cannot be read back")
     scale, zero = (np.array([float(v) for v in t.strip("[]").split(",")]).reshape(-1 if t.startswith("[") else ())
                    for t in (values["scale"], values.get("zp", "0")))
-    return QParams(**spec, scale=scale, zero_point=zero.astype(np.int64))
+    return found.with_numbers(scale, zero.astype(np.int64))
 
 
 def parse_graph(text: str) -> Graph:

@@ -48,8 +48,8 @@ class QSpec:
     online: the range is taken from the batch that is being run, see `online_params`; a bias (32 bits) is rounded to the
         steps of the sum that it meets.
     groups: number of convolution groups, read when granularity is "group".
-    source: names, joined by "|", of the tensors whose observed ranges are united ("" is the quantized tensor itself);
-        this is how tensors that one integer op reads together share a scale.
+    source: names of the tensors whose observed ranges are united (none is the quantized tensor itself); this is how
+        tensors that one integer op reads together share a scale.
     """
 
     bits: int = 8
@@ -58,7 +58,7 @@ class QSpec:
     granularity: str = "tensor"
     axis: int = 0
     groups: int = 1
-    source: str = ""
+    source: tuple[str, ...] = ()
     limit: int = 0
     whole: bool = False
     symmetric: bool = True
@@ -84,6 +84,11 @@ class QSpec:
     def dtype(self) -> str:
         """Short name, as printed: s8, u4, auto8."""
         return {None: "auto", True: "s", False: "u"}[self.signed] + str(self.bits)
+
+    def with_numbers(self, scale: np.ndarray, zero_point: np.ndarray | int = 0) -> QParams:
+        """This decision with its numbers."""
+        spec = {f.name: getattr(self, f.name) for f in fields(QSpec)}
+        return QParams(**spec, scale=scale, zero_point=zero_point)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +223,7 @@ def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -
     below = low / spec.qmin if spec.qmin else np.zeros_like(low)
     scale = np.maximum(np.maximum(below, high / spec.qmax), 0)
     scale = np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32)
-    known = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
-    return QParams(**known, scale=_kept_by_mxnet(scale, bool(spec.signed)))
+    return spec.with_numbers(_kept_by_mxnet(scale, bool(spec.signed)))
 
 
 def online_params(spec: QSpec, batch: np.ndarray) -> QParams:
@@ -238,8 +242,7 @@ def _affine(spec: QSpec, low: np.ndarray, high: np.ndarray) -> QParams:
     scale = (high - low) / (spec.qmax - spec.qmin)
     scale = np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32)
     zero = np.clip(spec.qmin + np.rint(-low / scale), spec.qmin, spec.qmax).astype(np.int64)
-    known = {f.name: getattr(spec, f.name) for f in fields(QSpec)}
-    return QParams(**known, scale=scale, zero_point=zero)
+    return spec.with_numbers(scale, zero)
 
 
 def _kept_by_mxnet(scale: np.ndarray, signed: bool) -> np.ndarray:

@@ -241,7 +241,7 @@ def test_names_of_ranges_are_in_the_table(name: str) -> None:
         for fq in q.nodes("fake_quantize"):
             source = q.inputs(fq)[0]
             if q.param(source) is None:
-                assert set((fq.quant.source or source.key).split("|")) <= known, fq  # type: ignore[union-attr]
+                assert set(fq.quant.source or (source.key,)) <= known, fq  # type: ignore[union-attr]
 
 
 # ---- share-scales ---------------------------------------------------------------------------------------------------

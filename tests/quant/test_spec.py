@@ -30,7 +30,7 @@ quick = settings(max_examples=150)
 
 
 def params(spec: QSpec, scale: object = 1.0, zero_point: object = 0) -> QParams:
-    return QParams(**vars(spec), scale=scale, zero_point=zero_point)  # type: ignore[arg-type]
+    return spec.with_numbers(scale, zero_point)  # type: ignore[arg-type]
 
 
 def spread(qp: QParams, seed: int, count: int = 400) -> np.ndarray:

@@ -249,7 +249,7 @@ def test_concat_keeps_codes_only_of_equal_params() -> None:
     for other, kept in ((0.02, True), (0.021, False)):
         g, feeds = case.graph()
         g.insert_after(g.find("x0"), "fake_quantize", quant=qparams(8, True, 0.02))
-        g.insert_after(g.find("x1"), "fake_quantize", quant=qparams(8, True, other, source="x0"))
+        g.insert_after(g.find("x1"), "fake_quantize", quant=qparams(8, True, other, source=("x0",)))
         (found,) = Executor(g).run_tensors(feeds)
         assert (found.qp is not None) == kept
         a, b = (quantize(feeds[n], qparams(8, True, s), "mxnet") for n, s in (("x0", 0.02), ("x1", other)))
