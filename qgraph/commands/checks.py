@@ -36,7 +36,7 @@ def run_checks(g: Graph, float_graph: Graph, lowered: Graph | OnnxModel | NcnnMo
     """
     batches = list(islice(data, -(-AGREEMENT_IMAGES // data.batch_size)))
     feeds = {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in batches[0].feeds.items()}
-    if isinstance(lowered, Graph) and executor.__module__ != "qgraph.targets.mxnet.runtime":
+    if isinstance(lowered, Graph) and executor.engine != "mxnet":
         if _is_beyond_onnx(g):
             log.warning("warning: the files for MXNet are judged by simulation, in NumPy on one batch: this runtime "
                         "has no ranges of the running batch, and no activations of more than 8 bits")

@@ -116,7 +116,7 @@ class _Bench:
         self.options, self.progress = options, progress
         self.executor = runtime("simulating", options.runtime)
         online = [s for s in strategies if s.calib == ONLINE]
-        engine = self.executor.__module__.rpartition(".")[2]
+        engine = self.executor.engine
         beyond = [(f"--calib {ONLINE}", "ranges of the running batch") for _ in online]
         beyond += [(f"--act-bits {s.act_bits}", "activations of more than 8 bits") for s in strategies
                    if s.act_bits > 8]
@@ -157,7 +157,7 @@ class _Bench:
                 "calibration_images": None if self.calib is None else self.calib.num_items,
                 "calibration_digest": None if self.calib is None else self.calib.fingerprint(),
                 "exclude": list(options.exclude), "batch_size": options.batch_size, "seed": options.seed,
-                "runtime": self.executor.__module__.rpartition(".")[2]}
+                "runtime": self.executor.engine}
 
     def judge(self, g: Graph) -> Tally:
         run = self.executor(g, fused=True)

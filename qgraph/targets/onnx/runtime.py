@@ -27,6 +27,8 @@ class Executor:
     fused is there for the sake of the interface: what is watched decides what can be fused here.
     """
 
+    engine = "onnxruntime"
+
     def __init__(self, model: Union[Graph, OnnxModel], watch: Sequence[Any] | None = None, fused: bool = False, *,
                  exact: bool = False, optimize: bool = True) -> None:
         self._exact, self._optimize = exact, optimize
