@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ SAMPLE_IMAGES = 16  # on which passes may measure, such as limit-saturation
 CHECK_IMAGES = 4
 
 
-def find_data(opened: Model, bare: Graph, options: FreezeOptions, calib_data: Any, needed: bool,
+def find_data(opened: Model, bare: Graph, options: FreezeOptions, calib_data: object, needed: bool,
             progress: Progress | None) -> tuple[Data | None, dict[str, tuple[int, ...]]]:
     """(calibration data, shapes of a small batch). bare: the original without labels.
 

@@ -14,7 +14,7 @@ ncnn runs one image at a time: its blobs have no batch axis, so axis 1 of MXNet 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from qgraph.targets.ncnn.files import Layer, Value, Weight
 if TYPE_CHECKING:
     from qgraph.targets.ncnn.emit import _Emitter
 
-Converter = Callable[["Context"], Any]
+Converter = Callable[["Context"], Union[str, list[str]]]
 
 CONVERTERS: dict[str, Converter] = {}
 
