@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -60,7 +59,7 @@ class CalibrationImages:
         return {name: (min(len(self.first), CHECK_IMAGES), *self.first.feeds[name].shape[1:]) for name in names}
 
 
-def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: Any, needed: bool,
+def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: object, needed: bool,
                 progress: Progress | None) -> tuple[CalibrationImages | None, dict[str, tuple[int, ...]]]:
     """(calibration images, shapes of a small batch). prefix: of the model's files, or "". bare: it, without labels.
 
@@ -90,7 +89,7 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: An
     return CalibrationImages(_distilled(bare, shapes, options, progress)), shapes
 
 
-def sample_of(model: Any) -> Any:
+def sample_of(model: object) -> Feeds | None:
     """Inputs of the last training step of a network of `qgraph.qat`, by name, or None."""
     control = getattr(model, "qat_control", None)
     return None if control is None else control.feeds() or None

@@ -7,6 +7,7 @@ To teach qgraph an op, add a row; an op without a row is carried through untouch
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,7 @@ class OpInfo:
 
     inputs: tuple[str, ...] = ("data",)
     aux: tuple[str, ...] = ()
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     kind: str = FLOAT
     kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
     out_axis: int = 0
@@ -303,7 +304,7 @@ def number(node: Node, key: str) -> float | None:
     return value
 
 
-def _read(node: Node, key: str, text: str, default: Any) -> Any:
+def _read(node: Node, key: str, text: str, default: object) -> object:
     try:
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()]
@@ -331,7 +332,7 @@ def parse_tuple(text: str) -> tuple[Any, ...]:
     return tuple(_number(part.strip()) for part in body.split(",") if part.strip())
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> float | None:
     if text == "None":
         return None
     digits = _short(text).rstrip("L")

@@ -79,8 +79,6 @@ class Executor:
     fused: let MXNet fuse activations into layers where that is safe: two to three times as fast behind clip.
     """
 
-    engine = "mxnet"
-
     def __init__(self, graph: Graph, watch: Sequence[Port] | None = None, fused: bool = False) -> None:
         from qgraph.formats.mxnet import to_mxnet
 
