@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.channels import channel_order
 from qgraph.analysis.difference import Difference
 from qgraph.commands.departure import class_scores
 from qgraph.commands.evaluate import open_for, runnable
 from qgraph.commands.open_model import Model, input_sizes, open_model
 from qgraph.engines import executor
-from qgraph.errors import DataError, FormatError, OptionError
+from qgraph.errors import DataError, OptionError
 from qgraph.formats.mxnet_marks import is_frozen_op, is_quantized_op
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -74,9 +73,8 @@ class _Side:
     def _as_the_users(self, name: str, value: np.ndarray) -> np.ndarray:
         """Passes may have reordered channels and shifted values, and say so on the node."""
         node = self.nodes[name]
-        order = channel_order(node)
-        value = value if order is None else _reordered(value, order)
-        return value - _shift(node) if ops.SHIFT in node.attrs else value
+        value = value if node.layout is None else _reordered(value, np.array(node.layout))
+        return value - np.float32(node.shift) if node.shift else value
 
     def rows(self, found: Mapping[str, Difference]) -> list[dict[str, Any]]:
         return _layers(self.graph, found)
@@ -203,18 +201,6 @@ def _reordered(value: np.ndarray, order: np.ndarray) -> np.ndarray:
     back = np.empty_like(value)
     back[:, order] = value
     return back
-
-
-def _shift(node: Node) -> np.float32:
-    """Raises FormatError if a file says nonsense."""
-    text = node.attrs[ops.SHIFT]
-    try:
-        shift = np.float32(text)
-    except ValueError:
-        shift = np.float32("nan")
-    if not np.isfinite(shift):
-        raise FormatError(f"{node}: {ops.SHIFT}: found {text[:40]!r}, want a number")
-    return shift
 
 
 def _dequantize(codes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

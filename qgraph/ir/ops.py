@@ -191,18 +191,6 @@ ALIASES = {
 IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss", "LinearRegressionOutput"})
 """Ops that give back their first input at inference."""
 
-# attributes of our own; MXNet keeps attributes of this form
-CHANNEL_ORDER = "__channel_order__"
-"""JSON list: channel i of this node's output is channel list[i] of the user's model."""
-SHIFT = "__shift__"
-"""A number: how much higher this node's output is than the user's, see `qgraph.passes.signed_residual`."""
-KEPT = (CHANNEL_ORDER, SHIFT)
-"""Those that frozen files keep."""
-ROUNDED = "__rounded__"
-"""How the weight of this layer was rounded, "s8, tensor", where that is not how its codes are scaled now."""
-WIDE = "__wide__"
-"""A layer or an average of floats that adds them in float64, see `qgraph.passes.wide_sums`."""
-
 
 def info(op: str) -> OpInfo:
     """The op's row; an unknown op gets an empty one (carried through, float)."""

@@ -156,7 +156,7 @@ def _cast(node: Node, x: np.ndarray) -> np.ndarray:
 
 @kernel(*LINEAR)
 def _linear(node: Node, x: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> np.ndarray:
-    dtype = np.float64 if ops.WIDE in node.attrs else np.float32
+    dtype = np.float64 if node.wide else np.float32
     out = LINEAR[node.op](node, x.astype(dtype, copy=False), w.astype(dtype, copy=False))
     if bias:
         out += along_channels(node, bias[0], out.ndim)
@@ -167,7 +167,7 @@ def _linear(node: Node, x: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> np.n
 
 @kernel("Pooling")
 def _pooling(node: Node, x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64) if ops.WIDE in node.attrs else x
+    x = x.astype(np.float64) if node.wide else x
     how, spatial = ops.attr(node, "pool_type"), x.shape[2:]
     if how not in ("max", "avg", "sum"):
         raise UnsupportedError(f"{node}: found pool_type {how!r}, want max, avg or sum")

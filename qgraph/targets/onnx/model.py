@@ -12,7 +12,7 @@ import numpy as np
 from qgraph.errors import FormatError
 from qgraph.ir.graph import Node
 
-ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
+ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`Node.layout`)
 ORIGINS = "qgraph.origin"  # metadata: JSON, tensor -> the node of the user's model that has this value
 
 
@@ -53,7 +53,7 @@ class OnnxModel:
 
     @property
     def channel_orders(self) -> dict[str, np.ndarray]:
-        """Tensors whose channels lie in another order than the user's, see `ops.CHANNEL_ORDER`."""
+        """Tensors whose channels lie in another order than the user's, see `Node.layout`."""
         return {name: np.array(order) for name, order in self._metadata(ORDERS).items()
                 if isinstance(order, list) and sorted(order) == list(range(len(order)))}
 
