@@ -19,7 +19,7 @@ import numpy as np
 
 from qgraph.analysis.codes import channel_scales
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Graph, Node, Port, Rounded
 from qgraph.ir.rewrite import MatchFail, RewritePass, register
 from qgraph.passes._affine import bn_affine, out_channels, reads_channel_axis, scale_outputs
 from qgraph.passes.fold_bn import FoldBN
@@ -67,7 +67,7 @@ class AbsorbBN(RewritePass):
         name = f"{conv.name}_bias" if bias is None else f"{g.inputs(conv)[2].node.name}_bn"
         g.set_input(conv, 2, g.add_param(name, moved, origin=conv.origin or (conv.name,)))
         conv.attrs["no_bias"] = "False"
-        conv.attrs[ops.ROUNDED] = f"{params.dtype}, {params.granularity}"
+        conv.rounded = Rounded(params.dtype, params.granularity)
         g.replace(bn, Port(conv))
 
     @staticmethod

@@ -18,7 +18,7 @@ class SignedResidual(Pass):
 
     Case 1, shift: y is a convolution that nobody else reads, with no pooling in between.  Moving both biases by 128
     steps turns the codes -128..127 of the operand into 0..255: the same grid, the same saturation, nothing lost.  The
-    nodes remember it (`ops.SHIFT`), so that their outputs can be compared with the user's model.
+    nodes remember it (`Node.shift`), so that their outputs can be compared with the user's model.
 
         relu(conv1 + fq{s8}(conv2))  ->  relu((conv1 - 128 s) + fq{u8}(relu(conv2 + 128 s)))
 
@@ -43,7 +43,7 @@ class SignedResidual(Pass):
                 _move_bias(g, main, -shift)
                 _move_bias(g, branch, shift)
                 branch.attrs["act_type"] = "relu"
-                branch.attrs[ops.SHIFT] = fq.attrs[ops.SHIFT] = repr(float(shift))
+                branch.shift = fq.shift = float(shift)
                 fq.quant = dataclasses.replace(fq.quant, signed=False)
                 count += 1
             elif result.quant.limit == 0:  # type: ignore[union-attr]

@@ -27,8 +27,8 @@ class WideSums(Pass):
             if not starts and not any(reader in leads_on for reader in g.readers(node)):
                 continue
             leads_on.add(node)
-            if ops.WIDE not in node.attrs and _adds_floats(g, node):
-                node.attrs[ops.WIDE] = "1"
+            if not node.wide and _adds_floats(g, node):
+                node.wide = True
                 count += 1
         return count
 

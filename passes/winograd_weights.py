@@ -6,7 +6,7 @@ import numpy as np
 
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph, Node, Rounded
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QSpec, fake_quantize
 from qgraph.quant.weights import weight_params
@@ -60,7 +60,7 @@ class WinogradWeights(Pass):
                 raise CalibrationError(f"{node.name}: found NaN or Inf among the weights")
             quantized = in_domain(weight, spec, DOMAINS[self.domain], self.rounding)
             name = f"{source.node.name}_{self.domain}"
-            node.attrs[ops.ROUNDED] = f"{spec.dtype} {self.domain}, {spec.granularity}"
+            node.rounded = Rounded(f"{spec.dtype} {self.domain}", spec.granularity)
             g.set_input(node, 1, g.add_param(name, quantized, origin=source.node.origin or (source.node.name,)))
             if not g.uses(fq):
                 g.remove(fq)

@@ -6,7 +6,7 @@ convolution, a depthwise convolution in between, the other operand of a sum, its
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -144,14 +144,14 @@ def _merge(a: Order, b: Order) -> None:
 def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
     """Let channel i be what channel new[i] was, in every parameter (and its scales) that follows this order.
 
-    The nodes remember it (`ops.CHANNEL_ORDER`), so that their outputs can be compared with the user's model.
-    Raises FormatError, before anything is changed, if a node remembers nonsense.
+    The nodes remember it (`Node.layout`), so that their outputs can be compared with the user's model.
+    Raises FormatError, before anything is changed, if a node remembers an order of other channels.
     """
     remembered = {node: _remembered(node, total) for node, _, total in order.nodes}
     for node, start, _ in order.nodes:
         before = remembered[node]
         before[start:start + order.count] = before[start + new]
-        node.attrs[ops.CHANNEL_ORDER] = json.dumps(before.tolist(), separators=(",", ":"))
+        node.layout = tuple(before.tolist())
     for param, axis, start in order.slices:
         array = g.params[param.name]
         index = np.arange(array.shape[axis])
@@ -164,30 +164,15 @@ def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
 
 
 def _remembered(node: Node, channels: int) -> np.ndarray:
-    order = channel_order(node)
-    if order is not None and len(order) != channels:
-        raise FormatError(f"{node}: {ops.CHANNEL_ORDER}: found {len(order)} channels, want {channels}")
-    return np.arange(channels) if order is None else order
+    if node.layout is not None and len(node.layout) != channels:
+        raise FormatError(f"{node}: its channels are in an order of {len(node.layout)}, want {channels}")
+    return np.arange(channels) if node.layout is None else np.array(node.layout)
 
 
-def in_the_users_order(value: np.ndarray, order: np.ndarray | None) -> np.ndarray:
-    """Channels (axis 1) of an array as the user's model has them. order: what `channel_order` gives."""
+def in_the_users_order(value: np.ndarray, order: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    """Channels (axis 1) of an array as the user's model has them. order: `Node.layout`, or what a file says."""
     if order is None or value.ndim < 2 or value.shape[1] != len(order):
         return value
     back = np.empty_like(value)
-    back[:, order] = value
+    back[:, np.asarray(order)] = value
     return back
-
-
-def channel_order(node: Node) -> np.ndarray | None:
-    """The order that `reorder` left on a node, or None. Raises FormatError if a file says nonsense."""
-    text = node.attrs.get(ops.CHANNEL_ORDER)
-    if text is None:
-        return None
-    try:
-        order = np.array(json.loads(text), np.int64)
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        order = np.zeros(0, np.int64)
-    if order.ndim != 1 or not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
-        raise FormatError(f"{node}: {ops.CHANNEL_ORDER}: found {text[:40]!r}, want a permutation")
-    return order

@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 
 def is_quantized(g: Graph, node: Node) -> bool:
     inputs = g.inputs(node)
-    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or ops.ROUNDED in node.attrs)
+    return len(inputs) > 1 and (inputs[1].node.op == "fake_quantize" or node.rounded is not None)
 
 
 def quantized_layers(g: Graph) -> list[dict[str, Any]]:
@@ -80,9 +80,8 @@ def quantized_layers(g: Graph) -> list[dict[str, Any]]:
 
 def _weight_types(g: Graph, layer: Node) -> tuple[str, str]:
     """(type, granularity)"""
-    if ops.ROUNDED in layer.attrs:
-        weight, granularity = layer.attrs[ops.ROUNDED].split(", ")
-        return weight, granularity
+    if layer.rounded is not None:
+        return layer.rounded.dtype, layer.rounded.granularity
     quant = g.inputs(layer)[1].node.quant
     assert quant is not None
     return quant.dtype, quant.granularity

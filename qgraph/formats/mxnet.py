@@ -19,7 +19,7 @@ from qgraph.files import Content, write_files
 from qgraph.formats.mxnet_json import JsonGraph, JsonNode, compose, num_outputs, pack_subgraphs, parse, unpack_subgraphs
 from qgraph.formats.mxnet_marks import MARK, restore
 from qgraph.formats.ndarray import dump_params, read_params
-from qgraph.ir import ops
+from qgraph.ir import attributes, ops
 from qgraph.ir.graph import Graph, Node, Port, collector_paused
 
 log = logging.getLogger("qgraph")
@@ -145,6 +145,7 @@ def _build(doc: JsonGraph, where: str) -> Graph:
             raise FormatError(f"{here}: its output {read[number] - 1} is read, but it has one")
         node = g.add(item.op, inputs, op_name(item), n_out=max(n_out, read[number]))
         node.attrs.update(attrs)
+        attributes.take(node, attributes.IN_FILES)
         nodes.append(node)
     g.heads = [Port(nodes[i], output) for i, output in doc.heads]
     return g
@@ -191,7 +192,7 @@ def _variable_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
-    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (*ops.KEPT, MARK)}
+    attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (*attributes.IN_FILES, MARK)}
     if version < 905 and item.op in ("argmax", "argmin") and attrs.get("axis") == "-1":
         del attrs["axis"]  # meant "all axes" then
     if item.subgraphs:
@@ -325,7 +326,7 @@ def to_json(g: Graph) -> str:
     cast = {port.node for node in order if node.op == "Cast" for port in g.inputs(node)}
     nodes = []
     for node in order:
-        attrs = dict(node.attrs)
+        attrs = {**node.attrs, **attributes.written(node)}
         array = g.param(node)
         if node.op == "null" and node in cast:  # bind and SymbolBlock do not infer types behind casts
             attrs.setdefault("__dtype__", "0")

@@ -22,6 +22,20 @@ import numpy as np
 from qgraph.errors import GraphError
 from qgraph.quant.spec import QParams, QSpec
 
+ChannelOrder = tuple[int, ...]
+"""Channel i of a tensor is channel order[i] of the user's model."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """How the weight of a layer was rounded, where that is not how its codes are scaled now.
+
+    dtype: s8, or s8 F43 in a Winograd domain.  granularity: as of a `QSpec`.
+    """
+
+    dtype: str
+    granularity: str
+
 
 @dataclass(eq=False)
 class Node:
@@ -30,6 +44,12 @@ class Node:
     attrs: MXNet's attributes as strings; `qgraph.ir.ops.attr` reads them typed, with MXNet's defaults.
     quant: set on `fake_quantize` nodes only: the decision, then the numbers.
     origin: names of the nodes of the user's model that this one came from.
+
+    What passes know of it, and attributes do not say (`qgraph.ir.attributes` writes it in text and files):
+    layout: the order of its output channels, if it is not the user's.
+    shift: how much higher its output is than the user's, see `qgraph.passes.signed_residual`.
+    rounded: how its weight was rounded.
+    wide: a layer or an average of floats that adds them in float64, see `qgraph.passes.wide_sums`.
     """
 
     op: str
@@ -38,6 +58,10 @@ class Node:
     n_out: int = 1
     quant: QSpec | QParams | None = None
     origin: tuple[str, ...] = ()
+    layout: ChannelOrder | None = None
+    shift: float = 0.0
+    rounded: Rounded | None = None
+    wide: bool = False
 
     def __repr__(self) -> str:
         return f"{self.name}:{self.op}"

@@ -229,19 +229,8 @@ CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
 
 _LONGEST_NUMBER = 40  # characters of one; int() takes quadratic time
 
-# attributes of our own; MXNet keeps attributes of this form
-CHANNEL_ORDER = "__channel_order__"
-"""JSON list: channel i of this node's output is channel list[i] of the user's model."""
-SHIFT = "__shift__"
-"""A number: how much higher this node's output is than the user's, see `qgraph.passes.signed_residual`."""
-KEPT = (CHANNEL_ORDER, SHIFT)
-"""Those that frozen files keep."""
 CALIBRATED = ("min_calib_range", "max_calib_range")
 """The range of what an integer op of MXNet writes, an attribute of most of them: see `number`."""
-ROUNDED = "__rounded__"
-"""How the weight of this layer was rounded, "s8, tensor", where that is not how its codes are scaled now."""
-WIDE = "__wide__"
-"""A layer or an average of floats that adds them in float64, see `qgraph.passes.wide_sums`."""
 
 
 def info(op: str) -> OpInfo:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from qgraph.errors import FormatError
+from qgraph.ir import attributes
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec
 
@@ -89,10 +90,11 @@ def format_graph(g: Graph) -> str:
         else:
             line += f"{node.op}({', '.join(map(_ref, g.inputs(node)))})"
             line += f" -> {node.n_out}" if node.n_out != 1 else ""
+        attrs = {**node.attrs, **attributes.written(node)}
         if node.quant is not None:
             line += f" {{{format_quant(node.quant)}}}"
-        elif node.attrs:
-            line += " {" + " ".join(f"{k}={_value(node.attrs[k])}" for k in sorted(node.attrs)) + "}"
+        elif attrs:
+            line += " {" + " ".join(f"{k}={_value(attrs[k])}" for k in sorted(attrs)) + "}"
         lines.append(line)
     lines.append("return " + ", ".join(map(_ref, g.heads)))
     return "\n".join(lines) + "\n"
@@ -168,6 +170,7 @@ def parse_graph(text: str) -> Graph:
                 raise ValueError(f"more than {_MOST_VALUES} values")
             noise = np.random.default_rng(zlib.crc32(name.encode())).uniform(0.5, 1.5, size)
             g.params[name] = noise.astype(dtype)
+        attributes.take(node)
         by_name[name] = node
 
     for number, line in enumerate(text.splitlines(), 1):

@@ -7,7 +7,7 @@ Convolution, Deconvolution and FullyConnected of codes with codes accumulate exa
     real = acc * (s_x * s_w[c])            [+ float bias]         in float32, one rounding each; then the activation
 
 Ops whose values pass through (`qgraph.ir.ops.kind`), and Concat of inputs with equal numbers, keep the codes.
-Everything else computes on reals: layers that are marked `qgraph.ir.ops.WIDE` sum them in float64.  What a target's
+Everything else computes on reals: layers that are `wide` sum them in float64.  What a target's
 kernels do differently is judged against this.
 """
 

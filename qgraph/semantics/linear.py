@@ -173,7 +173,7 @@ def _fully_connected_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel(*LINEAR)
 def _linear(node: Node, x: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> np.ndarray:
-    dtype = np.float64 if ops.WIDE in node.attrs else np.float32
+    dtype = np.float64 if node.wide else np.float32
     out = LINEAR[node.op](node, x.astype(dtype, copy=False), w.astype(dtype, copy=False))
     if bias:
         out += along_channels(node, bias[0], out.ndim)

@@ -24,7 +24,7 @@ def _pooling_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel("Pooling")
 def _pooling(node: Node, x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64) if ops.WIDE in node.attrs else x
+    x = x.astype(np.float64) if node.wide else x
     how, spatial = ops.attr(node, "pool_type"), x.shape[2:]
     if how not in ("max", "avg", "sum"):
         raise UnsupportedError(f"{node}: found pool_type {how!r}, want max, avg or sum")

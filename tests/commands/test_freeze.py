@@ -18,7 +18,6 @@ from qgraph.commands.floatcheck import relative_error, run_checked
 from qgraph.commands.frozen import Frozen
 from qgraph.engines import runtime
 from qgraph.errors import CalibrationError, FormatError, OptionError, PassError
-from qgraph.ir import ops
 from qgraph.ir.rewrite import register
 from qgraph.passes import PIPELINES
 from qgraph.targets.mxnet.model import MxnetModel
@@ -387,12 +386,17 @@ def test_compare_undoes_what_passes_did_to_codes(frozen: dict[str, Frozen], tmp_
 
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "1e400"])
-def test_compare_refuses_a_wrong_shift(text: str, frozen: dict[str, Frozen],
-                                       images: tuple[np.ndarray, np.ndarray]) -> None:
-    damaged = frozen["mxnet"].model.ir.copy()
-    damaged.find("digits_res1_conv2_fwd").attrs[ops.SHIFT] = text
+def test_compare_refuses_a_file_with_a_wrong_shift(text: str, frozen: dict[str, Frozen], tmp_path: Path,
+                                                   images: tuple[np.ndarray, np.ndarray]) -> None:
+    frozen["mxnet"].save(tmp_path / "net")
+    path = tmp_path / "net-symbol.json"
+    symbol = json.loads(path.read_text())
+    node = next(n for n in symbol["nodes"] if n["name"] == "digits_res1_conv2_fwd")
+    assert float(node["attrs"]["__shift__"]) > 0
+    node["attrs"]["__shift__"] = text
+    path.write_text(json.dumps(symbol))
     with pytest.raises(FormatError, match="digits_res1_conv2_fwd.*__shift__.*want a number"):
-        qgraph.compare(MODEL, damaged, images[0])
+        qgraph.compare(MODEL, str(tmp_path / "net"), images[0])
 
 
 def test_difference_against_a_plain_computation() -> None:

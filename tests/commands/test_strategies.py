@@ -14,7 +14,6 @@ from qgraph import FreezeOptions
 from qgraph.commands.line import pipeline, split
 from qgraph.commands.report import quantized_layers
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.ir import ops
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes.winograd_weights import DOMAINS, WinogradWeights, in_domain
@@ -91,7 +90,7 @@ def test_only_3x3_of_stride_1_is_concerned() -> None:
     g, feeds = winograd_net()
     q = networks.quantize(g, networks.calibrated(g, feeds), "mxnet-sim", winograd="F43", weight_bits=6)
     layers = [n for n in q.toposort() if n.op in ("Convolution", "FullyConnected")]
-    marked = [ops.ROUNDED in n.attrs for n in layers]
+    marked = [n.rounded is not None for n in layers]
     assert marked == [True, True, False, False, True, False]
     for layer, inside in zip(layers, marked):
         assert (q.inputs(layer)[1].node.op == "fake_quantize") is not inside

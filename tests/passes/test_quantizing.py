@@ -1,11 +1,17 @@
 """The passes that quantize: golden graphs, what each one promises in numbers, idempotence, errors. No MXNet needed.
 
-A golden file lies in ``golden/quantization/<pass>``: comments (``# with option=value ...``), the graph before,
-``# ---``, the graph after.
+A golden file lies in ``golden/quantization/<pass>``: comments, the graph before, ``# ---``, the graph after.  Comments
+that say something to this test:
+
+    # with option=value ...             options of the pass
+    # range %x -1 2                     what calibration found: an entry of the table that the pass is given
+    # feed %data (1, 4, 2, 2) 0.5 1     an input of the images that the pass is given: uniform between these numbers
+    # values %w 1 2 -3                  of a parameter: before it is set to them, behind ``# ---`` they are wanted
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,7 @@ from helpers import GOLDEN
 from networks import steps, table, table_of
 
 from qgraph.analysis.observed import observed_ports
+from qgraph.commands.line import bound
 from qgraph.errors import CalibrationError, OptionError, PassError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -40,32 +47,65 @@ def case_id(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def read_case(path: Path) -> tuple[Pass, Graph, Graph]:
+def read_graph(text: str) -> tuple[Graph, list[str]]:
+    """(graph, names of the parameters whose values are given)"""
+    g = Graph.parse(text)
+    given = re.findall(r"^# values %(\w+) (.+)$", text, re.M)
+    for name, numbers in given:
+        shape = g.params[name].shape
+        g.params[name] = np.array(numbers.split(), np.float32).reshape(shape)
+    return g, [name for name, _ in given]
+
+
+def read_known(text: str) -> dict[str, Any]:
+    """The table and the images."""
+    rng = np.random.default_rng(0)
+    ranges = re.findall(r"^# range %(\w+) (\S+) (\S+)$", text, re.M)
+    feeds = re.findall(r"^# feed %(\w+) \(([\d, ]+)\) (\S+) (\S+)$", text, re.M)
+    return {"table": table(**{name: (float(low), float(high)) for name, low, high in ranges}) if ranges else None,
+            "feeds": {name: rng.uniform(float(low), float(high), tuple(map(int, shape.split(",")))).astype(np.float32)
+                      for name, shape, low, high in feeds} or None}
+
+
+def read_case(path: Path) -> tuple[Pass, Graph, Graph, list[str]]:
+    """(pass, before, after, names of the parameters whose values are wanted)"""
     before, _, after = path.read_text().partition("# ---\n")
     words = [w for line in before.splitlines() if line.startswith("# with ") for w in line[7:].split()]
     options: dict[str, Any] = {"exclude": tuple(w[8:] for w in words if w.startswith("exclude="))}
     cls = REGISTRY[path.parent.name]
     options = {k: v for k, v in options.items() if v}
     options.update(read_options(cls, " ".join(w for w in words if not w.startswith("exclude="))))
-    return cls(**options), Graph.parse(before), Graph.parse(after)
+    want, names = read_graph(after)
+    return bound(cls(**options), **read_known(before)), read_graph(before)[0], want, names
 
 
 # ---- golden files, idempotence, honesty -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", FILES, ids=case_id)
 def test_golden(path: Path) -> None:
-    step, before, after = read_case(path)
-    same = before.text() == after.text()
-    digest = before.digest()
-    changed = step.run(before)
-    before.verify()
-    assert before.text() == after.text()
-    assert (changed == 0) == same == (before.digest() == digest)
+    step, g, want, names = read_case(path)
+    same = g.text() == want.text() and all(np.array_equal(g.params[n], want.params[n]) for n in names)
+    digest = g.digest()
+    changed = step.run(g)
+    g.verify()
+    assert g.text() == want.text()
+    for name in names:
+        assert np.array_equal(g.params[name], want.params[name]), (name, g.params[name].ravel().tolist())
+    assert (changed == 0) == same == (g.digest() == digest)
+
+
+def test_every_quantizing_pass_has_a_change_and_a_no_change_case() -> None:
+    changes: dict[str, set[bool]] = {name: set() for target in TARGETS for name in get_target(target).passes}
+    for path in FILES:
+        step, g, _, _ = read_case(path)
+        changes[path.parent.name].add(step.run(g) > 0)
+    float_passes = {"fuse-relu"}  # see test_passes.py
+    assert {name for name, seen in changes.items() if seen != {True, False}} == float_passes
 
 
 @pytest.mark.parametrize("path", FILES, ids=case_id)
 def test_a_second_run_changes_nothing(path: Path) -> None:
-    step, g, _ = read_case(path)
+    step, g, _, _ = read_case(path)
     step.run(g)
     digest = g.digest()
     assert step.run(g) == 0 and g.digest() == digest

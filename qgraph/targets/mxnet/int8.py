@@ -30,7 +30,7 @@ from qgraph.targets.mxnet.weights import can_dictate, dictate
 
 _STEP = np.array([1.3], np.float32)  # of weights that are written for their codes alone; near it is one below the tie
 _RANGES = ((-128, 127), (0, 255))
-_FUSION_ATTRS = ("act_type", "a_min", "a_max", *ops.KEPT)
+_FUSION_ATTRS = ("act_type", "a_min", "a_max")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class _Lowering:
     # ---- float side -------------------------------------------------------------------------------------------------
 
     def _copy(self, node: Node, inputs: list[Port] | tuple) -> None:
-        twin = self.out.add(node.op, inputs, node.name, n_out=node.n_out, origin=node.origin, attrs=node.attrs)
+        twin = _as(node, self.out.add(node.op, inputs, node.name, n_out=node.n_out, origin=node.origin,
+                                      attrs=node.attrs))
         if node.name in self.g.params:
             self.out.params[twin.name] = self.g.params[node.name]
         for index in range(node.n_out):
@@ -213,7 +214,7 @@ class _Lowering:
         else:
             node = quantize_v2(self.out, self.as_float(source), qp, fq.name)
             node.origin = fq.origin
-            node.attrs.update(_own_attrs(fq))
+            _as(fq, node)
             self.codes[Port(fq)] = Codes((Port(node), Port(node, 1), Port(node, 2)), qp)
 
     def _pass_on(self, node: Node) -> None:
@@ -227,7 +228,7 @@ class _Lowering:
             op = "_contrib_quantized_concat"
         else:
             ports, op = list(inputs[0].ports), f"_contrib_quantized_{node.op.lower()}"
-        twin = self.out.add(op, ports, node.name, n_out=3, origin=node.origin, attrs=node.attrs)
+        twin = _as(node, self.out.add(op, ports, node.name, n_out=3, origin=node.origin, attrs=node.attrs))
         self.codes[Port(node)] = Codes((Port(twin), Port(twin, 1), Port(twin, 2)), qp)
 
     def _layer(self, node: Node, qp: QParams) -> Node:
@@ -304,9 +305,9 @@ class _Lowering:
         left, right = (self.codes[p] for p in self.g.inputs(add))
         if ops.attr(add, "act_type"):
             raise UnsupportedError(f"{add}: MXNet's int8 addition has no fused activation")
-        return self.out.add("_contrib_quantized_elemwise_add",
-                            [left.ports[0], right.ports[0], *left.ports[1:], *right.ports[1:]], add.name, n_out=3,
-                            origin=add.origin, attrs={**self._range(qp), **_own_attrs(add)})
+        return _as(add, self.out.add("_contrib_quantized_elemwise_add",
+                                     [left.ports[0], right.ports[0], *left.ports[1:], *right.ports[1:]], add.name,
+                                     n_out=3, origin=add.origin, attrs=self._range(qp)))
 
     def _codes_of(self, layer: Node) -> Codes:
         """What a layer with integer weights reads."""
@@ -366,10 +367,9 @@ class _Lowering:
                 entry["attrs"] = dict(sorted(step_attrs.items()))
             nodes.append(entry)
         graph = {"nodes": nodes, "arg_nodes": list(range(len(names))), "heads": [[len(nodes) - 1, 0, 0]]}
-        attrs.update(_own_attrs(last))
         attrs[SUBGRAPHS] = json.dumps([graph], separators=(",", ":"))
         names_of = [name for n in origin for name in (n.origin or (n.name,))]
-        return self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, attrs=attrs)
+        return _as(last, self.out.add(op, inputs, last.name, n_out=n_out, origin=names_of, attrs=attrs))
 
 
 def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
@@ -379,8 +379,10 @@ def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
                    min_calib_range=-high if qp.signed else 0.0, max_calib_range=high)
 
 
-def _own_attrs(node: Node) -> dict[str, str]:
-    return {key: node.attrs[key] for key in ops.KEPT if key in node.attrs}
+def _as(node: Node, twin: Node) -> Node:
+    """`twin`, which computes what `node` does: its channels and its shift are the same."""
+    twin.layout, twin.shift = node.layout, node.shift
+    return twin
 
 
 def _activation(act: str) -> tuple[str, dict[str, str], list[str]]:

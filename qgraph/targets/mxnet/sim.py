@@ -63,7 +63,7 @@ class _Lowering:
                 self.codes.write(node)
             elif ops.kind(node) == ops.COMPUTE and self._is_whole(node):
                 self._whole(node)
-            elif ops.WIDE in node.attrs:
+            elif node.wide:
                 self._wide(node)
         for node in nodes:
             if node.op == "fake_quantize":
@@ -209,7 +209,7 @@ class _Lowering:
     def _wide(self, node: Node) -> None:
         """In float64, which no order of the terms shows in."""
         out, act = self.out, _take_act(node)
-        del node.attrs[ops.WIDE]
+        node.wide = False
         out.set_inputs(node, [Port(out.add("Cast", [port], f"{node.name}_{i}_wide", dtype="float64"))
                               for i, port in enumerate(out.inputs(node))])
         chain = _Chain(out, node)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.channels import channel_order, in_the_users_order
+from qgraph.analysis.channels import in_the_users_order
 from qgraph.analysis.difference import Difference
 from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir import ops
@@ -54,7 +54,7 @@ class MxnetTensors(Tensors):
     def _as_the_users(self, name: str, value: np.ndarray) -> np.ndarray:
         """Passes may have reordered channels and shifted values, and say so on the node."""
         node = self.nodes[name]
-        return in_the_users_order(value, channel_order(node)) - np.float32(ops.number(node, ops.SHIFT) or 0)
+        return in_the_users_order(value, node.layout) - np.float32(node.shift)
 
     def rows(self, differences: Mapping[str, Difference]) -> list[dict[str, Any]]:
         """One row per layer in topological order. The noise of a node that is not compared is that of what it reads."""

@@ -92,8 +92,7 @@ class _Emitter:
                 self._read_constants(outputs)),
             opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qgraph",
             producer_version=qgraph.__version__)
-        orders = {Port(n).key: json.loads(n.attrs[ops.CHANNEL_ORDER]) for n in self.order
-                  if ops.CHANNEL_ORDER in n.attrs}
+        orders = {Port(n).key: n.layout for n in self.order if n.layout is not None}
         origins = {n.name: n.origin[-1] for n in self.order if n.op not in ("null", "fake_quantize") and n.origin
                    and n.origin[-1] != n.name}
         found = {key: json.dumps(value) for key, value in ((ORDERS, orders), (ORIGINS, origins)) if value}

@@ -21,7 +21,7 @@ from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors
 from qgraph.targets.onnx.read import read
 from qgraph.targets.onnx.runtime import Executor as Runtime
 
-ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
+ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`Node.layout`)
 ORIGINS = "qgraph.origin"  # metadata: JSON, tensor -> the node of the user's model that has this value
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose", "Add", "Concat", "MaxPool", "AveragePool",
                      "GlobalAveragePool", "GlobalMaxPool"})
@@ -84,7 +84,7 @@ class OnnxModel(Model):
 
     @property
     def channel_orders(self) -> dict[str, np.ndarray]:
-        """Tensors whose channels lie in another order than the user's, see `ops.CHANNEL_ORDER`."""
+        """Tensors whose channels lie in another order than the user's, see `Node.layout`."""
         return {name: np.array(order) for name, order in self._metadata(ORDERS).items()
                 if isinstance(order, list) and all(type(i) is int for i in order)
                 and sorted(order) == list(range(len(order)))}

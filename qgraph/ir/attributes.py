@@ -1,0 +1,72 @@
+"""The typed fields of a node as attributes: how its text form, and MXNet's files, write them and read them back.
+
+    layout    __channel_order__=[1,0,2]      channel i of the output is channel list[i] of the user's model
+    shift     __shift__=16.0                 how much higher the output is than the user's
+    rounded   __rounded__="s8 F43, tensor"
+    wide      __wide__=1
+
+MXNet keeps attributes of this form.  Frozen files have the first two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+
+from qgraph.errors import FormatError
+from qgraph.ir.graph import ChannelOrder, Node, Rounded
+
+LAYOUT, SHIFT, ROUNDED, WIDE = "__channel_order__", "__shift__", "__rounded__", "__wide__"
+IN_FILES = (LAYOUT, SHIFT)
+ALL = (*IN_FILES, ROUNDED, WIDE)
+
+
+def written(node: Node) -> dict[str, str]:
+    """The attributes that say what the typed fields hold; none for a field that holds nothing."""
+    found = {}
+    if node.layout is not None:
+        found[LAYOUT] = json.dumps(node.layout, separators=(",", ":"))
+    if node.shift:
+        found[SHIFT] = repr(node.shift)
+    if node.rounded is not None:
+        found[ROUNDED] = f"{node.rounded.dtype}, {node.rounded.granularity}"
+    if node.wide:
+        found[WIDE] = "1"
+    return found
+
+
+def take(node: Node, names: Iterable[str] = ALL) -> None:
+    """Move these attributes of a node into its typed fields. Raises FormatError for one that says nonsense."""
+    texts = {name: node.attrs.pop(name) for name in names if name in node.attrs}
+    if LAYOUT in texts:
+        node.layout = _layout(node, texts[LAYOUT])
+    if SHIFT in texts:
+        node.shift = _shift(node, texts[SHIFT])
+    if ROUNDED in texts:
+        dtype, comma, granularity = texts[ROUNDED].partition(", ")
+        if not comma:
+            raise FormatError(f"{node}: {ROUNDED}: found {texts[ROUNDED][:40]!r}, want a type and a granularity")
+        node.rounded = Rounded(dtype, granularity)
+    node.wide = node.wide or WIDE in texts
+
+
+def _layout(node: Node, text: str) -> ChannelOrder:
+    try:
+        order = np.array(json.loads(text), np.int64)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        order = np.zeros(0, np.int64)
+    if order.ndim != 1 or not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise FormatError(f"{node}: {LAYOUT}: found {text[:40]!r}, want a permutation")
+    return tuple(order.tolist())
+
+
+def _shift(node: Node, text: str) -> float:
+    try:
+        shift = float(np.float32(text))
+    except ValueError:
+        shift = float("nan")
+    if not np.isfinite(shift):
+        raise FormatError(f"{node}: {SHIFT}: found {text[:40]!r}, want a number")
+    return shift
