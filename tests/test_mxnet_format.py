@@ -622,6 +622,38 @@ def test_from_gluon_several_inputs_and_outputs():
         from_gluon(net, (2, -4), (2, 3))
 
 
+def test_a_block_inside_says_how_the_network_is_traced():
+    mx = pytest.importorskip("mxnet")
+    from contextlib import contextmanager
+
+    from mxnet.gluon import nn
+
+    from qgraph.formats.gluon import TRACING
+
+    class Scaled(nn.HybridBlock):
+        scale = None
+
+        def hybrid_forward(self, F, x):
+            return x if self.scale is None else F.broadcast_mul(x, F.var("scale", shape=(1, 3)))
+
+    @contextmanager
+    def tracing(block):
+        assert block is net
+        inner.scale = np.float32([[1, 2, 3]])
+        yield {"scale": inner.scale}
+        inner.scale = None
+
+    inner, net = Scaled(), nn.HybridSequential()
+    net.add(nn.Dense(3, in_units=4), inner)
+    net.initialize()
+    plain = from_gluon(net)
+    setattr(inner, TRACING, tracing)
+    scaled = from_gluon(net)
+    assert inner.scale is None and not plain.nodes("broadcast_mul") and len(scaled.nodes("broadcast_mul")) == 1
+    x = np.ones((2, 4), np.float32)
+    assert np.array_equal(run_mxnet(scaled, {"data": x})[0], net(mx.nd.array(x)).asnumpy() * [[1, 2, 3]])
+
+
 # ---- output files ---------------------------------------------------------------------------------------------------
 
 def test_write_files(tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+import numpy as np
 
 from qgraph.errors import MissingDependencyError, OptionError, UnsupportedError
 from qgraph.formats.mxnet import load
@@ -13,8 +16,12 @@ from qgraph.ir.graph import Graph
 
 Shape = Sequence[int]
 
+# An attribute that blocks can have: a function that is called with the block that is read.  It returns a context
+# manager; within it the block is traced, and what it gives is name -> value of the variables that are no parameters.
+TRACING = "qgraph_tracing"
 
-def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = None) -> Graph:
+
+def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape]) -> Graph:
     """The graph of a `gluon.HybridBlock` (or SymbolBlock), with its parameters as they are now.
 
     shapes: one shape per input, such as ``(1, 3, 224, 224)``, or one dict of name -> shape. Inputs given without names
@@ -22,7 +29,7 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = N
     The block keeps its hybridization and its cache. Parameters whose initialization is deferred are initialized by a
     forward pass on zeros of these shapes, as the first use of the block would.
     A block that trained quantized (`qgraph.qat`) gives the graph of its inference in offline mode, with the trained
-    ranges on fake_quantize nodes. tracer: see `qgraph.qat.export`, which calls this.
+    ranges on fake_quantize nodes: one of the blocks in it says so by its attribute `TRACING`.
     Raises UnsupportedError for a block that cannot be traced, OptionError for what the caller can mend.
     """
     try:
@@ -32,11 +39,22 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = N
     if not isinstance(block, mx.gluon.HybridBlock):
         raise UnsupportedError(f"from_gluon: found a {type(block).__name__}, want a gluon.HybridBlock (only these "
                                "can be traced)")
-    if tracer is None and _trains_quantized(block):
-        from qgraph.qat.export import tracing
+    with _tracing(block) as arrays:
+        return traced(block, shapes, arrays)
 
-        with tracing(block) as found:
-            return from_gluon(block, *shapes, tracer=found)
+
+def _tracing(block: Any) -> AbstractContextManager[Mapping[str, np.ndarray]]:
+    blocks: list[Any] = []
+    block.apply(blocks.append)
+    own = next((getattr(inner, TRACING) for inner in blocks if hasattr(inner, TRACING)), None)
+    return nullcontext({}) if own is None else own(block)
+
+
+def traced(block: Any, shapes: Sequence[Shape | Mapping[str, Shape]], arrays: Mapping[str, np.ndarray]) -> Graph:
+    """As `from_gluon`, with the forward pass as it is. arrays: values of variables that are no parameters; they are
+    read after the forward pass, which may add to them."""
+    import mxnet as mx
+
     inputs = _input_shapes(block, shapes)
     parameters = block.collect_params()
     if any(p._deferred_init for p in parameters.values()):
@@ -57,15 +75,8 @@ def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape], tracer: Any = N
                                f"inputs: {type(error).__name__}: {first_line[0]}") from error
     symbol = outputs[0] if len(outputs) == 1 else mx.sym.Group(outputs)
     used = set(symbol.list_inputs())
-    arrays = {name: p.data(p.list_ctx()[0]) for name, p in parameters.items() if name in used}
-    arrays.update(tracer.arrays if tracer is not None else {})
-    return load(symbol, arrays)
-
-
-def _trains_quantized(block: Any) -> bool:
-    found: list[bool] = []
-    block.apply(lambda inner: found.append(hasattr(inner, "qat")))
-    return any(found)
+    values = {name: p.data(p.list_ctx()[0]) for name, p in parameters.items() if name in used}
+    return load(symbol, {**values, **arrays})
 
 
 def input_names(block: Any) -> list[str]:
@@ -76,7 +87,7 @@ def input_names(block: Any) -> list[str]:
     return ["data"] if count <= 1 else [f"data{i}" for i in range(count)]
 
 
-def _input_shapes(block: Any, shapes: tuple[Shape | Mapping[str, Shape], ...]) -> dict[str, tuple[int, ...] | None]:
+def _input_shapes(block: Any, shapes: Sequence[Shape | Mapping[str, Shape]]) -> dict[str, tuple[int, ...] | None]:
     if not shapes:
         return dict.fromkeys(input_names(block))
     if isinstance(shapes[0], Mapping):

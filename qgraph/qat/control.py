@@ -8,7 +8,8 @@ import numpy as np
 
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.qat.converters import nn
-from qgraph.qat.layer import LEARNED, Quantizer, check_shape
+from qgraph.qat.export import export
+from qgraph.qat.layer import Quantizer, check_shape, is_learned, require_ranges
 from qgraph.qat.statistic import mx
 
 METHODS = ("update_ema", "quantize_online", "quantize_offline", "quantize_input", "enable_quantize", "disable_quantize",
@@ -23,7 +24,7 @@ class Control:
     steps: how often `update_ema` was called, which starts and ends what a layer delays; set it to resume a training.
     passes: context -> how often the network was called in training since, for one backward pass.
     reasons: name of a block -> why something that was asked for was not done to it.
-    sample: the inputs of the last training step, on which `qgraph.freeze` measures what training does not quantize.
+    sample: the inputs of the last training step, see `feeds`.
     """
 
     def __init__(self, net: Any, reasons: dict[str, str]) -> None:
@@ -173,9 +174,13 @@ class Control:
     def export(self, path: str, epoch: int = 0, remove_amp_cast: bool = True) -> None:
         """Write ``path-symbol.json``, ``path-NNNN.params``: the network at inference in offline mode, for MXNet as it
         is and for `qgraph freeze`, and ``path-calib.npz``, some inputs of the last training step (if there was one)."""
-        from qgraph.qat.export import export
+        export(self.net, path, epoch, self.feeds())
 
-        export(self.net, path, epoch)
+    def feeds(self) -> dict[str, np.ndarray]:
+        """Inputs of the last training step, by name; {} if there was none. `qgraph.freeze` measures on them what
+        training does not quantize."""
+        names = ["data"] if len(self.sample) == 1 else [f"data{i}" for i in range(len(self.sample))]
+        return {name: x.asnumpy() for name, x in zip(names, self.sample)}
 
     def _set(self, **flags: bool) -> None:
         for block in self.collect_quantized_blocks():
@@ -239,17 +244,3 @@ def _average(moving: list[Any], batches: list[Any], momentum: float) -> None:
         new = mx.nd.where((new > 0) * (new < np.inf), new, old)
         rate = mx.nd.where(old > 0, mx.nd.ones_like(old) * (1 - momentum), mx.nd.ones_like(old))
         mx.nd.split(old + rate * (new - old), num_outputs=len(values), axis=0, out=values)
-
-
-def require_ranges(blocks: list[Any]) -> None:
-    """CalibrationError if what one of the blocks reads has no range yet."""
-    bare = [b.name for b in blocks
-            if b.qat.high is not None and (b.qat.high._data is None or not b.qat.high.list_data()[0].asnumpy() > 0)]
-    if bare:
-        raise CalibrationError(f"no range for the input of {', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}"
-                               " yet: train with net.update_ema(), or qparams_init(net, calib_data=...); exclude what "
-                               "is never used or, where unsigned, never positive")
-
-
-def is_learned(state: Quantizer) -> bool:
-    return state.args.input_range in LEARNED

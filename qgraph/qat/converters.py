@@ -9,10 +9,11 @@ from types import MethodType
 from typing import Any, Callable
 
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.qat import layer
-from qgraph.qat.layer import QuantizeArgs, Quantizer
+from qgraph.formats.gluon import TRACING
+from qgraph.qat.layer import LEARNED, QuantizeArgs, Quantizer, activation_forward, layer_forward
 from qgraph.qat.network import CHANNEL_FIRST
-from qgraph.qat.statistic import mx
+from qgraph.qat.statistic import Statistic, mx, register
+from qgraph.qat.tracer import frozen
 
 Converter = Callable[[Any], None]
 nn = mx.gluon.nn
@@ -56,13 +57,39 @@ def gen_dense_converter(quantize_input: bool = True, in_signed: bool | str = Fal
     return convert
 
 
+def _replace(block: Any, forward: Any, state: Quantizer) -> None:
+    """Put `forward` in the place of the block's ``hybrid_forward``; once per block."""
+    if hasattr(block, "qat"):
+        raise OptionError(f"{block.name}: is converted already")
+    block.qat = state
+    setattr(block, TRACING, frozen)
+    if state.spec is not None:
+        learned = state.args.input_range in LEARNED
+        parameter = (mx.gluon.Parameter(block.params.prefix + "input_max", shape=(1,), init="zeros") if learned
+                     else Statistic(block.params.prefix + "input_max"))
+        state.high = register(block, "input_max", parameter)
+    block.hybrid_forward = MethodType(forward, block)
+    block._clear_cached_op()
+
+
+def _add_learned_weight_range(block: Any, count: int) -> None:
+    """count: of scales. The start is set by `qparams_init`."""
+    spec = block.qat.weight
+    shape: tuple[int, ...] = (count,)
+    if spec.granularity == "channel":
+        rank = len(block.weight.shape)
+        shape = tuple(count if d == spec.axis else 1 for d in range(rank))
+    parameter = mx.gluon.Parameter(block.params.prefix + "weight_max", shape=shape, init="zeros")
+    block.qat.weight_high = register(block, "weight_max", parameter)
+
+
 def _convert(block: Any, args: QuantizeArgs, weight: Any) -> None:
     state = Quantizer(args, block.hybrid_forward, args.input_spec() if args.quantize_input else None, weight,
                       waiting=args.start_step > 0)
-    layer.convert(block, layer.layer_forward, state)
+    _replace(block, layer_forward, state)
     if args.weight_range == "lsq":
         count = {"tensor": 1, "group": weight.groups}.get(weight.granularity)
-        layer.add_learned_weight_range(block, count or block._kwargs["num_filter"] // _groups_on_axis_0(block, weight)
+        _add_learned_weight_range(block, count or block._kwargs["num_filter"] // _groups_on_axis_0(block, weight)
                                        if hasattr(block, "_kwargs") else count or block._units)
 
 
@@ -79,7 +106,7 @@ def gen_act_converter(width: int = 8, quantize_act: bool = True, **more: Any) ->
         args = QuantizeArgs(quantize_act, block._act_type not in _POSITIVE, width, **more)
         state = Quantizer(args, block.hybrid_forward, args.input_spec() if quantize_act else None,
                           waiting=args.start_step > 0)
-        layer.convert(block, layer.activation_forward, state)
+        _replace(block, activation_forward, state)
 
     return convert
 

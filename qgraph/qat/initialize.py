@@ -9,8 +9,8 @@ import numpy as np
 from qgraph.calibration.collect import collect
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.options import FreezeOptions
-from qgraph.qat.control import is_learned
-from qgraph.qat.layer import Quantizer, check_shape, decide_sign
+from qgraph.qat.export import quantized_ports
+from qgraph.qat.layer import Quantizer, check_shape, decide_sign, is_learned
 from qgraph.qat.statistic import mx
 
 
@@ -47,8 +47,6 @@ def qparams_init(net: Any, calib_data: Any = None, calib: str = "naive", num_cal
 
 def _observed(net: Any, blocks: list[Any], calib_data: Any, calib: str, num_calib: int | None) -> Any:
     """(block, low, high) of everything that is quantized and not a weight."""
-    from qgraph.qat.export import quantized_ports
-
     graph, ports = quantized_ports(net)
     options = FreezeOptions(num_calib=num_calib)
     data = options.open(calib_data, {node.name: () for node in graph.data_inputs()}, num_calib)

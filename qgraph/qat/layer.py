@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError
 from qgraph.qat import chain
 from qgraph.qat.compute import compute
 from qgraph.qat.fake_bn import PairedBN, running, trained
-from qgraph.qat.statistic import Statistic, mx, register, tie
+from qgraph.qat.statistic import tie
 from qgraph.quant.spec import QSpec, as_granularity
-
-if TYPE_CHECKING:
-    from qgraph.qat.export import Tracer
 
 LEARNED = ("lsq", "pact")
 
@@ -67,6 +63,13 @@ class QuantizeArgs:
                      axis=out_axis if granularity == "channel" else 0, groups=groups if granularity == "group" else 1)
 
 
+class Tracer(Protocol):
+    """What takes the place of the arithmetic while a network is traced, see `tracer`."""
+
+    def data(self, block: Any, F: Any, x: Any) -> Any: ...
+    def layer(self, block: Any, F: Any, x: Any, weight: Any, bias: Any) -> Any: ...
+
+
 @dataclass
 class Quantizer:
     """What a converted block keeps in its attribute ``qat``.
@@ -100,31 +103,6 @@ class Quantizer:
     def observes(self) -> bool:
         """Whether the range of the running batch is measured for the average."""
         return self.spec is not None and self.args.input_range == "ema" and not self.fixed
-
-
-def convert(block: Any, forward: Any, state: Quantizer) -> None:
-    """Put `forward` in the place of the block's ``hybrid_forward``; once per block."""
-    if hasattr(block, "qat"):
-        raise OptionError(f"{block.name}: is converted already")
-    block.qat = state
-    if state.spec is not None:
-        learned = state.args.input_range in LEARNED
-        parameter = (mx.gluon.Parameter(block.params.prefix + "input_max", shape=(1,), init="zeros") if learned
-                     else Statistic(block.params.prefix + "input_max"))
-        state.high = register(block, "input_max", parameter)
-    block.hybrid_forward = MethodType(forward, block)
-    block._clear_cached_op()
-
-
-def add_learned_weight_range(block: Any, count: int) -> None:
-    """count: of scales. The start is set by `qparams_init`."""
-    spec = block.qat.weight
-    shape: tuple[int, ...] = (count,)
-    if spec.granularity == "channel":
-        rank = len(block.weight.shape)
-        shape = tuple(count if d == spec.axis else 1 for d in range(rank))
-    parameter = mx.gluon.Parameter(block.params.prefix + "weight_max", shape=shape, init="zeros")
-    block.qat.weight_high = register(block, "weight_max", parameter)
 
 
 def check_shape(block: Any) -> None:
@@ -252,3 +230,17 @@ def activation_forward(self: Any, F: Any, x: Any, input_max: Any = None) -> Any:
 def decide_sign(state: Quantizer, signed: bool) -> None:
     if state.spec is not None and state.spec.signed is None:
         state.spec = dataclasses.replace(state.spec, signed=signed)
+
+
+def require_ranges(blocks: list[Any]) -> None:
+    """CalibrationError if what one of the blocks reads has no range yet."""
+    bare = [b.name for b in blocks
+            if b.qat.high is not None and (b.qat.high._data is None or not b.qat.high.list_data()[0].asnumpy() > 0)]
+    if bare:
+        raise CalibrationError(f"no range for the input of {', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}"
+                               " yet: train with net.update_ema(), or qparams_init(net, calib_data=...); exclude what "
+                               "is never used or, where unsigned, never positive")
+
+
+def is_learned(state: Quantizer) -> bool:
+    return state.args.input_range in LEARNED
