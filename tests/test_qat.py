@@ -248,20 +248,52 @@ def residual_net(hybrid: bool, **options: Any) -> Any:
 
 @pytest.mark.parametrize("options", [{}, {"fake_bn": True}, {"quant_type": "channel", "clip_gradient": True}])
 def test_losses_are_identical_where_paths_are_added(options: dict[str, Any]) -> None:
-    plus = nd.NDArray.__add__
     losses = [steps(residual_net(hybrid, **options), 6) for hybrid in (False, True)]
     assert losses[0] == losses[1]
-    assert nd.NDArray.__add__ is plus
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
 def test_only_what_is_not_hybridized_has_its_sums_written_anew(hybrid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qgraph.qat import convert
+    from qgraph.qat import sums
 
-    entered, traced = [], convert._sums_as_traced
-    monkeypatch.setattr(convert, "_sums_as_traced", lambda: entered.append(True) or traced())
-    steps(residual_net(hybrid), 2)
-    assert len(entered) == (0 if hybrid else 2)
+    made, summand = [], sums._summand
+    monkeypatch.setattr(sums, "_summand", lambda array: made.append(True) or summand(array))
+    net = residual_net(hybrid)
+    net(images())
+    assert not made
+    steps(net, 2)
+    assert bool(made) != hybrid
+
+
+def test_addition_of_arrays_is_left_alone() -> None:
+    """NDArray is not touched, not even while a converted network runs, and other arrays stay what they are."""
+    class Foreign(gluon.HybridBlock):
+        def hybrid_forward(self, F: Any, x: Any) -> Any:
+            if F is nd:
+                y = F.relu(x)
+                seen.append((nd.NDArray.__add__, nd.NDArray.__radd__, type(y), type(y + F.sigmoid(x))))
+            return x
+
+    class Calls(gluon.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def hybrid_forward(self, F: Any, x: Any) -> Any:
+            foreign(x)
+            return self.net(x)
+
+    want, seen, foreign = (nd.NDArray.__add__, nd.NDArray.__radd__, nd.NDArray, nd.NDArray), [], Foreign()
+    foreign(images())
+    net = convert_model(Calls())
+    qparams_init(net)
+    foreign(images())
+    x = images()
+    with autograd.record():
+        y = net(x)
+    foreign(x)
+    assert seen == [want] * 4
+    assert [type(a) for a in (x, y, net.net[0].weight.data())] == [nd.NDArray] * 3
 
 
 def test_a_batchnorm_with_two_readers_is_folded_and_frozen() -> None:

@@ -225,7 +225,7 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
     inside = _inside(F, scaled, spec)
     slowed = (learned - high) * float(1 / np.sqrt(spec.qmax * np.prod(shape)))
     slope = F.broadcast_mul(F.broadcast_div(value, step) - scaled * inside, slowed)
-    return F.broadcast_add(F.broadcast_mul(weight, inside), value - fixed * inside + slope)
+    return F.broadcast_add(F.broadcast_mul(weight, inside), F.elemwise_add(value - fixed * inside, slope))
 
 
 def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> tuple[Any, Any]:

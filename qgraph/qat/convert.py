@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
@@ -19,6 +18,7 @@ from qgraph.qat.fake_bn import PairedBN
 from qgraph.qat.layer import Quantizer, decide_sign
 from qgraph.qat.network import Network, examine
 from qgraph.qat.statistic import amp_is_on, mx
+from qgraph.qat.sums import mark_outputs, sums_as_traced
 
 log = logging.getLogger("qgraph")
 
@@ -77,6 +77,7 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
         setattr(net, method, getattr(net.qat_control, method))
     net.qat_forward, net.forward = net.forward, MethodType(_forward_by_mode, net)
     for block in blocks:
+        block.register_forward_hook(mark_outputs)
         if isinstance(block, nn.GlobalAvgPool2D):
             _in_plain_layout(block, states[0])
     return net
@@ -201,34 +202,8 @@ def _forward_by_mode(self: Any, *inputs: Any) -> Any:
     if arrays:
         control.begin(arrays, training)
         if training and not getattr(self, "_active", False):
-            with _sums_as_traced():
-                return self.qat_forward(*inputs)
+            return sums_as_traced(self.qat_forward, inputs)
     elif training and not any(b.qat.tracer for b in control.collect_quantized_blocks()):
         raise UnsupportedError(f"{self.name} trains quantized, and is part of a hybridized block, where it cannot tell "
                                "training from inference: convert the outer block, or hybridize only what is inside")
     return self.qat_forward(*inputs)
-
-
-_PATCH = threading.RLock()
-
-
-@contextmanager
-def _sums_as_traced() -> Iterator[None]:
-    """``a + b`` of arrays of one shape is elemwise_add, as it is when a network is hybridized.
-
-    By itself it is broadcast_add, which leaves oneDNN's layouts: BatchNorm then adds its gradients in another order,
-    and a last bit becomes a step where a value is rounded.
-    """
-    cls = mx.nd.NDArray
-    with _PATCH:
-        plus = cls.__add__
-
-        def add(self: Any, other: Any) -> Any:
-            alike = type(other) is cls and type(self) is cls and (self.shape, self.dtype) == (other.shape, other.dtype)
-            return mx.nd.elemwise_add(self, other) if alike else plus(self, other)
-
-        cls.__add__ = add
-        try:
-            yield
-        finally:
-            cls.__add__ = plus
