@@ -23,25 +23,25 @@ elemwise ops by name: + is another op for arrays than for symbols, in another la
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
 from qgraph.qat.statistic import amp_is_on, mx
+from qgraph.qat.types import Ops, Parameter, T
 from qgraph.quant.spec import ROUNDER, QSpec
 
 _TINY = float(np.finfo(np.float32).tiny)
 _TWO_PASSES_PAY = 2**14  # values: for fewer, quantize and dequantize take longer to start than seven passes
 
 
-def step_of(F: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
+def step_of(F: Ops[T], high: T, spec: QSpec) -> tuple[T, T]:
     """(step, its reciprocal) for a range that ends at `high`; as MXNet's quantize and dequantize compute them."""
     radius = 127.5 if spec.signed else 255.5
     step = F.maximum(high / spec.qmax, _TINY) * radius / radius
     return step, radius / (step * radius)
 
 
-def _codes(F: Any, scaled: Any, spec: QSpec) -> Any:
+def _codes(F: Ops[T], scaled: T, spec: QSpec) -> T:
     low = F.maximum(scaled, spec.qmin) if spec.qmin else F.Activation(scaled, act_type="relu")
     return F.minimum(low, spec.qmax) + ROUNDER - ROUNDER
 
@@ -55,7 +55,7 @@ def _rounds_by_onednn() -> bool:
         return bool(mx.nd.contrib.dequantize(codes, zero, zero + 255.5).asnumpy().tolist() == [0, 2, 2, 255])
 
 
-def in_two_passes(parameter: Any) -> bool:
+def in_two_passes(parameter: Parameter) -> bool:
     """Whether a block with this parameter can use `_two_passes`: MXNet with oneDNN, on CPUs, in float32."""
     if amp_is_on():
         return False
@@ -63,7 +63,7 @@ def in_two_passes(parameter: Any) -> bool:
     return all(context.device_type == "cpu" for context in contexts) and _rounds_by_onednn()
 
 
-def cut(F: Any, x: Any, two_passes: bool) -> Any:
+def cut(F: Ops[T], x: T, two_passes: bool) -> T:
     """x without its gradient; for `_two_passes` a copy in MXNet's own layout.
 
     BlockGrad alone writes where it reads: what is in a layout of oneDNN's it brings into MXNet's and back.
@@ -71,7 +71,7 @@ def cut(F: Any, x: Any, two_passes: bool) -> Any:
     return F.BlockGrad(F.slice(x, begin=(None,), end=(None,)) if two_passes else x)
 
 
-def _two_passes(F: Any, fixed: Any, high: Any, spec: QSpec) -> Any:
+def _two_passes(F: Ops[T], fixed: T, high: T, spec: QSpec) -> T:
     """As `fake_quantize`, by quantize (a range of 255 steps, or 127) and dequantize (255.5, or 127.5).
 
     The reciprocal of the step is 255 / (255 step) there: its last bit may differ, and with it the side to which what is
@@ -89,13 +89,13 @@ def _two_passes(F: Any, fixed: Any, high: Any, spec: QSpec) -> Any:
     return F.reshape_like(F.contrib.dequantize(codes, step * (sign * top), step * top), fixed)
 
 
-def straight_through(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
+def straight_through(F: Ops[T], x: T, fixed: T, high: T, spec: QSpec) -> tuple[T, T]:
     """(`fake_quantize` of x in training, in two passes; the error of rounding)"""
     error = F.elemwise_sub(_two_passes(F, fixed, F.BlockGrad(high), spec), fixed)
     return F.elemwise_add(x, error), error
 
 
-def read_again(F: Any, high: Any, error: Any) -> Any:
+def read_again(F: Ops[T], high: T, error: T) -> T:
     """`high`, (1,). Its readers come behind those of `error`, which MXNet therefore keeps.
 
     Else the sum of `straight_through` would be written over it, in MXNet's own layout, and the convolutions bring that
@@ -104,12 +104,12 @@ def read_again(F: Any, high: Any, error: Any) -> Any:
     return F.reshape_like(high, F.slice_axis(F.reshape(error, shape=(-1,)), axis=0, begin=0, end=1))
 
 
-def _inside(F: Any, scaled: Any, spec: QSpec) -> Any:
+def _inside(F: Ops[T], scaled: T, spec: QSpec) -> T:
     return F.elemwise_mul(scaled >= spec.qmin, scaled <= spec.qmax)
 
 
-def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: bool = False,
-                  clip_gradient: bool = False, learn: str = "") -> Any:
+def fake_quantize(F: Ops[T], x: T, fixed: T, high: T, spec: QSpec, training: bool = False,
+                  clip_gradient: bool = False, learn: str = "") -> T:
     """x -> the nearest values that have a code. fixed: `cut` x.  high: (1,), where the range ends.
 
     learn: "lsq" (arXiv 1902.08153: the step has a gradient, scaled by sqrt(1 / (values * qmax))) or "pact" (arXiv
@@ -138,7 +138,7 @@ def fake_quantize(F: Any, x: Any, fixed: Any, high: Any, spec: QSpec, training: 
     return F.elemwise_add(y, F.reshape_like(product, fixed))
 
 
-def _broadcasting(F: Any, high: Any, spec: QSpec, shape: tuple[int, ...]) -> Any:
+def _broadcasting(F: Ops[T], high: T, spec: QSpec, shape: tuple[int, ...]) -> T:
     """A range per group, (groups,), as it broadcasts against a weight of the shape; others do so as they are.
 
     Weights themselves are never reshaped: MXNet cannot reshape what its convolution has brought into a layout of its
@@ -150,7 +150,7 @@ def _broadcasting(F: Any, high: Any, spec: QSpec, shape: tuple[int, ...]) -> Any
     return F.reshape(rows, shape=(-1,) + (1,) * (len(shape) - 1))
 
 
-def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> Any:
+def weight_range(F: Ops[T], weight: T, spec: QSpec, shape: tuple[int, ...]) -> T:
     """Largest magnitude per tensor, convolution group or channel, as it broadcasts against the weight."""
     size = F.abs(weight)
     row = int(np.prod(shape[1:]))
@@ -165,13 +165,13 @@ def weight_range(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...]) -> An
     return _broadcasting(F, F.max(grouped, axis=1), spec, shape)
 
 
-def data_codes(F: Any, x: Any, high: Any, spec: QSpec) -> tuple[Any, Any]:
+def data_codes(F: Ops[T], x: T, high: T, spec: QSpec) -> tuple[T, T]:
     """(codes, (1,) step)"""
     step, inverse = step_of(F, high, spec)
     return _codes(F, F.broadcast_mul(x, inverse), spec), step
 
 
-def weight_codes(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None) -> tuple[Any, Any]:
+def weight_codes(F: Ops[T], weight: T, spec: QSpec, shape: tuple[int, ...], learned: T | None = None) -> tuple[T, T]:
     """(codes, step as it broadcasts against the weight). learned: see `fake_quantize_weight`."""
     high = (weight_range(F, weight, spec, shape) if learned is None
             else _broadcasting(F, learned, spec, shape))
@@ -179,7 +179,7 @@ def weight_codes(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learn
     return _codes(F, F.broadcast_mul(weight, inverse), spec), step
 
 
-def channel_steps(F: Any, step: Any, spec: QSpec, shape: tuple[int, ...], transposed_groups: int = 0) -> Any:
+def channel_steps(F: Ops[T], step: T, spec: QSpec, shape: tuple[int, ...], transposed_groups: int = 0) -> T:
     """The step of a weight for each output channel, (channels,) or (1,). shape: of the weight.
 
     transposed_groups: of a transposed convolution, whose output channels lie on axis 1, those of each group alike.
@@ -192,8 +192,8 @@ def channel_steps(F: Any, step: Any, spec: QSpec, shape: tuple[int, ...], transp
     return F.reshape(F.repeat(first, repeats=shape[1], axis=1), shape=(-1,))
 
 
-def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high: Any = None,
-                  two_passes: bool = False) -> Any:
+def weight_values(F: Ops[T], weight: T, spec: QSpec, shape: tuple[int, ...], high: T | None = None,
+                  two_passes: bool = False) -> T:
     """weight -> the nearest values that have a code, in the smallest range that covers it or up to `high`.
 
     two_passes: whether `_two_passes` can be had, in MXNet's own layout and without a gradient.
@@ -206,8 +206,8 @@ def weight_values(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], high
     return F.broadcast_mul(codes, step)
 
 
-def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...], learned: Any = None,
-                         training: bool = False, two_passes: bool = False) -> Any:
+def fake_quantize_weight(F: Ops[T], weight: T, spec: QSpec, shape: tuple[int, ...], learned: T | None = None,
+                         training: bool = False, two_passes: bool = False) -> T:
     """`weight_values` with a gradient. learned: a range with that of LSQ, (1,) per tensor, (groups,) per group, per
     channel as it broadcasts."""
     fixed = F.BlockGrad(weight) if training else weight
@@ -228,7 +228,7 @@ def fake_quantize_weight(F: Any, weight: Any, spec: QSpec, shape: tuple[int, ...
     return F.broadcast_add(F.broadcast_mul(weight, inside), F.elemwise_add(value - fixed * inside, slope))
 
 
-def batch_range(F: Any, x: Any, spec: QSpec, rank: int) -> tuple[Any, Any]:
+def batch_range(F: Ops[T], x: T, spec: QSpec, rank: int) -> tuple[T, T]:
     """((1,) mean over the images of the batch of the largest value (magnitude, for signed codes) of each, (N,) these).
 
     x: behind a BlockGrad.  rank: x is (N, C, and so many more), where MXNet's pooling is eight times as fast as its

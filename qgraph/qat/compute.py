@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+
+from qgraph.qat.types import Layer, Ops, T
 
 
-def compute(block: Any, F: Any, x: Any, weight: Any, bias: Any, training: bool = True) -> Any:
+def compute(block: Layer, F: Ops[T], x: T, weight: T, bias: T | None, training: bool = True) -> T:
     """Convolution or Deconvolution, without the block's activation.
 
     MXNet 1.9.1 leaves the gradient of a Deconvolution's weight in a layout that only parameters can take, so computed
@@ -14,7 +16,8 @@ def compute(block: Any, F: Any, x: Any, weight: Any, bias: Any, training: bool =
     kwargs = {**block._kwargs, "no_bias": bias is None}
     inputs = [x, weight] if bias is None else [x, weight, bias]
     if block._op_name != "Deconvolution" or not training:
-        return getattr(F, block._op_name)(*inputs, name="fwd", **kwargs)
+        op: Callable[..., T] = getattr(F, block._op_name)
+        return op(*inputs, name="fwd", **kwargs)
     y = F.Deconvolution(*[F.BlockGrad(array) for array in inputs], name="fwd", **kwargs)
     double = F.Deconvolution(*[F.cast(array, dtype="float64") for array in inputs], **kwargs)
     through = F.cast(double, dtype="float32")

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Callable, Protocol
 
 import numpy as np
 
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.qat.converters import nn
 from qgraph.qat.export import export
-from qgraph.qat.layer import Quantizer, check_shape, is_learned, require_ranges
-from qgraph.qat.statistic import mx
+from qgraph.qat.layer import Converted, check_shape, converted, is_learned, require_ranges
+from qgraph.qat.statistic import Statistic, mx
+from qgraph.qat.types import Array, Block, Context, Parameter
 
 METHODS = ("update_ema", "quantize_online", "quantize_offline", "quantize_input", "enable_quantize", "disable_quantize",
            "fix_params", "collect_quantized_blocks", "export")
 _KEY = 1 << 20  # of the averages in a kvstore; its keys are numbers, as those of the Trainer
 _CACHE = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
+
+
+class KVStore(Protocol):
+    """mx.kv.KVStore"""
+
+    type: str
+    num_workers: int
+
+    def init(self, key: int, value: Array) -> None: ...
+    def push(self, key: int, value: Array) -> None: ...
+    def pull(self, key: int, out: Array) -> None: ...
+
+
+class Trainer(Protocol):
+    """gluon.Trainer"""
+
+    _kvstore: KVStore | None
+    _update_on_kvstore: bool
+    _params_to_init: list[Parameter]
+
+    def _init_params(self) -> None: ...
+
+
+class Trained(Block, Protocol):
+    """A converted network. It has the `METHODS` of its control, too."""
+
+    qat_control: Control
+    qat_forward: Callable[..., object]
 
 
 class Control:
@@ -27,20 +56,20 @@ class Control:
     sample: the inputs of the last training step, see `feeds`.
     """
 
-    def __init__(self, net: Any, reasons: dict[str, str]) -> None:
+    def __init__(self, net: Block, reasons: dict[str, str]) -> None:
         self.net, self.reasons = net, reasons
         self._steps = 0
-        self.passes: dict[Any, int] = {}
+        self.passes: dict[Context, int] = {}
         self.training = False
-        self._put_aside: dict[int, dict[str, Any]] = {}
-        self.sample: tuple[Any, ...] = ()
-        self._in_kvstore: Any = None
+        self._put_aside: dict[int, dict[str, object]] = {}
+        self.sample: tuple[Array, ...] = ()
+        self._in_kvstore: tuple[KVStore, tuple[int, ...]] | None = None
         self._started = False
         self._statistics = [p for p, _ in self._ranges()]
 
     # ---- averages ---------------------------------------------------------------------------------------------------
 
-    def update_ema(self, momentum: float = 0.99, trainer: Any = None) -> None:
+    def update_ema(self, momentum: float = 0.99, trainer: Trainer | None = None) -> None:
         """Move ranges towards those of the last batch; call it after ``backward()``.
 
             range <- momentum * range + (1 - momentum) * batch's        the first batch's is taken as it is
@@ -75,21 +104,21 @@ class Control:
         self._steps = count
         self._start_and_end()
 
-    def _ranges(self) -> list[tuple[Any, int]]:
+    def _ranges(self) -> list[tuple[Statistic, int]]:
         """(parameter of an averaged range, how often the network calls its block), each parameter once."""
         found = {id(b.qat.high): (b.qat.high, b.qat.calls) for b in self.collect_quantized_blocks()
-                 if b.qat.enabled and b.qat.observes}
+                 if b.qat.enabled and b.qat.observes and isinstance(b.qat.high, Statistic)}
         return list(found.values())
 
-    def _over_contexts(self, parameter: Any) -> Any:
+    def _over_contexts(self, parameter: Statistic) -> Array:
         """The mean of what was sent, (1,); 0 if nothing was."""
         sent = [array / self.passes.get(array.context, 1) for array in parameter.sent()]
         first = parameter.list_ctx()[0]
-        return sum(array.as_in_context(first) for array in sent) / len(sent) if sent else mx.nd.zeros(1, ctx=first)
+        return sum((array.as_in_context(first) for array in sent), mx.nd.zeros(1, ctx=first)) / max(len(sent), 1)
 
-    def _over_workers(self, batches: list[Any], trainer: Any) -> list[Any]:
-        kvstore = getattr(trainer, "_kvstore", None)
-        if kvstore is None or "dist" not in kvstore.type or not batches:
+    def _over_workers(self, batches: list[Array], trainer: Trainer | None) -> list[Array]:
+        kvstore: KVStore | None = getattr(trainer, "_kvstore", None)
+        if trainer is None or kvstore is None or "dist" not in kvstore.type or not batches:
             return batches
         if trainer._update_on_kvstore:
             raise OptionError("update_ema: the servers of this Trainer's kvstore apply the optimizer to whatever they "
@@ -108,7 +137,7 @@ class Control:
     def _start_and_end(self) -> None:
         changed = False
         for block in self.collect_quantized_blocks():
-            state: Quantizer = block.qat
+            state = block.qat
             if state.waiting != (waits := self.steps < state.args.start_step):
                 state.waiting, changed = waits, True
             end = state.args.freeze_bn_step
@@ -154,22 +183,15 @@ class Control:
                 if parameter is not None:
                     parameter.grad_req = "null"
 
-        def use_running(block: Any) -> None:
+        def use_running(block: Block) -> None:
             if isinstance(block, nn.BatchNorm):
                 block._kwargs["use_global_stats"] = True
 
         self.net.apply(use_running)
 
-    def collect_quantized_blocks(self) -> list[Any]:
+    def collect_quantized_blocks(self) -> list[Converted]:
         """The converted blocks, in the order of the network's children."""
-        blocks: list[Any] = []
-
-        def collect(block: Any) -> None:
-            if hasattr(block, "qat") and isinstance(block.qat, Quantizer) and all(b is not block for b in blocks):
-                blocks.append(block)
-
-        self.net.apply(collect)
-        return blocks
+        return converted(self.net)
 
     def export(self, path: str, epoch: int = 0, remove_amp_cast: bool = True) -> None:
         """Write ``path-symbol.json``, ``path-NNNN.params``: the network at inference in offline mode, for MXNet as it
@@ -193,7 +215,7 @@ class Control:
         self._put_aside.clear()
         self.net.apply(lambda block: block._clear_cached_op() if hasattr(block, "_clear_cached_op") else None)
 
-    def begin(self, inputs: list[Any], training: bool) -> None:
+    def begin(self, inputs: list[Array], training: bool) -> None:
         """Before a forward pass."""
         if not self._started:
             for block in self.collect_quantized_blocks():
@@ -223,7 +245,7 @@ class Control:
         for block in self.collect_quantized_blocks():
             block.qat.training = training
 
-        def swap(block: Any) -> None:
+        def swap(block: Block) -> None:
             if hasattr(block, "_clear_cached_op"):
                 now = {name: getattr(block, name) for name in _CACHE if hasattr(block, name)}
                 other = self._put_aside.pop(id(block), None)
@@ -235,7 +257,7 @@ class Control:
         self.net.apply(swap)
 
 
-def _average(moving: list[Any], batches: list[Any], momentum: float) -> None:
+def _average(moving: list[Statistic], batches: list[Array], momentum: float) -> None:
     """See `Control.update_ema`; all ranges at once, and without waiting for a number."""
     for context in moving[0].list_ctx():
         values = [parameter.data(context) for parameter in moving]

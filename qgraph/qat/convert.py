@@ -8,23 +8,26 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Protocol, TypeVar, Union, cast
 
 from qgraph.errors import OptionError, UnsupportedError
 from qgraph.formats.gluon import flatten
-from qgraph.qat.control import METHODS, Control
+from qgraph.qat.control import METHODS, Control, Trained
 from qgraph.qat.converters import DEFAULT_CONVERT_FN, STAYS, Converter, bypass_bn, is_converter, nn
 from qgraph.qat.fake_bn import PairedBN
-from qgraph.qat.layer import Quantizer, decide_sign
+from qgraph.qat.layer import Converted, Quantizer, decide_sign, is_converted
 from qgraph.qat.network import Network, examine
 from qgraph.qat.statistic import amp_is_on, mx
 from qgraph.qat.sums import mark_outputs, sums_as_traced
+from qgraph.qat.types import BatchNorm, Block, Forward, Ops, T
 
+Named = Union[Block, str]  # a block, its name or a glob
+K = TypeVar("K")
 log = logging.getLogger("qgraph")
 
 
-def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any, Converter | None] | None = None,
-                  custom_fn: Mapping[Any, Converter | None] | None = None) -> Any:
+def convert_model(net: Block, exclude: Iterable[Named] = (), convert_fn: Mapping[type, Converter | None] | None = None,
+                  custom_fn: Mapping[Named, Converter | None] | None = None) -> Trained:
     """Let a network train with fake quantization, in place; returns it.
 
     exclude: blocks, their names (with or without the network's prefix) or globs; what lies inside an excluded block
@@ -60,10 +63,9 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
             if fn is None or (fn is bypass_bn and folds):  # with fake_bn those go that are folded, and no others
                 continue
             fn(block)
-            state = getattr(block, "qat", None)
-            if isinstance(state, Quantizer) and state.weight is not None:
-                _tell(block, state, network, norms, excluded, reasons)
-        states = [b.qat for b in blocks if isinstance(getattr(b, "qat", None), Quantizer)]
+            if is_converted(block) and block.qat.weight is not None:
+                _tell(block, network, norms, excluded, reasons)
+        states = [b.qat for b in blocks if is_converted(b)]
         if not states:
             raise OptionError(f"{net.name}: no layer to quantize among its {len(blocks)} blocks; want a network of "
                               "Gluon layers (a SymbolBlock, as imported from files, has none)")
@@ -72,6 +74,7 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
         for why in (why for cls, why in STAYS.items() if isinstance(block, cls) and id(block) not in excluded):
             reasons[block.name] = f"it stays in float: {why}"
             log.warning("%s: %s", block.name, reasons[block.name])
+    net = cast(Trained, net)
     net.qat_control = Control(net, reasons)
     for method in METHODS:
         setattr(net, method, getattr(net.qat_control, method))
@@ -83,7 +86,7 @@ def convert_model(net: Any, exclude: Iterable[Any] = (), convert_fn: Mapping[Any
     return net
 
 
-def _checked(table: Any, option: str) -> Mapping[Any, Converter | None]:
+def _checked(table: Mapping[K, Converter | None] | None, option: str) -> Mapping[K, Converter | None]:
     if not isinstance(table or {}, Mapping):
         raise OptionError(f"{option}: found a {type(table).__name__}, want a dict of what to convert -> converter")
     for key, fn in (table or {}).items():
@@ -96,7 +99,7 @@ def _checked(table: Any, option: str) -> Mapping[Any, Converter | None]:
 
 
 @contextmanager
-def _all_or_nothing(blocks: list[Any]) -> Iterator[None]:
+def _all_or_nothing(blocks: list[Block]) -> Iterator[None]:
     """If something is raised within, the blocks are what they were."""
     before = [(block, dict(vars(block)), dict(block._reg_params), dict(block.params._params)) for block in blocks]
     try:
@@ -110,35 +113,40 @@ def _all_or_nothing(blocks: list[Any]) -> Iterator[None]:
         raise
 
 
-def _check_shared(blocks: list[Any]) -> None:
+def _check_shared(blocks: list[Block]) -> None:
     """OptionError for blocks that share a weight and would round it in different ways."""
-    seen: dict[int, Any] = {}
+    seen: dict[int, Converted] = {}
     for block in blocks:
-        state = getattr(block, "qat", None)
-        if isinstance(state, Quantizer) and state.weight is not None:
+        if is_converted(block) and block.qat.weight is not None:
             first = seen.setdefault(id(block.weight), block)
-            if (first.qat.weight, first.qat.args.weight_range) != (state.weight, state.args.weight_range):
+            if (first.qat.weight, first.qat.args.weight_range) != (block.qat.weight, block.qat.args.weight_range):
                 raise OptionError(f"{first.name} and {block.name} share their weight, and are to quantize it in "
                                   "different ways: give them the same converter")
 
 
-def _in_plain_layout(pool: Any, state: Quantizer) -> None:
+class Pool(Block, Protocol):
+    qat_forward: Forward
+    qat_of_network: Quantizer
+
+
+def _in_plain_layout(pool: Pool, state: Quantizer) -> None:
     """pool(x)  ->  pool(x * 1)  in training. state: of any converted layer.
 
     oneDNN gives the gradient of a global average in a layout of its own.  Sums hand it on to the BatchNorms of residual
     blocks, whose fast kernel does not take it: a step of a small ResNet takes half as long again.
     """
-    def multiplied(self: Any, F: Any, x: Any) -> Any:
-        state: Quantizer = self.qat_of_network
+    def multiplied(self: Pool, F: Ops[T], x: T) -> T:
+        state = self.qat_of_network
         return self.qat_forward(F, x * 1 if state.training and state.tracer is None else x)
 
     pool.qat_forward, pool.qat_of_network = pool.hybrid_forward, state
     pool.hybrid_forward = MethodType(multiplied, pool)
 
 
-def _tell(block: Any, state: Quantizer, network: Network, norms: dict[str, Any], excluded: set[int],
+def _tell(block: Converted, network: Network, norms: dict[str, BatchNorm], excluded: set[int],
           reasons: dict[str, str]) -> None:
     """What the graph says about a converted layer: calls, sign of its input, the BatchNorm to fold."""
+    state = block.qat
     state.calls = max(len(network.layers.get(block.weight.name, [])), 1)
     if (positive := network.nonnegative(block)) is not None:
         decide_sign(state, signed=not positive)
@@ -158,9 +166,9 @@ def _tell(block: Any, state: Quantizer, network: Network, norms: dict[str, Any],
     bypass_bn(norms[gamma])
 
 
-def _blocks(block: Any) -> list[Any]:
+def _blocks(block: Block) -> list[Block]:
     """The block and all inside of it, each once, in the order of its children."""
-    found: dict[int, Any] = {}
+    found: dict[int, Block] = {}
     pending = [block]
     while pending:
         item = pending.pop()
@@ -170,7 +178,7 @@ def _blocks(block: Any) -> list[Any]:
     return list(found.values())
 
 
-def _named(net: Any, blocks: list[Any], item: Any, option: str) -> list[Any]:
+def _named(net: Block, blocks: list[Block], item: Named, option: str) -> list[Block]:
     """A block itself, or those whose name, with or without the network's prefix, is or matches the text."""
     if not isinstance(item, str):
         if any(b is item for b in blocks):
@@ -185,7 +193,7 @@ def _named(net: Any, blocks: list[Any], item: Any, option: str) -> list[Any]:
     return list(found.values())
 
 
-def _converter(block: Any, table: Mapping[Any, Converter | None]) -> Converter | None:
+def _converter(block: Block, table: Mapping[type, Converter | None]) -> Converter | None:
     """By its type, or by the nearest base class whose forward pass it has not changed."""
     for cls in type(block).__mro__:
         if cls in table:
@@ -194,9 +202,9 @@ def _converter(block: Any, table: Mapping[Any, Converter | None]) -> Converter |
     return None
 
 
-def _forward_by_mode(self: Any, *inputs: Any) -> Any:
+def _forward_by_mode(self: Trained, *inputs: object) -> object:
     """The network's forward pass with the graph that training, or inference, wants."""
-    control: Control = self.qat_control
+    control = self.qat_control
     training = mx.autograd.is_recording() or mx.autograd.is_training()
     arrays = [x for x in flatten(inputs) if isinstance(x, mx.nd.NDArray)]
     if arrays:

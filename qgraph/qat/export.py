@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -14,12 +13,13 @@ from qgraph.formats.mxnet import checkpoint_files
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.qat.tracer import OBSERVED, tracing
+from qgraph.qat.types import Block
 from qgraph.targets.mxnet.sim import lower
 
 SAMPLE_IMAGES = 32
 
 
-def quantized_ports(net: Any) -> tuple[Graph, dict[tuple[str, int], Port]]:
+def quantized_ports(net: Block) -> tuple[Graph, dict[tuple[str, int], Port]]:
     """(the float graph, (name of a block, which call of it) -> the tensor of it that is quantized)"""
     with tracing(net, observe=True) as tracer:
         graph = traced(net, (), tracer.arrays)
@@ -33,7 +33,7 @@ def quantized_ports(net: Any) -> tuple[Graph, dict[tuple[str, int], Port]]:
     return graph, ports
 
 
-def export(net: Any, path: str, epoch: int, sample: Mapping[str, np.ndarray]) -> None:
+def export(net: Block, path: str, epoch: int, sample: Mapping[str, np.ndarray]) -> None:
     """See `Control.export`. sample: some inputs, by name."""
     files = dict(checkpoint_files(lower(from_gluon(net), marked=True), path, epoch))
     if sample:

@@ -16,17 +16,18 @@ through the rounding, and through the statistics) for half the work; MXNet's Bat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Callable, overload
 
 from qgraph.qat.compute import compute
+from qgraph.qat.types import Array, BatchNorm, Context, Layer, Ops, Parameter, Symbol, T
 
 
 @dataclass
 class PairedBN:
     """The BatchNorm block of a convolution. fixed: the running statistics are used."""
 
-    block: Any
-    conv: Any
+    block: BatchNorm
+    conv: Layer
     fixed: bool = False
 
     @property
@@ -50,52 +51,56 @@ class PairedBN:
     def eps(self) -> float:
         return float(self.block._kwargs["eps"])
 
-    def parameter(self, parameter: Any, like: Any) -> Any:
+    @overload
+    def parameter(self, parameter: Parameter, like: Array) -> Array: ...
+    @overload
+    def parameter(self, parameter: Parameter, like: Symbol) -> Symbol: ...
+    def parameter(self, parameter: Parameter, like: Array | Symbol) -> Array | Symbol:
         """A symbol, or the array where `like` is."""
-        return parameter.var() if hasattr(like, "list_arguments") else parameter.data(like.context)
+        context: Context | None = getattr(like, "context", None)
+        return parameter.var() if context is None else parameter.data(context)
 
-    def arrays(self, F: Any, like: Any) -> tuple[Any, Any, Any, Any]:
+    def arrays(self, like: T) -> tuple[T | None, T, T, T]:
         """gamma (or None), beta, mean and variance."""
         bn = self.block
-        found = [self.parameter(p, like) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
-        return (None if bn._kwargs["fix_gamma"] else found[0], *found[1:])  # type: ignore[return-value]
+        gamma, beta, mean, var = (self.parameter(p, like) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var))
+        return None if bn._kwargs["fix_gamma"] else gamma, beta, mean, var
 
 
-def scale_of(F: Any, gamma: Any, var: Any, eps: float) -> Any:
+def scale_of(F: Ops[T], gamma: T | None, var: T, eps: float) -> T:
     """gamma / sqrt(var + eps), (C,)."""
     root = F.sqrt(var + eps)
     return 1 / root if gamma is None else gamma / root
 
 
-def shifted_bias(bias: Any, beta: Any, mean: Any, scale: Any) -> Any:
+def shifted_bias(bias: T | None, beta: T, mean: T, scale: T) -> T:
     return beta + ((0 - mean) if bias is None else (bias - mean)) * scale
 
 
-def folded(F: Any, weight: Any, scale: Any, bn: PairedBN) -> Any:
+def folded(F: Ops[T], weight: T, scale: T, bn: PairedBN) -> T:
     """weight * scale per output channel. A transposed convolution has them on axis 1, per group of axis 0."""
-    ones = (1,) * (bn.rank - 2)
+    ones: tuple[int, ...] = (1,) * (bn.rank - 2)
     if bn.out_axis == 0:
         return F.broadcast_mul(weight, F.reshape(scale, shape=(-1, 1, *ones)))
     rows = F.repeat(F.reshape(scale, shape=(bn.groups, -1)), repeats=bn.inputs // bn.groups, axis=0)
     return F.broadcast_mul(weight, F.reshape(rows, shape=(0, 0, *ones)))
 
 
-def running(F: Any, bn: PairedBN, weight: Any, bias: Any) -> tuple[Any, Any]:
+def running(F: Ops[T], bn: PairedBN, weight: T, bias: T | None) -> tuple[T, T]:
     """(weight, bias) of the one convolution with the running statistics."""
-    gamma, beta, mean, var = bn.arrays(F, weight)
+    gamma, beta, mean, var = bn.arrays(weight)
     scale = scale_of(F, gamma, F.BlockGrad(var), bn.eps)
     return folded(F, weight, scale, bn), shifted_bias(bias, beta, F.BlockGrad(mean), scale)
 
 
-def trained(F: Any, layer: Any, x: Any, weight: Any, bias: Any, quantized: Any) -> Any:
+def trained(F: Ops[T], bn: PairedBN, x: T, weight: T, bias: T | None, quantized: Callable[[T], T] | None) -> T:
     """The layer with the statistics of the batch. quantized: folded weight -> what stands for its codes."""
-    bn: PairedBN = layer.qat.bn
-    _, beta, mean, var = bn.arrays(F, weight)
+    _, beta, mean, var = bn.arrays(weight)
     gamma = bn.parameter(bn.block.gamma, weight)
-    y = compute(layer, F, x, weight, bias)
+    y = compute(bn.conv, F, x, weight, bias)
     out, _, inverse = F.BatchNorm(y, gamma, beta, mean, var, output_mean_var=True, **bn.block._kwargs)
     if quantized is None:
         return out
     scale = F.BlockGrad(inverse if bn.block._kwargs["fix_gamma"] else inverse * gamma)
     exact = folded(F, F.BlockGrad(weight), scale, bn)
-    return F.elemwise_add(out, compute(layer, F, x, F.elemwise_sub(quantized(exact), exact), None))
+    return F.elemwise_add(out, compute(bn.conv, F, x, F.elemwise_sub(quantized(exact), exact), None))

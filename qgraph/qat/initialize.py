@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from qgraph.calibration.collect import collect
 from qgraph.errors import CalibrationError, OptionError
 from qgraph.options import FreezeOptions
+from qgraph.qat.control import Trained
 from qgraph.qat.export import quantized_ports
-from qgraph.qat.layer import Quantizer, check_shape, decide_sign, is_learned
+from qgraph.qat.layer import Converted, check_shape, converted, decide_sign, is_learned
 from qgraph.qat.statistic import mx
+from qgraph.qat.types import Block
 
 
-def qparams_init(net: Any, calib_data: Any = None, calib: str = "naive", num_calib: int | None = 512) -> Any:
+def qparams_init(net: Trained, calib_data: object = None, calib: str = "naive", num_calib: int | None = 512) -> Trained:
     """Initialize what `convert_model` has added; returns the network.
 
     Without data ranges begin with those of the first training batch.  With data (what `qgraph.open_data` takes) they
@@ -23,7 +25,7 @@ def qparams_init(net: Any, calib_data: Any = None, calib: str = "naive", num_cal
     """
     if not hasattr(net, "collect_quantized_blocks"):
         raise OptionError(f"qparams_init: {getattr(net, 'name', net)} is not converted: call convert_model(net) first")
-    blocks = net.collect_quantized_blocks()
+    blocks = converted(net)
     contexts = next((p.list_ctx() for p in net.collect_params().values() if p._data is not None), None)
     for block in blocks:
         for parameter in (block.qat.high, block.qat.weight_high):
@@ -36,16 +38,17 @@ def qparams_init(net: Any, calib_data: Any = None, calib: str = "naive", num_cal
             raise CalibrationError(f"{learned[0]}: a learned range needs a start: qparams_init(net, calib_data=...)")
     else:
         for block, low, high in _observed(net, blocks, calib_data, calib, num_calib):
-            state: Quantizer = block.qat
+            state = block.qat
             decide_sign(state, signed=low < 0)
-            assert state.spec is not None
-            block.qat.high.set_data(mx.nd.array([max(high, -low if state.spec.signed else 0.0, 0.0)]))
+            assert state.spec is not None and state.high is not None
+            state.high.set_data(mx.nd.array([max(high, -low if state.spec.signed else 0.0, 0.0)]))
     for block in blocks:  # nothing is known that says otherwise
         decide_sign(block.qat, signed=True)
     return net
 
 
-def _observed(net: Any, blocks: list[Any], calib_data: Any, calib: str, num_calib: int | None) -> Any:
+def _observed(net: Block, blocks: list[Converted], calib_data: object, calib: str,
+              num_calib: int | None) -> Iterator[tuple[Converted, float, float]]:
     """(block, low, high) of everything that is quantized and not a weight."""
     graph, ports = quantized_ports(net)
     options = FreezeOptions(num_calib=num_calib)
@@ -61,12 +64,13 @@ def _observed(net: Any, blocks: list[Any], calib_data: Any, calib: str, num_cali
                 yield block, min(e.low for e in entries), max(e.high for e in entries)
 
 
-def _start_weight_range(block: Any) -> None:
+def _start_weight_range(block: Converted) -> None:
     """LSQ begins with the step 2 mean|w| / sqrt(qmax) (arXiv 1902.08153, section 2.1), per scale."""
     parameter, spec = block.qat.weight_high, block.qat.weight
-    if parameter is not None:
-        check_shape(block)
-    if parameter is None or parameter.list_data()[0].asnumpy().any():
+    if parameter is None or spec is None:
+        return
+    check_shape(block)
+    if parameter.list_data()[0].asnumpy().any():
         return
     size = np.abs(block.weight.list_data()[0].asnumpy())
     if spec.granularity == "channel":

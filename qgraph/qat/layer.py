@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qgraph.errors import CalibrationError, OptionError, UnsupportedError
 from qgraph.qat import chain
 from qgraph.qat.compute import compute
 from qgraph.qat.fake_bn import PairedBN, running, trained
 from qgraph.qat.statistic import tie
+from qgraph.qat.types import Block, Forward, Layer, Ops, Parameter, T
 from qgraph.quant.spec import QSpec, as_granularity
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
 
 LEARNED = ("lsq", "pact")
 
@@ -40,7 +45,7 @@ class QuantizeArgs:
     freeze_bn_step: int | None = None
 
     def __post_init__(self) -> None:
-        allowed: dict[str, tuple[Any, ...]] = {
+        allowed: dict[str, tuple[object, ...]] = {
             "in_signed": (True, False, "auto"), "quant_type": ("layer", "group", "channel"),
             "input_range": ("ema", *LEARNED), "weight_range": ("minmax", "lsq"),
             "in_width": tuple(range(2, 9)), "wt_width": tuple(range(2, 9))}
@@ -63,11 +68,17 @@ class QuantizeArgs:
                      axis=out_axis if granularity == "channel" else 0, groups=groups if granularity == "group" else 1)
 
 
+class Converted(Layer, Protocol):
+    """A layer that trains quantized; or an Activation that does, which has no weight."""
+
+    qat: Quantizer
+
+
 class Tracer(Protocol):
     """What takes the place of the arithmetic while a network is traced, see `tracer`."""
 
-    def data(self, block: Any, F: Any, x: Any) -> Any: ...
-    def layer(self, block: Any, F: Any, x: Any, weight: Any, bias: Any) -> Any: ...
+    def data(self, block: Converted, F: Ops[T], x: T) -> T: ...
+    def layer(self, block: Converted, F: Ops[T], x: T, weight: T, bias: T | None) -> T: ...
 
 
 @dataclass
@@ -80,11 +91,11 @@ class Quantizer:
     """
 
     args: QuantizeArgs
-    forward: Any
+    forward: Forward
     spec: QSpec | None
     weight: QSpec | None = None
-    high: Any = None
-    weight_high: Any = None
+    high: Parameter | None = None
+    weight_high: Parameter | None = None
     bn: PairedBN | None = None
     calls: int = 1
     enabled: bool = True
@@ -105,41 +116,55 @@ class Quantizer:
         return self.spec is not None and self.args.input_range == "ema" and not self.fixed
 
 
-def check_shape(block: Any) -> None:
+def is_converted(block: object) -> TypeGuard[Converted]:
+    return isinstance(getattr(block, "qat", None), Quantizer)
+
+
+def converted(net: Block) -> list[Converted]:
+    """The converted blocks, in the order of the network's children, each once."""
+    blocks: list[Block] = []
+    net.apply(blocks.append)
+    return list({id(block): block for block in blocks if is_converted(block)}.values())
+
+
+def check_shape(block: Converted) -> None:
     if block.qat.weight is not None and not all(d > 0 for d in block.weight.shape or (0,)):
         raise OptionError(f"{block.name}: the shape of its weight is not known yet: run one batch through the network "
                           "before convert_model")
 
 
-def check_dtype(block: Any) -> None:
+def check_dtype(block: Converted) -> None:
     if str(block.weight.dtype) not in ("float32", "<class 'numpy.float32'>"):
         raise UnsupportedError(f"{block.name}: its weight is {block.weight.dtype}; quantization-aware training "
                                "computes in float32: do not cast the network")
 
 
-def running_range(block: Any, F: Any, x: Any, high: Any, rank: int) -> Any:
+def running_range(block: Converted, F: Ops[T], x: T, high: T, rank: int) -> T:
     """(1,), where the range of the data ends at inference: that of the batch, or the one that was trained."""
-    state: Quantizer = block.qat
+    state = block.qat
     spec = known_spec(block)
     if state.online and state.args.input_range == "ema" and not state.fixed:
         return chain.batch_range(F, x, spec, rank)[0]
     return high
 
 
-def known_spec(block: Any) -> QSpec:
+def known_spec(block: Converted) -> QSpec:
     spec = block.qat.spec
+    assert spec is not None
     if spec.signed is None:
         raise CalibrationError(f"{block.name}: the signedness of its input is not known yet: call qparams_init(net) "
                                "before the first forward pass")
     return spec
 
 
-def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[Any, Any]:
+def quantized_data(block: Converted, F: Ops[T], x: T, high: T | None,
+                   rank: int) -> tuple[T, tuple[T, T] | None]:
     """(what the block computes with, what to send out: the batch's range and that of its images, or None)"""
-    state: Quantizer = block.qat
+    state = block.qat
     spec = state.spec
     if spec is None or not state.enabled:
         return x, None
+    assert state.high is not None and high is not None
     spec = known_spec(block)
     online = state.online and state.args.input_range == "ema" and not state.fixed
     observes = state.observes and state.training
@@ -158,21 +183,21 @@ def quantized_data(block: Any, F: Any, x: Any, high: Any, rank: int) -> tuple[An
     return x, batch if observes else None
 
 
-def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, input_max: Any = None,
-                  weight_max: Any = None) -> Any:
+def layer_forward(self: Converted, F: Ops[T], x: T, weight: T, bias: T | None = None, input_max: T | None = None,
+                  weight_max: T | None = None) -> T:
     """conv(x, w, b)  ->  conv(fq(x), fq(w), b), and with a paired BatchNorm  conv(fq(x), fq(w s), b')."""
-    state: Quantizer = self.qat
+    state = self.qat
     if state.tracer is not None:
         return state.tracer.layer(self, F, x, weight, bias)
     check_dtype(self)
-    if state.quantizes_data and not state.training:
+    if state.quantizes_data and not state.training and input_max is not None:
         return whole_forward(self, F, x, weight, bias, input_max, weight_max)
     x, batch = quantized_data(self, F, x, input_max, rank=len(self.weight.shape) - 2)
     spec, shape, two_passes = state.weight, self.weight.shape, chain.in_two_passes(self.weight)
     assert spec is not None
     if state.bn is not None and state.training and not state.bn.fixed:
-        weight = weight if batch is None else tie(F, weight, input_max, batch[0], shape[0])
-        y = trained(F, self, x, weight, bias,
+        weight = weight if batch is None or input_max is None else tie(F, weight, input_max, batch[0], shape[0])
+        y = trained(F, state.bn, x, weight, bias,
                     (lambda folded: chain.weight_values(F, folded, spec, shape, two_passes=two_passes))
                     if state.enabled else None)
         return y if self.act is None else self.act(y)
@@ -180,15 +205,17 @@ def layer_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any = None, inpu
         weight, bias = running(F, state.bn, weight, bias)
     if state.enabled:
         weight = chain.fake_quantize_weight(F, weight, spec, shape, weight_max, state.training, two_passes)
-    if batch is not None:  # here it needs no copy
+    if batch is not None and input_max is not None:  # here it needs no copy
         weight = tie(F, weight, input_max, batch[0], shape[0])
     return call(self, F, x, weight, bias)
 
 
-def whole_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any, input_max: Any, weight_max: Any) -> Any:
+def whole_forward(self: Converted, F: Ops[T], x: T, weight: T, bias: T | None, input_max: T,
+                  weight_max: T | None) -> T:
     """conv(codes of x, codes of w) * (s_x s_w) + b, at inference."""
-    state: Quantizer = self.qat
-    spec, shape, rank = state.weight, self.weight.shape, len(self.weight.shape) - 2
+    state = self.qat
+    spec, shape = state.weight, self.weight.shape
+    rank: int = len(shape) - 2
     assert spec is not None and state.spec is not None
     high = running_range(self, F, x, input_max, rank)
     if state.bn is not None:
@@ -208,23 +235,23 @@ def whole_forward(self: Any, F: Any, x: Any, weight: Any, bias: Any, input_max: 
     return y if self.act is None else self.act(y)
 
 
-def call(block: Any, F: Any, x: Any, weight: Any, bias: Any) -> Any:
+def call(block: Converted, F: Ops[T], x: T, weight: T, bias: T | None) -> T:
     """The layer itself. A bias that the block has none of, from a folded BatchNorm, is added by the same op."""
-    state: Quantizer = block.qat
+    state = block.qat
     if not hasattr(block, "_op_name"):
         return state.forward(F, x, weight, bias)
     y = compute(block, F, x, weight, bias, state.training and state.tracer is None)
     return y if block.act is None else block.act(y)
 
 
-def activation_forward(self: Any, F: Any, x: Any, input_max: Any = None) -> Any:
+def activation_forward(self: Converted, F: Ops[T], x: T, input_max: T | None = None) -> T:
     """act(x)  ->  fq(act(x))."""
-    state: Quantizer = self.qat
+    state = self.qat
     y = state.forward(F, x)
     if state.tracer is not None:
         return state.tracer.data(self, F, y)
     value, batch = quantized_data(self, F, y, input_max, rank=0)
-    return value if batch is None else tie(F, value, input_max, batch[0], batch[1])
+    return value if batch is None or input_max is None else tie(F, value, input_max, batch[0], batch[1])
 
 
 def decide_sign(state: Quantizer, signed: bool) -> None:
@@ -232,7 +259,7 @@ def decide_sign(state: Quantizer, signed: bool) -> None:
         state.spec = dataclasses.replace(state.spec, signed=signed)
 
 
-def require_ranges(blocks: list[Any]) -> None:
+def require_ranges(blocks: Sequence[Converted]) -> None:
     """CalibrationError if what one of the blocks reads has no range yet."""
     bare = [b.name for b in blocks
             if b.qat.high is not None and (b.qat.high._data is None or not b.qat.high.list_data()[0].asnumpy() > 0)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from qgraph.analysis.codes import nonnegative
 from qgraph.errors import UnsupportedError
@@ -12,6 +11,7 @@ from qgraph.formats.mxnet import load
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.qat.statistic import mx
+from qgraph.qat.types import Block, Layer, Symbol
 
 CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
 
@@ -29,7 +29,7 @@ class Network:
     positive: set[Port] = field(default_factory=set)
     why: str = ""
 
-    def bn_behind(self, layer: Any) -> tuple[str, str]:
+    def bn_behind(self, layer: Layer) -> tuple[str, str]:
         """(name of the gamma of the BatchNorm that normalizes what the block computes, "") or ("", why there is none).
 
         Both must be called once, with nobody else reading in between.
@@ -56,13 +56,13 @@ class Network:
             return "", f"{bn.name} does not normalize channels"
         return gamma, ""
 
-    def nonnegative(self, layer: Any) -> bool | None:
+    def nonnegative(self, layer: Layer) -> bool | None:
         """Whether everything that the block reads is known not to be negative; None without a graph."""
         nodes = [] if self.why else self.layers.get(layer.weight.name, [])
         return all(self.graph.inputs(n)[0] in self.positive for n in nodes) if nodes else None
 
 
-def examine(net: Any) -> Network:
+def examine(net: Block) -> Network:
     """Trace the network with symbols. One that cannot be traced gives a Network that knows nothing, and says why."""
     try:
         symbol = trace(net)
@@ -79,7 +79,7 @@ def examine(net: Any) -> Network:
     return found
 
 
-def trace(net: Any) -> Any:
+def trace(net: Block) -> Symbol:
     """The network as one symbol."""
     if not isinstance(net, mx.gluon.HybridBlock):
         raise UnsupportedError(f"the network is a {type(net).__name__}, of which there is no graph (want a "

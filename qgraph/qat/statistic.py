@@ -11,8 +11,8 @@ hands on a gradient of ones, whatever comes in.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
+from qgraph.qat.types import Array, Block, Context, Ops, Parameter, T
 from qgraph.targets.mxnet.runtime import import_mxnet
 
 mx = import_mxnet("qgraph.qat")
@@ -26,7 +26,7 @@ def amp_is_on() -> bool:
 class Statistic(mx.gluon.Parameter):  # type: ignore[name-defined,misc]
     """Not trained: `Trainer`, `zero_grad` and the kvstore see grad_req 'null' and leave it alone, files keep it."""
 
-    def __init__(self, name: str, shape: tuple[int, ...] = (1,), init: Any = "zeros") -> None:
+    def __init__(self, name: str, shape: tuple[int, ...] = (1,), init: str = "zeros") -> None:
         super().__init__(name, grad_req="null", shape=shape, init=init, allow_deferred_init=True, differentiable=False)
 
     @property
@@ -41,19 +41,19 @@ class Statistic(mx.gluon.Parameter):  # type: ignore[name-defined,misc]
         self._grad = [mx.nd.zeros_like(array) for array in self._data]
         mx.autograd.mark_variables(self._data, self._grad, "write")
 
-    def sent(self, context: Any = None) -> list[Any]:
+    def sent(self, context: Context | None = None) -> list[Array]:
         """What the last backward pass sent since `forget`, per context (or in the one given)."""
         return [sent for data, sent in zip(self._data or [], self._grad or [])
                 if data._fresh_grad and context in (None, data.context)]
 
-    def forget(self, context: Any = None) -> None:
+    def forget(self, context: Context | None = None) -> None:
         """What was sent until now is old."""
         for data in self._data or []:
             if context in (None, data.context):
                 data._fresh_grad = False
 
 
-def register(block: Any, attribute: str, parameter: Any) -> Any:
+def register(block: Block, attribute: str, parameter: Parameter) -> Parameter:
     """Give a block a parameter after it was made; it is initialized where the others are.
 
     Blocks that share their parameters share this one; the first one made stays.
@@ -68,7 +68,7 @@ def register(block: Any, attribute: str, parameter: Any) -> Any:
     return parameter
 
 
-def tie(F: Any, value: Any, parameter: Any, statistic: Any, rows: Any) -> Any:
+def tie(F: Ops[T], value: T, parameter: T, statistic: T, rows: T | int) -> T:
     """`value`, and the gradient of `parameter` is the statistic (of its shape).
 
     rows: length of axis 0 of `value`, or an array (length,).
