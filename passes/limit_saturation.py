@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Finding:
     errors: Mapping[float, float]
     why: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"layer": self.layer, "missed_percent": round(100 * self.missed, 4), "chosen": self.chosen,
                 "rms_error_by_factor": {str(k): round(v, 4) for k, v in self.errors.items()}, "why": self.why}
 
@@ -54,7 +54,7 @@ class LimitSaturation(Pass):
     name = "limit-saturation"
     requires = ("calibrate",)
     rounding: str = "mxnet"
-    feeds: Optional[Mapping[str, Any]] = None
+    feeds: Optional[Mapping[str, np.ndarray]] = None
     findings: list = field(default_factory=list, compare=False)
 
     def run(self, g: Graph) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class LimitWeights(Pass):
     requires = ("calibrate",)
     rounding: str = "half-even"
     isa: str = "auto"
-    feeds: Optional[Mapping[str, Any]] = None
+    feeds: Optional[Mapping[str, np.ndarray]] = None
     findings: list = field(default_factory=list, compare=False)
 
     def run(self, g: Graph) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class PairChannels(Pass):
     requires = ("calibrate",)
     rounding: str = "mxnet"
     active: bool = True
-    feeds: Optional[Mapping[str, Any]] = None
+    feeds: Optional[Mapping[str, np.ndarray]] = None
 
     def run(self, g: Graph) -> int:
         if not self.active:

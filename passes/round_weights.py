@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class RoundWeights(Pass):
     name = "round-weights"
     requires = ("calibrate",)
     rounding: str = "mxnet"
-    feeds: Optional[Mapping[str, Any]] = None
+    feeds: Optional[Mapping[str, np.ndarray]] = None
 
     def run(self, g: Graph) -> int:
         if self.feeds is None:

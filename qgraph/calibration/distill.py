@@ -30,7 +30,7 @@ def need_mxnet() -> Any:
 
 
 def distill(g: Graph, input_shapes: Mapping[str, Sequence[int]], count: int = 64, seed: int = 0, steps: int = 25,
-            progress: Callable[[int, int], Any] | None = None) -> dict[str, np.ndarray]:
+            progress: Callable[[int, int], object] | None = None) -> dict[str, np.ndarray]:
     """Input name -> count x ... float32 that reproduces the statistics of the BatchNorms of `g`. Needs MXNet.
 
     g: the float graph before BatchNorms are folded; it is not changed.
@@ -232,7 +232,8 @@ class _Match:
         self._executor.backward(heads)
         return {name: grad.asnumpy() for name, grad in self._grads.items()}
 
-    def _compare(self, images: Mapping[str, np.ndarray]) -> tuple[list[Any], list[tuple[float, Any, Any]]]:
+    def _compare(self, images: Mapping[str, np.ndarray]) -> tuple[list[Any],
+                                                                  list[tuple[float, np.ndarray, np.ndarray]]]:
         for name, array in self._data.items():
             array[:] = images[name]
         tensors = self._executor.forward(is_train=True)
@@ -248,6 +249,6 @@ class _Match:
         return tensors, [target.compare(*stats) for target, stats in zip(self._targets, self._stats)]
 
     def _norm(self, x: Any, target: _Target, *, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray,
-              **options: Any) -> Any:
+              **options: object) -> Any:
         arrays = [self._mx.nd.array(v, dtype="float32") for v in (gamma, beta, mean, var)]
         return self._mx.nd.BatchNorm(x, *arrays, fix_gamma=False, axis=target.axis, **options)

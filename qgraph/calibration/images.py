@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ SAMPLE_IMAGES = 16  # on which passes may measure, such as limit-saturation
 CHECK_IMAGES = 4
 
 
-def find_data(prefix: str, bare: Graph, options: FreezeOptions, calib_data: Any, needed: bool,
+def find_data(prefix: str, bare: Graph, options: FreezeOptions, calib_data: object, needed: bool,
               progress: Progress | None) -> tuple[Data | None, dict[str, tuple[int, ...]]]:
     """(calibration data, shapes of a small batch). prefix: of the model's files, or "". bare: it, without labels.
 
@@ -63,11 +62,10 @@ def sample(data: Data) -> dict[str, np.ndarray]:
     return {name: np.concatenate([b.feeds[name] for b in batches])[:SAMPLE_IMAGES] for name in batches[0].feeds}
 
 
-def sample_of(model: Any) -> Any:
+def sample_of(model: object) -> dict[str, np.ndarray] | None:
     """Inputs of the last training step of a network of `qgraph.qat`, by name, or None."""
-    arrays = getattr(getattr(model, "qat_control", None), "sample", ())
-    names = ["data"] if len(arrays) == 1 else [f"data{i}" for i in range(len(arrays))]
-    return {name: x.asnumpy() for name, x in zip(names, arrays)} or None
+    control = getattr(model, "qat_control", None)
+    return None if control is None else control.feeds() or None
 
 
 def _peek(data: Data) -> Batch:

@@ -11,16 +11,16 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
-from qgraph.data.sources import Arrays, Dataset, Folder, Items, Npz, Records, Stream
+from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Records, Stream
 from qgraph.errors import DataError, OptionError
 
 __all__ = ["PRESETS", "Batch", "Data", "Preprocess", "open_data", "parse_slice"]
@@ -155,7 +155,7 @@ class Data:
             return np.stack([ready(row, where, self.preprocess) for row, where in zip(x, ids)])
         return ready(x, ids[0], self.preprocess)
 
-    def _batch(self, arrays: Sequence[np.ndarray], labels: Sequence[Any], ids: list[str]) -> Batch:
+    def _batch(self, arrays: Sequence[np.ndarray], labels: Sequence[Label], ids: list[str]) -> Batch:
         feeds = {}
         for name, x in zip(self.input_names, arrays):
             self._check_shape(name, x.shape, ids[0])
@@ -183,7 +183,7 @@ class Data:
 
 
 def open_data(
-    source: Any,
+    source: object,
     preprocess: Preprocess | None = None,
     *,
     select: str | slice | Sequence[int] | None = None,
@@ -233,7 +233,7 @@ def _selection(select: str | slice | Sequence[int] | None) -> slice | Sequence[i
     return rows
 
 
-def _source(source: Any, names: Sequence[str], preprocess: Preprocess) -> Items | Stream:
+def _source(source: object, names: Sequence[str], preprocess: Preprocess) -> Items | Stream:
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source), names, preprocess)
     if isinstance(source, Mapping):
@@ -241,9 +241,9 @@ def _source(source: Any, names: Sequence[str], preprocess: Preprocess) -> Items 
     if isinstance(source, np.ndarray) or callable(getattr(source, "asnumpy", None)):
         return Arrays("array", {names[0]: source}, names, preprocess)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "__iter__"):
-        return Dataset(source, names, preprocess)
+        return Dataset(cast(Numbered, source), names, preprocess)
     try:
-        return Stream(source, names)
+        return Stream(cast(Iterable[object], source), names)
     except TypeError:
         wanted = "a path, arrays, a Dataset, a DataLoader or an iterable of batches"
         raise DataError(f"cannot read data from a {type(source).__name__}, want {wanted}") from None
@@ -286,13 +286,14 @@ def _stack(column: Sequence[np.ndarray], ids: Sequence[str]) -> np.ndarray:
     return np.stack(column)
 
 
-def _labels(labels: Sequence[Any], ids: Sequence[str]) -> np.ndarray | None:
+def _labels(labels: Sequence[Label], ids: Sequence[str]) -> np.ndarray | None:
     """Whole numbers become int64, so that they compare with an argmax; one label in a vector is taken out of it."""
-    if any(label is None for label in labels):
+    known = [label for label in labels if label is not None]
+    if len(known) < len(labels):
         return None
-    if len({np.shape(label) for label in labels}) != 1:
+    if len({np.shape(label) for label in known}) != 1:
         raise DataError(f"{ids[0]} and the rest of its batch have labels of different lengths")
-    values = np.asarray(labels, np.float64)
+    values = np.asarray(known, np.float64)
     values = values.reshape(len(values)) if values.size == len(values) else values
     whole = values.ndim == 1 and np.isfinite(values).all() and (values == np.rint(values)).all()
     return values.astype(np.int64 if whole else np.float32)

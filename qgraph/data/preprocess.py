@@ -10,9 +10,10 @@ import difflib
 import math
 import sys
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageFile
 
 from qgraph.errors import DataError, OptionError, QGraphError
@@ -22,7 +23,7 @@ _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")  # no EPS (runs gh
 _MAX_PIXELS = 1 << 26  # of one image; more is an image bomb
 
 
-def _floats(name: str, value: Any) -> tuple[float, ...]:
+def _floats(name: str, value: str | ArrayLike) -> tuple[float, ...]:
     """A number, a sequence of numbers, or text like "0.4,0.5,0.6" -> finite floats."""
     try:
         parts = value.split(",") if isinstance(value, str) else np.ravel(value).tolist()
@@ -70,13 +71,13 @@ class Preprocess:
                 raise OptionError(f"--{name} is {size!r}, want a number of pixels, 1 to 8192")
 
     @classmethod
-    def from_options(cls, preset: str | None = None, **explicit: Any) -> Preprocess:
+    def from_options(cls, preset: str | None = None, **explicit: object) -> Preprocess:
         """A preset, with every explicit option that is not None in place of the preset's."""
         if preset is not None and preset not in PRESETS:
             near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.5)
             guess = f"did you mean {near[0]}? " if near else ""
             raise OptionError(f"unknown preset {preset!r}: {guess}There are {', '.join(PRESETS)}")
-        given = {name: value for name, value in explicit.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in explicit.items() if value is not None}
         if unknown := given.keys() - {field.name for field in fields(cls)}:
             raise OptionError(f"unknown preprocessing option: {', '.join(sorted(unknown))}")
         return replace(PRESETS[preset or "none"], **given)
@@ -85,7 +86,7 @@ class Preprocess:
     def is_identity(self) -> bool:
         return self == Preprocess(channels=self.channels)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     def _check_channels(self) -> None:
@@ -150,7 +151,7 @@ def parse_slice(text: str | slice | None, option: str = "--select") -> slice | N
     return slice(*numbers)
 
 
-def decode(source: Any, where: str, preprocess: Preprocess) -> np.ndarray:
+def decode(source: str | BinaryIO, where: str, preprocess: Preprocess) -> np.ndarray:
     """Encoded image (file object or path) -> C x H x W float32."""
     try:
         ImageFile.LOAD_TRUNCATED_IMAGES = False  # gluoncv.data sets it: half an image would pass

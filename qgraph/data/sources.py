@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Optional, Protocol, Union
 
 import numpy as np
 
@@ -22,12 +22,16 @@ from qgraph.data.preprocess import IMAGE_SUFFIXES, Preprocess, decode, ready
 from qgraph.data.recordio import RecordFile, split_image_record
 from qgraph.errors import DataError
 
-Row = tuple[list[np.ndarray], Any]  # arrays in the order of the input names, label or None
+Label = Union[np.ndarray, np.generic, float, None]
+Row = tuple[list[np.ndarray], Label]  # arrays in the order of the input names, label
+BatchRow = tuple[list[np.ndarray], Optional[np.ndarray]]  # the same of a batch
+
+Member = tuple[IO[bytes], tuple[int, ...], np.dtype]  # of an .npz: stream at its first row, shape, dtype
 
 _MAX_ROW_BYTES = 1 << 30  # of one item of an .npz
 
 
-def _array(x: Any, where: str) -> np.ndarray:
+def _array(x: object, where: str) -> np.ndarray:
     """NumPy array, NDArray, tensor or scalar -> numeric NumPy array."""
     for method in ("asnumpy", "numpy"):
         if callable(getattr(x, method, None)):
@@ -40,12 +44,13 @@ def _array(x: Any, where: str) -> np.ndarray:
     return np.asarray(x)
 
 
-def split(element: Any, names: Sequence[str], where: str) -> Row:
+def split(element: object, names: Sequence[str], where: str) -> BatchRow:
     """What a Dataset or an iterable gives -> (arrays in the order of `names`, label or None)."""
     label = None
-    if isinstance(getattr(element, "data", None), (list, tuple)):  # mx.io.DataBatch; its last `pad` rows are filling
-        end = len(element.data[0]) - (getattr(element, "pad", 0) or 0)
-        element = [_array(x, where)[:end] for x in [*element.data, *(element.label or [])[:1]]]
+    data = getattr(element, "data", None)
+    if isinstance(data, (list, tuple)):  # mx.io.DataBatch; its last `pad` rows are filling
+        end = len(data[0]) - (getattr(element, "pad", 0) or 0)
+        element = [_array(x, where)[:end] for x in [*data, *(getattr(element, "label", None) or [])[:1]]]
     if isinstance(element, Mapping):
         if missing := [name for name in names if name not in element]:
             raise DataError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(map(str, element))}")
@@ -98,7 +103,7 @@ class Items:
     def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
         return _in_order(self.load, indices, workers if self.threads else 1, ahead)
 
-    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+    def labels(self, indices: Iterable[int]) -> Iterator[Label]:
         """Without decoding images, where that can be."""
         return (label for _, label in self.rows(indices, 1, 1))
 
@@ -117,7 +122,7 @@ class Records(Items):
         label, image = split_image_record(self._file.read(index), where)
         return [decode(BytesIO(image), where, self._preprocess)], label
 
-    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+    def labels(self, indices: Iterable[int]) -> Iterator[Label]:
         return (split_image_record(self._file.read(i), self.where(i))[0] for i in indices)
 
 
@@ -158,7 +163,7 @@ class Folder(Items):
     def load(self, index: int) -> Row:
         return [decode(self.where(index), self.where(index), self._preprocess)], self._files[index][1]
 
-    def labels(self, indices: Iterable[int]) -> Iterator[Any]:
+    def labels(self, indices: Iterable[int]) -> Iterator[Label]:
         return (self._files[index][1] for index in indices)
 
 
@@ -172,7 +177,7 @@ def _labelled(folders: Sequence[Path]) -> list[tuple[int, Path]]:
 class Arrays(Items):
     """Arrays in memory or memory-mapped; the first axis counts the items."""
 
-    def __init__(self, name: str, arrays: Mapping[str, Any], names: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(self, name: str, arrays: Mapping[str, object], names: Sequence[str], preprocess: Preprocess) -> None:
         self.name, self._preprocess = name, preprocess
         chosen, label = _choose(name, arrays, names)
         self._arrays = [_array(arrays[key], f"{name}, {key}") for key in chosen]
@@ -209,7 +214,7 @@ class Npz(Items):
         except Exception as error:  # zipfile raises many classes on hostile bytes
             raise DataError(f"{self._path}: not a readable .npz: {error}") from error
 
-    def _member(self, archive: zipfile.ZipFile, key: str) -> tuple[Any, tuple[int, ...], np.dtype]:
+    def _member(self, archive: zipfile.ZipFile, key: str) -> Member:
         """(stream at the first row, shape, dtype); the claims of the header agree with the size of the member."""
         where = f"{self._path}, {key}"
         try:
@@ -240,7 +245,7 @@ class Npz(Items):
                 label = arrays.pop() if self._has_label else None
                 yield [ready(a, self.where(index), self._preprocess) for a in arrays], label
 
-    def _row(self, member: tuple[Any, tuple[int, ...], np.dtype], start: int, index: int) -> np.ndarray:
+    def _row(self, member: Member, start: int, index: int) -> np.ndarray:
         stream, shape, dtype = member
         size = math.prod(shape[1:]) * dtype.itemsize
         try:
@@ -253,10 +258,15 @@ class Npz(Items):
         return np.frombuffer(content, dtype).reshape(shape[1:])
 
 
+class Numbered(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> object: ...
+
+
 class Dataset(Items):
     """A Gluon Dataset, or anything else with ``__getitem__`` and ``__len__``: not asked for thread-safety."""
 
-    def __init__(self, dataset: Any, names: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(self, dataset: Numbered, names: Sequence[str], preprocess: Preprocess) -> None:
         self.name, self._dataset, self._names = type(dataset).__name__, dataset, names
         self._preprocess = preprocess
 
@@ -268,7 +278,7 @@ class Dataset(Items):
         return [ready(a, self.where(index), self._preprocess) for a in arrays], label
 
 
-def _choose(where: str, have: Mapping[str, Any], names: Sequence[str]) -> tuple[list[str], str | None]:
+def _choose(where: str, have: Mapping[str, object], names: Sequence[str]) -> tuple[list[str], str | None]:
     """Which arrays feed the inputs (a single input may be called `data`), and which holds the labels."""
     chosen = ["data"] if len(names) == 1 and names[0] not in have and "data" in have else list(names)
     if missing := [name for name in chosen if name not in have]:
@@ -289,36 +299,36 @@ def _common_length(where: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 class Stream:
     """Ready batches from a DataLoader, an ``mx.io.DataIter`` or any iterable; the first axis counts the items."""
 
-    def __init__(self, source: Any, names: Sequence[str]) -> None:
+    def __init__(self, source: Iterable[object], names: Sequence[str]) -> None:
         self.name, self._names = type(source).__name__, names
         self._reset = getattr(source, "reset", None)
         one_shot = not callable(self._reset) and iter(source) is source
-        self._source: Iterable[Any] = _Spool(map(self._row, source)) if one_shot else source
-        self._spooled = one_shot
+        self._source = source
+        self._spool = _Spool(map(self._row, source)) if one_shot else None
 
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[BatchRow]:
         if callable(self._reset):
             self._reset()
-        return iter(self._source if self._spooled else map(self._row, self._source))
+        return map(self._row, self._source) if self._spool is None else iter(self._spool)
 
-    def _row(self, element: Any) -> Row:
+    def _row(self, element: object) -> BatchRow:
         return split(element, self._names, f"a batch of {self.name}")
 
 
 class _Spool:
     """A one-shot iterator that can be swept again: what it gave is kept in a temporary file, not in memory."""
 
-    def __init__(self, source: Iterator[Row]) -> None:
+    def __init__(self, source: Iterator[BatchRow]) -> None:
         self._source = source
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
         weakref.finalize(self, self._file.close)
         self._stored: list[tuple[int, int, bool]] = []  # per batch: where it starts, how many arrays, is there a label
         self._failed: BaseException | None = None
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[BatchRow]:
         n = 0
         while n < len(self._stored) or self._grow():
             start, count, has_label = self._stored[n]

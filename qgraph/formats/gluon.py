@@ -21,7 +21,7 @@ Shape = Sequence[int]
 TRACING = "qgraph_tracing"
 
 
-def from_gluon(block: Any, *shapes: Shape | Mapping[str, Shape]) -> Graph:
+def from_gluon(block: object, *shapes: Shape | Mapping[str, Shape]) -> Graph:
     """The graph of a `gluon.HybridBlock` (or SymbolBlock), with its parameters as they are now.
 
     shapes: one shape per input, such as ``(1, 3, 224, 224)``, or one dict of name -> shape. Inputs given without names
@@ -105,7 +105,7 @@ def _input_shapes(block: Any, shapes: Sequence[Shape | Mapping[str, Shape]]) -> 
     return {name: tuple(shape) for name, shape in named.items()}
 
 
-def flatten(outputs: Any) -> list[Any]:
+def flatten(outputs: object) -> list[Any]:
     if isinstance(outputs, (list, tuple)):
         return [leaf for item in outputs for leaf in flatten(item)]
     return [outputs]

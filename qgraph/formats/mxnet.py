@@ -39,7 +39,7 @@ _ACT_KEYS = ("act_type", "a_min", "a_max")
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 @collector_paused()
-def load(symbol: Any, params: Any = None) -> Graph:
+def load(symbol: object, params: object = None) -> Graph:
     """The graph of an MXNet symbol of any generation since 0.8, with its parameters.
 
     symbol: path of a ``-symbol.json``, its text, the parsed dict, or an `mx.sym.Symbol`.
@@ -61,7 +61,7 @@ def load(symbol: Any, params: Any = None) -> Graph:
     return g
 
 
-def _symbol_text(symbol: Any) -> tuple[str, str]:
+def _symbol_text(symbol: object) -> tuple[str, str]:
     """(JSON text, what to call it in messages)"""
     if hasattr(symbol, "tojson"):
         return symbol.tojson(), "symbol"
@@ -218,7 +218,7 @@ def _missing_slots(node: Node, found: int, version: int, here: str) -> list[str]
     return missing
 
 
-def _arrays(params: Any) -> tuple[dict[str, np.ndarray], str]:
+def _arrays(params: object) -> tuple[dict[str, np.ndarray], str]:
     """(arrays by bare name, what to call them in messages)"""
     if not isinstance(params, Mapping):
         if not isinstance(params, (str, bytes, os.PathLike)):

@@ -14,7 +14,7 @@ layout of MXNet's own writer (dmlc-core json.h), which `json.dumps` cannot.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from qgraph.errors import FormatError
 
@@ -69,7 +69,7 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-def _graph(value: Any, where: str, depth: int) -> JsonGraph:
+def _graph(value: object, where: str, depth: int) -> JsonGraph:
     if not isinstance(value, dict) or not isinstance(value.get("nodes"), list):
         raise FormatError(f'{where}: not an MXNet symbol: want a JSON object with a list "nodes"')
     if depth > _MAX_SUBGRAPH_DEPTH:
@@ -81,7 +81,7 @@ def _graph(value: Any, where: str, depth: int) -> JsonGraph:
     return JsonGraph(nodes, heads, _version(value.get("attrs"), where))
 
 
-def _version(attrs: Any, where: str) -> int:
+def _version(attrs: object, where: str) -> int:
     if attrs is None:
         return _OLDEST
     entry = attrs.get("mxnet_version", ["int", _OLDEST]) if isinstance(attrs, dict) else None
@@ -90,7 +90,7 @@ def _version(attrs: Any, where: str) -> int:
     return entry[1]
 
 
-def _node(value: Any, number: int, where: str, depth: int) -> JsonNode:
+def _node(value: object, number: int, where: str, depth: int) -> JsonNode:
     if not isinstance(value, dict):
         raise FormatError(f"{where}: found {_brief(value)}, want an object")
     op, name = value.get("op"), value.get("name")
@@ -113,7 +113,7 @@ def _node(value: Any, number: int, where: str, depth: int) -> JsonNode:
                     [_graph(item, f"{where}: subgraph", depth + 1) for item in subgraphs])
 
 
-def _entries(value: Any, limit: int, where: str) -> list[tuple[int, int]]:
+def _entries(value: object, limit: int, where: str) -> list[tuple[int, int]]:
     """``[[node, output], ...]`` or ``[[node, output, version], ...]`` with every node below `limit`."""
     if not isinstance(value, list):
         raise FormatError(f"{where}: found {_brief(value)}, want a list")
@@ -129,7 +129,7 @@ def _entries(value: Any, limit: int, where: str) -> list[tuple[int, int]]:
     return entries
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = json.dumps(value, ensure_ascii=False)
@@ -151,9 +151,9 @@ def unpack_subgraphs(text: str, where: str) -> list[JsonGraph]:
         raise FormatError(f"{where}: __subgraphs__ is not a JSON list of graphs: {error}") from None
 
 
-def _plain(graph: JsonGraph) -> dict[str, Any]:
-    def node(n: JsonNode) -> dict[str, Any]:
-        plain: dict[str, Any] = {"op": n.op, "name": n.name, "inputs": n.inputs}
+def _plain(graph: JsonGraph) -> dict[str, object]:
+    def node(n: JsonNode) -> dict[str, object]:
+        plain: dict[str, object] = {"op": n.op, "name": n.name, "inputs": n.inputs}
         if n.attrs:
             plain["attrs"] = dict(sorted(n.attrs.items()))
         if n.subgraphs:

@@ -14,7 +14,6 @@ MXNet keeps attributes that it does not know when their names are of this kind. 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 
@@ -121,7 +120,7 @@ def _restore_quantizer(g: Graph, node: Node, text: str) -> list[Node]:
 
 def _parse(node: Node, text: str) -> tuple[QParams, bool]:
     try:
-        found: Any = json.loads(text) if len(text) <= _MAX_TEXT else None
+        found: object = json.loads(text) if len(text) <= _MAX_TEXT else None
     except (ValueError, RecursionError):
         found = None
     of_codes = isinstance(found, dict) and found.pop(CODES, False) is True

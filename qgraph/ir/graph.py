@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Union
+from typing import NamedTuple, Union
 
 import networkx as nx
 import numpy as np
@@ -198,7 +198,7 @@ class Graph:
 
     def add(self, op: str, inputs: Sequence[Value] = (), name: str | None = None, *, n_out: int = 1,
             quant: QSpec | QParams | None = None, origin: Iterable[str] = (),
-            attrs: Mapping[str, object] | None = None, **more: Any) -> Node:
+            attrs: Mapping[str, object] | None = None, **more: object) -> Node:
         """A new node reading `inputs`. Without a name it gets a free one made from the op.
 
         Attributes, in `attrs` or as keywords, are stored as MXNet writes them: ``str(value)``.
@@ -275,10 +275,10 @@ class Graph:
             self.rename(new, old.name)
 
     def insert_after(self, value: Value, op: str, name: str | None = None, *, keep: Iterable[Node] = (),
-                     quant: QSpec | QParams | None = None, **attrs: Any) -> Node:
+                     quant: QSpec | QParams | None = None, **attrs: object) -> Node:
         """A new one-input node behind `value`; everybody who read `value`, but those in `keep`, reads the new node."""
         port = as_port(value)
-        node = self.add(op, [port], name, quant=quant, origin=port.node.origin or (port.node.name,), **attrs)
+        node = self.add(op, [port], name, quant=quant, origin=port.node.origin or (port.node.name,), attrs=attrs)
         self.replace_uses(port, node, keep=[node, *keep])
         return node
 

@@ -6,6 +6,7 @@ To teach qgraph an op, add a row; an op without a row is carried through untouch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ class OpInfo:
 
     inputs: tuple[str, ...] = ("data",)
     aux: tuple[str, ...] = ()
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     kind: str = FLOAT
     out_axis: int = 0
 
@@ -237,7 +238,7 @@ def attr(node: Node, key: str) -> Any:
     return value
 
 
-def _read(node: Node, key: str, text: str, default: Any) -> Any:
+def _read(node: Node, key: str, text: str, default: object) -> object:
     try:
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()]
@@ -262,7 +263,7 @@ def parse_tuple(text: str) -> tuple[Any, ...]:
     return tuple(_number(part.strip()) for part in body.split(",") if part.strip())
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> float | None:
     if text == "None":
         return None
     if len(text) > 40:

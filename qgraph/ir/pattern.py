@@ -9,10 +9,13 @@ attributes: strings are compared as MXNet would read them ("6" matches "6.0").  
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import TYPE_CHECKING, Union
 
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
+
+if TYPE_CHECKING:
+    from types import EllipsisType  # of Python 3.10
 
 Binding = dict[str, Union[Node, Port]]
 
@@ -29,10 +32,12 @@ class MatchFail(Exception):
 class P:
     """One node of a pattern: an op (or several, as a tuple), its inputs, its attributes."""
 
-    def __init__(self, op: str | tuple[str, ...], *inputs: Any, name: str = "", shared: bool = False,
+    def __init__(self, op: str | tuple[str, ...], *inputs: str | P | EllipsisType, name: str = "", shared: bool = False,
                  **attrs: str) -> None:
         self.ops = (op,) if isinstance(op, str) else op
-        self.inputs, self.name, self.shared, self.attrs = inputs, name, shared, attrs
+        self.inputs = tuple(wanted for wanted in inputs if isinstance(wanted, (str, P)))
+        self.open_ended = ... in inputs[-1:]
+        self.name, self.shared, self.attrs = name, shared, attrs
 
     def match(self, g: Graph, node: Node) -> Binding:
         """Names bound to Nodes (``name=``) and Ports (strings). Raises MatchFail."""
@@ -49,11 +54,9 @@ class P:
         if self.name:
             bound[self.name] = node
         ports = g.inputs(node)
-        open_ended = bool(self.inputs) and self.inputs[-1] is ...
-        want_inputs = self.inputs[:-1] if open_ended else self.inputs
-        if len(ports) < len(want_inputs) or (len(ports) > len(want_inputs) and not open_ended):
-            raise MatchFail(node, f"has {len(ports)} inputs, want {len(want_inputs)}{' or more' * open_ended}")
-        for port, wanted in zip(ports, want_inputs):
+        if len(ports) < len(self.inputs) or (len(ports) > len(self.inputs) and not self.open_ended):
+            raise MatchFail(node, f"has {len(ports)} inputs, want {len(self.inputs)}{' or more' * self.open_ended}")
+        for port, wanted in zip(ports, self.inputs):
             if isinstance(wanted, str):
                 if bound.setdefault(wanted, port) != port:
                     raise MatchFail(node, f"reads two different values as {wanted!r}")

@@ -216,14 +216,14 @@ def pass_class(name: str) -> type[Pass]:
     return REGISTRY[name]
 
 
-def option_types(cls: type[Pass]) -> dict[str, Any]:
+def option_types(cls: type[Pass]) -> dict[str, type]:
     """Option name -> type, for the options of a pass that can be written as text."""
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)  # type: ignore[arg-type]
             if f.init and hints[f.name] in (int, float, bool, str)}
 
 
-def read_options(cls: type[Pass], text: str) -> dict[str, Any]:
+def read_options(cls: type[Pass], text: str) -> dict[str, object]:
     """``weight_bits=4 act_bits=6`` -> keyword arguments of the right types."""
     types, options = option_types(cls), {}
     for word in text.replace(",", " ").split():

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, cast
 
 from qgraph.errors import CalibrationError, FormatError
 from qgraph.quant.ranges import ALIASES, METHODS
@@ -145,30 +145,30 @@ def _int(digits: str) -> int:
     return int(digits)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise FormatError("a key appears twice in one object")
     return result
 
 
-def _object(value: object, name: str) -> dict[str, Any]:
+def _object(value: object, name: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise FormatError(f"{name}: found {value!r:.40}, want an object")
     return value
 
 
-def _keys(value: dict[str, Any], wanted: set[str], name: str) -> None:
+def _keys(value: Mapping[str, object], wanted: set[str], name: str) -> None:
     odd = sorted(wanted ^ value.keys())
     if odd:
         raise FormatError(f"{name}: {', '.join(f'{k!r:.40}' for k in odd[:5])} missing or unknown")
 
 
-def _number(value: Any, name: str) -> float:
+def _number(value: object, name: str) -> float:
     if isinstance(value, (bool, str)):
         raise FormatError(f"{name}: found {value!r:.40}, want a number")
     try:
-        number = float(value)
+        number = float(cast(SupportsFloat, value))
     except (TypeError, ValueError, OverflowError):
         raise FormatError(f"{name}: found a {type(value).__name__}, want a finite number") from None
     if not abs(number) <= LARGEST:
@@ -176,13 +176,13 @@ def _number(value: Any, name: str) -> float:
     return number
 
 
-def _whole(value: Any, name: str, low: int, high: int) -> int:
+def _whole(value: object, name: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise FormatError(f"{name}: found {value!r:.40}, want a whole number from {low} to {high}")
     return value
 
 
-def _text(value: Any, name: str) -> str:
+def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise FormatError(f"{name}: found {value!r:.40}, want a string")
     try:
@@ -192,28 +192,30 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _method(value: Any) -> str:
+def _method(value: object) -> str:
     name = ALIASES.get(value, value) if isinstance(value, str) else None
     if name not in METHODS:
         raise FormatError(f"method: found {value!r:.40}, want one of {', '.join(METHODS)}")
     return name
 
 
-def _flat(value: Any) -> dict[str, Any]:
+def _flat(value: object) -> dict[str, object]:
     """A preprocessing dict: strings, numbers, booleans, null, and lists of those."""
-    for key, item in _object(value, "preprocess").items():
+    flat = _object(value, "preprocess")
+    for key, item in flat.items():
         _text(key, "preprocess")
         for one in item if isinstance(item, list) else [item]:
             if isinstance(one, str):
                 _text(one, f"preprocess {key}")
             elif not (one is None or isinstance(one, bool)):
                 _number(one, f"preprocess {key}")
-    return value
+    return flat
 
 
-def _entry(name: str, value: Any) -> Entry:
-    _keys(_object(value, f"tensor {name:.80}"), {f.name for f in fields(Entry)}, f"tensor {name:.80}")
+def _entry(name: str, value: object) -> Entry:
+    found: dict[str, Any] = _object(value, f"tensor {name:.80}")
+    _keys(found, {f.name for f in fields(Entry)}, f"tensor {name:.80}")
     try:
-        return Entry(**value)
+        return Entry(**found)
     except FormatError as error:
         raise FormatError(f"tensor {name:.80}: {error}") from None

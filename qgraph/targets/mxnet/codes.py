@@ -13,8 +13,8 @@ online: 1 / s comes from the batch, whose range is the mean over its images of m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Union
+from collections.abc import Mapping, Sequence
+from typing import Union
 
 import numpy as np
 
@@ -90,8 +90,9 @@ class CodesWriter:
 
     # ---- ops --------------------------------------------------------------------------------------------------------
 
-    def _op(self, fq: Node, kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
-        return Port(self.out.add(kind, inputs, f"{fq.name}_{name}", origin=fq.origin, **attrs))
+    def _op(self, fq: Node, kind: str, inputs: list[Port], name: str, attrs: Mapping[str, object] | None = None,
+            **more: object) -> Port:
+        return Port(self.out.add(kind, inputs, f"{fq.name}_{name}", origin=fq.origin, attrs={**(attrs or {}), **more}))
 
     def _rounded(self, fq: Node, x: Port, inverse: Step, spec: QSpec | QParams) -> Port:
         channels = _channels(self.out, fq) if _has_own_layout(x.node, self.out) else None
@@ -106,7 +107,7 @@ class CodesWriter:
             z = op("maximum", z, "high", 0)
             return op("maximum", op("rminus", z, "above", spec.qmax), "codes", spec.qmin)
 
-        def affine(port: Port, name: str, factor: Any, shift: float, relu: bool = False) -> Port:
+        def affine(port: Port, name: str, factor: Step | float, shift: float, relu: bool = False) -> Port:
             return self.channel_ops.affine(port, channels, factor, shift, f"{fq.name}_{name}", fq.origin, relu=relu,
                                            attrs=mark)
 
@@ -130,8 +131,8 @@ class CodesWriter:
 
     def _online(self, fq: Node, source: Port, spec: QSpec) -> tuple[Step, Step]:
         """As `spec.online_params`: ports of shape (1,)."""
-        def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
-            return self._op(fq, kind, inputs, name, **attrs)
+        def op(kind: str, inputs: list[Port], name: str, **attrs: object) -> Port:
+            return self._op(fq, kind, inputs, name, attrs)
 
         def scalar(kind: str, port: Port, name: str, value: float) -> Port:
             return op(f"_{kind}_scalar", [port], name, scalar=value)

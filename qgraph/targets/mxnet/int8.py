@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -144,8 +143,8 @@ class _Lowering:
                               {"quantized": "true"}, ["data", "weight"], steps, origin=(conv,))
         self.out.rename(sums, conv.name + "_sums")
 
-        def op(kind: str, inputs: list[Port], name: str, **attrs: Any) -> Port:
-            return Port(self.out.add(kind, inputs, f"{conv.name}_{name}", origin=sums.origin, **attrs))
+        def op(kind: str, inputs: list[Port], name: str, **attrs: object) -> Port:
+            return Port(self.out.add(kind, inputs, f"{conv.name}_{name}", origin=sums.origin, attrs=attrs))
 
         scales = (np.broadcast_to(qp.scale, len(codes)) / _STEP).astype(np.float32)
         # it says 127 and 255 where it computes with 127.5 and 255.5

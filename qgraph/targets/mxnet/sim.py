@@ -12,7 +12,7 @@ is the reference's too: each product is rounded once.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -239,7 +239,7 @@ def _channel_axis(node: Node) -> int:
 
 
 def _take_act(node: Node) -> dict[str, str] | None:
-    act: dict[str, Any] = {key: node.attrs.pop(key) for key in ("act_type", "a_min", "a_max") if key in node.attrs}
+    act: dict[str, str] = {key: node.attrs.pop(key) for key in ("act_type", "a_min", "a_max") if key in node.attrs}
     return act or None
 
 

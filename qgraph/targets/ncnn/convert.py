@@ -14,7 +14,7 @@ ncnn runs one image at a time: its blobs have no batch axis, so axis 1 of MXNet 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape, axis_of
 from qgraph.targets.ncnn.files import Layer, Value, Weight
 
-Converter = Callable[["Context"], Any]
+Converter = Callable[["Context"], Union[str, list[str]]]
 
 CONVERTERS: dict[str, Converter] = {}
 

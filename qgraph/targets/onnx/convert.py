@@ -15,7 +15,7 @@ and if the op is new to qgraph add its row to `qgraph.ir.ops` and a rule to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import numpy as np
 
@@ -25,7 +25,11 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape
 
-Converter = Callable[..., Any]  # (Context, *tensor names) -> the name of the result, or a list of names
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from onnx import NodeProto
+
+Converter = Callable[..., Union[str, list[str]]]  # (Context, *tensor names) -> name of the result, or a list
 
 CONVERTERS: dict[str, Converter] = {}
 
@@ -45,7 +49,7 @@ class Emitter(Protocol):
     """The model that is being written, as converters use it."""
 
     g: Graph
-    nodes: list[Any]
+    nodes: list[NodeProto]
     shapes: dict[Port, Shape]
 
     def read(self, reader: Node, port: Port) -> str:
@@ -73,7 +77,7 @@ class Context:
         self._first = len(emitter.nodes)
 
     @property
-    def made(self) -> list[Any]:
+    def made(self) -> list[NodeProto]:
         return self._emitter.nodes[self._first:]
 
     @property
@@ -85,7 +89,7 @@ class Context:
         """A typed attribute, or MXNet's default."""
         return ops.attr(self.node, key)
 
-    def op(self, op_type: str, *inputs: str, n_out: int = 1, **attrs: Any) -> Any:
+    def op(self, op_type: str, *inputs: str, n_out: int = 1, **attrs: object) -> Any:
         """Add an ONNX node; the name of its output, or with n_out > 1 a list of names. "" leaves an input out."""
         from onnx import helper
 
@@ -94,7 +98,7 @@ class Context:
         self._emitter.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], **attrs))
         return outputs[0] if n_out == 1 else outputs
 
-    def const(self, value: Any, hint: str = "const") -> str:
+    def const(self, value: ArrayLike, hint: str = "const") -> str:
         """An initializer. A Python number or list becomes float32 or int64, by what it holds."""
         array = np.asarray(value)
         if not isinstance(value, (np.ndarray, np.generic)):

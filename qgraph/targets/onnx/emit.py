@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from qgraph.analysis.codes import fits_codes
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.inputs import known_channels
 from qgraph.semantics.shapes import Shape, infer, value_inputs, value_nodes
 from qgraph.targets.onnx import detect, nn, resample  # noqa: F401  (the import fills the table)
@@ -29,6 +29,9 @@ from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
 from qgraph.targets.onnx.model import ORDERS, ORIGINS, OnnxModel
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
 
 OPSET, IR_VERSION = 21, 10
 BATCH = "N"
@@ -51,8 +54,8 @@ class _Emitter:
         self.g, self.int4 = g, int4
         self.order = g.toposort()
         self.shapes = _shapes(g, shapes)
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
         self.tensors: dict[Port, str] = {}
         self.taken = {Port(n, i).key for n in self.order for i in range(n.n_out)}
         self.integers: dict[Node, str] = {}
@@ -61,7 +64,7 @@ class _Emitter:
 
     # ---- the whole --------------------------------------------------------------------------------------------------
 
-    def run(self, check: bool) -> Any:
+    def run(self, check: bool) -> ModelProto:
         import onnx
         from onnx import helper
 
@@ -98,19 +101,19 @@ class _Emitter:
             self._check(proto)
         return proto
 
-    def _read_constants(self, outputs: list[str]) -> list[Any]:
+    def _read_constants(self, outputs: list[str]) -> list[TensorProto]:
         """Initializers that some node reads: converters may do without one, such as a gamma that is fixed."""
         read = {name for node in self.nodes for name in node.input}.union(outputs)
         return [tensor for name, tensor in self.constants.items() if name in read]
 
-    def _dims(self, port: Port) -> list[Any] | None:
+    def _dims(self, port: Port) -> list[str | int] | None:
         known = self.shapes.get(port)
         if known is None:
             return None
         return [BATCH if d == -1 and axis == 0 else f"{port.key}_{axis}" if d == -1 else d
                 for axis, d in enumerate(known)]
 
-    def _rank(self, feed: Node, wanted: bool) -> list[Any] | None:
+    def _rank(self, feed: Node, wanted: bool) -> list[str | int] | None:
         """The dimensions of an input of unknown shape, as far as the weights tell them.
 
         Raises UnsupportedError if they are wanted (the checker wants their number) and not known.
@@ -132,7 +135,7 @@ class _Emitter:
         return self._emit(head.node, "Identity", [name], f"output{index}")
 
     @staticmethod
-    def _check(proto: Any) -> None:
+    def _check(proto: ModelProto) -> None:
         import onnx
 
         if proto.ByteSize() >= 1 << 31:  # protobuf cannot hand it to the checker
@@ -175,7 +178,7 @@ class _Emitter:
             return self._emit(reader, "Clip", [self.tensor(port)], "float")
         return self.tensor(port)
 
-    def _stays_in_float(self, layer: Node, data: Any) -> bool:
+    def _stays_in_float(self, layer: Node, data: QSpec | QParams | None) -> bool:
         weight, *bias = self.g.inputs(layer)[1:3]
         coarse = isinstance(data, QParams) and data.bits < 8 and any(self.g.param(b) is not None for b in bias)
         return coarse or self.g.param(weight) is not None
@@ -210,7 +213,7 @@ class _Emitter:
             self._shared[key] = name
         return name
 
-    def _emit(self, node: Node, op: str, inputs: Sequence[str], hint: str, n_out: int = 1, **attrs: Any) -> str:
+    def _emit(self, node: Node, op: str, inputs: Sequence[str], hint: str, n_out: int = 1, **attrs: object) -> str:
         from onnx import helper
 
         outputs = [self.name(node, hint) for _ in range(n_out)]
@@ -275,7 +278,7 @@ class _Emitter:
         self.integers[fq] = codes
         self.tensors[Port(fq)] = self._dequantize(fq.name, codes, scale, zero)
 
-    def _dequantize(self, name: str, codes: str, scale: str, zero: str, **attrs: Any) -> str:
+    def _dequantize(self, name: str, codes: str, scale: str, zero: str, **attrs: object) -> str:
         from onnx import helper
 
         self.nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [name], name=name, **attrs))

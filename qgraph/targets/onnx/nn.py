@@ -98,7 +98,7 @@ def _batch_norm(c: Context, x: str, gamma: str, beta: str, mean: str, var: str) 
 
 @converter("_contrib_BatchNormWithReLU")
 def _batch_norm_relu(c: Context, *inputs: str) -> str:
-    return str(c.op("Relu", _batch_norm(c, *inputs)))
+    return str(c.op("Relu", str(_batch_norm(c, *inputs))))
 
 
 @converter("InstanceNorm")

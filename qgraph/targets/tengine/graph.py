@@ -8,7 +8,6 @@ The inverse of `tengine`: an int8 file of ours gives the integers of the graph t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -80,7 +79,7 @@ class _Builder:
         self.g.prune()
         return self.g
 
-    def add(self, op: str, layer: Layer, slots: int | None = None, **attrs: Any) -> Node:
+    def add(self, op: str, layer: Layer, slots: int | None = None, **attrs: object) -> Node:
         """A node that reads the layer's inputs, or the first `slots` of them."""
         return self.g.add(op, [self.value(i) for i in layer.inputs[:slots]], layer.name, attrs=attrs)
 
@@ -169,7 +168,7 @@ def _pooling(b: _Builder, layer: Layer) -> Node:
     if alg not in (MAX_POOL, AVG_POOL) or (top, left) != (bottom, right) or flavor & 0xF not in (0, FULL):
         raise UnsupportedError(f"{layer.name}: qgraph cannot execute a Pooling with method {alg}, pads "
                                f"{(top, left, bottom, right)}, flavor {flavor}")
-    how: dict[str, Any] = {"pool_type": "max" if alg == MAX_POOL else "avg"}
+    how: dict[str, object] = {"pool_type": "max" if alg == MAX_POOL else "avg"}
     if whole:
         return b.add("Pooling", layer, 1, global_pool=True, kernel=(1, 1), **how)
     return b.add("Pooling", layer, 1, kernel=(kh, kw), stride=(sh, sw), pad=(top, left), **how,
