@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import FormatError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -140,7 +141,7 @@ def _merge(a: Order, b: Order) -> None:
     a.merged = b
 
 
-def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
+def reorder(g: Graph, order: Order, new: Array) -> None:
     """Let channel i be what channel new[i] was, in every parameter (and its scales) that follows this order.
 
     The nodes remember it (`ops.CHANNEL_ORDER`), so that their outputs can be compared with the user's model.
@@ -162,14 +163,14 @@ def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
                 fq.quant = replace(qp, scale=qp.scale[index], zero_point=qp.zero_point[index])
 
 
-def _remembered(node: Node, channels: int) -> np.ndarray:
+def _remembered(node: Node, channels: int) -> Array:
     order = channel_order(node)
     if order is not None and len(order) != channels:
         raise FormatError(f"{node}: {ops.CHANNEL_ORDER}: found {len(order)} channels, want {channels}")
     return np.arange(channels) if order is None else order
 
 
-def channel_order(node: Node) -> np.ndarray | None:
+def channel_order(node: Node) -> Array | None:
     """The order that `reorder` left on a node, or None. Raises FormatError if a file says nonsense."""
     text = node.attrs.get(ops.CHANNEL_ORDER)
     if text is None:
