@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+import numpy as np
 
-Array = NDArray[Any]  # of any type and shape
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]  # of any type and shape
+else:
+    Array = np.ndarray  # numpy.typing takes a while to import
