@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import FormatError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -141,7 +142,7 @@ def _merge(a: Order, b: Order) -> None:
     a.merged = b
 
 
-def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
+def reorder(g: Graph, order: Order, new: Array) -> None:
     """Let channel i be what channel new[i] was, in every parameter (and its scales) that follows this order.
 
     The nodes remember it (`Node.layout`), so that their outputs can be compared with the user's model.
@@ -163,13 +164,13 @@ def reorder(g: Graph, order: Order, new: np.ndarray) -> None:
                 fq.quant = replace(qp, scale=qp.scale[index], zero_point=qp.zero_point[index])
 
 
-def _remembered(node: Node, channels: int) -> np.ndarray:
+def _remembered(node: Node, channels: int) -> Array:
     if node.layout is not None and len(node.layout) != channels:
         raise FormatError(f"{node}: its channels are in an order of {len(node.layout)}, want {channels}")
     return np.arange(channels) if node.layout is None else np.array(node.layout)
 
 
-def in_the_users_order(value: np.ndarray, order: Sequence[int] | np.ndarray | None) -> np.ndarray:
+def in_the_users_order(value: Array, order: Sequence[int] | Array | None) -> Array:
     """Channels (axis 1) of an array as the user's model has them. order: `Node.layout`, or what a file says."""
     if order is None or value.ndim < 2 or value.shape[1] != len(order):
         return value

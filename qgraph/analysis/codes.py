@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, per_axis
@@ -31,7 +32,7 @@ def upper_end(node: Node) -> float | None:
     return None
 
 
-def channel_scales(node: Node, params: QParams, shape: tuple[int, ...]) -> np.ndarray | None:
+def channel_scales(node: Node, params: QParams, shape: tuple[int, ...]) -> Array | None:
     """A weight's scale for each output channel of its layer, float64 (channels,), or None if it varies within one.
 
     params, shape: of the weight.
@@ -46,7 +47,7 @@ def channel_scales(node: Node, params: QParams, shape: tuple[int, ...]) -> np.nd
     return scale[:, 0].astype(np.float64) if (scale == scale[:, :1]).all() else None
 
 
-def are_bias_steps(bias: QParams, scale: np.ndarray) -> bool:
+def are_bias_steps(bias: QParams, scale: Array) -> bool:
     """Whether a bias with these params has codes that an accumulator of the steps `scale` (channels,) can add."""
     return bool(np.allclose(np.broadcast_to(bias.scale.astype(np.float64), scale.shape), scale, rtol=1e-6, atol=0))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qgraph.arrays import Array
+
 
 @dataclass
 class Difference:
@@ -17,7 +19,7 @@ class Difference:
     noise: float = 0.0
     largest: float = 0.0
 
-    def update(self, want: np.ndarray, found: np.ndarray) -> None:
+    def update(self, want: Array, found: Array) -> None:
         a, b = want.astype(np.float64).ravel(), found.astype(np.float64).ravel()
         self.signal += float(a @ a)
         self.other += float(b @ b)

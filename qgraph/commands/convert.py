@@ -12,9 +12,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from qgraph import engines
+from qgraph.arrays import Array
 from qgraph.commands import floatcheck
 from qgraph.commands.open_model import Opened, find_symbol, open_model
 from qgraph.errors import OptionError, QGraphError, suggest
@@ -213,7 +212,7 @@ def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Execu
     return REFERENCE, reference, (1,)
 
 
-def _difference(want: np.ndarray, value: np.ndarray, name: str, engine: str, to: str) -> float:
+def _difference(want: Array, value: Array, name: str, engine: str, to: str) -> float:
     error = floatcheck.relative_error(want, value)
     if error > floatcheck.TOLERANCE:
         what = (f"has shape {value.shape} in {to}, {want.shape} with {engine}" if want.shape != value.shape else

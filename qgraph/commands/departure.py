@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qgraph.analysis.difference import Difference
+from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams
@@ -17,7 +18,7 @@ from qgraph.semantics.interpreter import Tensor, evaluate
 from qgraph.targets.base import Executor, Feeds, Model
 
 
-def class_scores(array: np.ndarray) -> np.ndarray | None:
+def class_scores(array: Array) -> Array | None:
     """(images, classes), or None for an output that is not one score per class."""
     if array.ndim < 2 or not array.shape[0]:
         return None
@@ -81,12 +82,12 @@ def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str,
             "layers": layers, "output": float(f"{max(errors, default=0.0):.3g}")}
 
 
-def _judge(exact: np.ndarray, kernel: np.ndarray) -> dict[str, float]:
+def _judge(exact: Array, kernel: Array) -> dict[str, float]:
     distance = np.abs(exact.astype(np.int64) - kernel)
     return {"equal": round(100 * float((distance == 0).mean()), 3),
             "within_one": round(100 * float((distance <= 1).mean()), 3), "max": int(distance.max(initial=0))}
 
 
-def _relative(want: np.ndarray, found: np.ndarray) -> float:
+def _relative(want: Array, found: Array) -> float:
     size = float(np.abs(want).max(initial=0.0)) or 1.0
     return float(np.abs(want.astype(np.float64) - found).max(initial=0.0)) / size

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.commands.departure import class_scores
 from qgraph.commands.open_model import open_model
 from qgraph.data.open import Batch, Data
@@ -55,12 +56,12 @@ class Tally:
     """Counts over batches of what `evaluate` reports. classes: the one predicted for each image so far."""
 
     def __init__(self) -> None:
-        self._classes: list[np.ndarray] = []
+        self._classes: list[Array] = []
         self.images = self.labelled = self.top1 = self.top5 = 0
         self.seconds = 0.0
 
     @property
-    def classes(self) -> np.ndarray:
+    def classes(self) -> Array:
         return np.concatenate(self._classes)
 
     def add(self, run: Executor, batch: Batch) -> None:
@@ -77,7 +78,7 @@ class Tally:
             self.top5 += int((ranked == labels[:, None]).any(axis=1).sum())
             self.labelled += len(batch)
 
-    def result(self, expected: np.ndarray | None = None) -> dict[str, Any]:
+    def result(self, expected: Array | None = None) -> dict[str, Any]:
         """expected: the classes that the model should predict, image by image."""
         return {"images": self.images, "top1": _percent(self.top1, self.labelled),
                 "top5": _percent(self.top5, self.labelled),
@@ -101,7 +102,7 @@ def open_for(model: Model, data: Any, options: DataOptions) -> Data:
     return options.open(data, {name: (0, *shape[1:]) if shape else () for name, shape in model.inputs.items()})
 
 
-def _scores(output: np.ndarray) -> np.ndarray:
+def _scores(output: Array) -> Array:
     scores = class_scores(output)
     if scores is None:
         raise DataError(f"the model's first output has the shape {output.shape}, want one score per class "
@@ -109,7 +110,7 @@ def _scores(output: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _class_labels(labels: np.ndarray, classes: int, where: str) -> np.ndarray:
+def _class_labels(labels: Array, classes: int, where: str) -> Array:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{where}: its label is not one class number, want a whole number per image")
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):

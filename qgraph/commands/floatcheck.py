@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import PassError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
@@ -15,7 +16,7 @@ from qgraph.ir.rewrite import Pass, PassManager, PassRecord
 
 TOLERANCE = 1e-4  # of the largest output; folding in float32 costs about 1e-6
 
-Feeds = Mapping[str, np.ndarray]
+Feeds = Mapping[str, Array]
 
 
 def run_checked(passes: Sequence[Pass], g: Graph, feeds: Feeds, executor: Any, dump_dir: str = "",
@@ -60,7 +61,7 @@ def change(before: Graph, after: Graph, feeds: Feeds, executor: Any) -> float:
     return max((relative_error(a, b) for a, b in zip(want, found)), default=0.0)
 
 
-def relative_error(want: np.ndarray, found: np.ndarray) -> float:
+def relative_error(want: Array, found: Array) -> float:
     if want.shape != found.shape:
         return np.inf
     finite = np.isfinite(want)
@@ -81,7 +82,7 @@ def _comparable(before: Graph, after: Graph, p: Port, q: Port) -> tuple[Port, Po
     return p, q
 
 
-def random_feeds(shapes: Mapping[str, Sequence[int]], seed: int, like: Feeds | None = None) -> dict[str, np.ndarray]:
+def random_feeds(shapes: Mapping[str, Sequence[int]], seed: int, like: Feeds | None = None) -> dict[str, Array]:
     """Normal noise of these shapes, with the mean and the spread of a batch of real data if there is one."""
     rng = np.random.default_rng(seed)
     feeds = {}

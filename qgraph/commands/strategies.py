@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import qgraph
+from qgraph.arrays import Array
 from qgraph.errors import FormatError, OptionError
 from qgraph.options import ONLINE, FreezeOptions
 
@@ -55,14 +56,14 @@ class Simulation:
     about: dict[str, Any]
     strategies: Sequence[Strategy]
     float_row: dict[str, Any] | None = None
-    classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    classes: Array = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     _rows: dict[Strategy, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def row(self, strategy: Strategy) -> dict[str, Any] | None:
         """{"images", "top1", "top5", "agreement", "ms_per_image"} of a finished strategy."""
         return self._rows.get(strategy)
 
-    def set_float(self, row: dict[str, Any], classes: np.ndarray) -> None:
+    def set_float(self, row: dict[str, Any], classes: Array) -> None:
         self.float_row, self.classes = row, classes
 
     def add(self, strategy: Strategy, row: dict[str, Any]) -> None:
@@ -162,4 +163,5 @@ def _strategy(row: Mapping[str, Any]) -> Strategy:
 def _number(value: Any, name: str) -> float | None:
     if value is not None and type(value) not in (int, float):
         raise ValueError(f"{name} is {value!r:.40}")
-    return value
+    number: float | None = value
+    return number

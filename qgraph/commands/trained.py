@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from qgraph.analysis.codes import drop_quantizers, quantizer_name
+from qgraph.arrays import Array
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
 from qgraph.commands.line import pipeline, split
@@ -189,12 +190,12 @@ def untrained_layers(g: Graph, target: Target) -> tuple[str, ...]:
 
 # ---- weights --------------------------------------------------------------------------------------------------------
 
-Codes = Mapping[str, "tuple[np.ndarray, QParams]"]
+Codes = Mapping[str, "tuple[Array, QParams]"]
 
 
-def take_weights(g: Graph) -> dict[str, tuple[np.ndarray, QParams]]:
+def take_weights(g: Graph) -> dict[str, tuple[Array, QParams]]:
     """fq(w) -> w, on its grid; name of the weight -> (codes, params)."""
-    taken: dict[str, tuple[np.ndarray, QParams]] = {}
+    taken: dict[str, tuple[Array, QParams]] = {}
     for fq in g.nodes("fake_quantize"):
         source = g.inputs(fq)[0]
         array = g.param(source)
@@ -220,7 +221,7 @@ def give_weights(g: Graph, taken: Codes, untrained: Sequence[str]) -> None:
                                     origin=(source.node.name,)))
 
 
-def _rescaled(array: np.ndarray, codes: np.ndarray, params: QParams, axis: int) -> QParams:
+def _rescaled(array: Array, codes: Array, params: QParams, axis: int) -> QParams:
     """Params with which `array` has these codes, some channels negated: per channel unless it still has its own."""
     if np.allclose(codes * per_axis(params.scale, params, codes.shape), array, rtol=1e-5, atol=0):
         return params

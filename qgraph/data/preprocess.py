@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from numpy.typing import ArrayLike
 from PIL import Image, ImageFile
 
 from qgraph.errors import DataError, OptionError, QGraphError, suggest
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")  # no EPS (runs ghostscript) and other exotic decoders

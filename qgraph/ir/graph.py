@@ -19,6 +19,7 @@ from typing import NamedTuple, Union
 import networkx as nx
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import GraphError
 from qgraph.quant.spec import QParams, QSpec
 
@@ -109,7 +110,7 @@ class Graph:
         # the dicts behind dag.pred and dag.succ, whose read-only views cost three times as much to walk
         self._pred, self._succ = self.dag._pred, self.dag._succ
         self.heads: list[Port] = []
-        self.params: dict[str, np.ndarray] = {}
+        self.params: dict[str, Array] = {}
         self._names: set[str] = set()
         self._next_suffix: dict[str, int] = {}
         self._order: list[Node] = []  # of the last toposort, for these heads; any rewired edge drops it
@@ -159,7 +160,8 @@ class Graph:
 
     def find(self, name: str) -> Node:
         """The node of that name; a linear search, for users and tests."""
-        for node in self.dag:
+        nodes: Iterable[Node] = self.dag
+        for node in nodes:
             if node.name == name:
                 return node
         raise GraphError(f"no node is called {name!r}")
@@ -167,7 +169,7 @@ class Graph:
     def is_param(self, node: Node) -> bool:
         return node.op == "null" and node.name in self.params
 
-    def param(self, value: Value) -> np.ndarray | None:
+    def param(self, value: Value) -> Array | None:
         """The array behind an input, or None if it is not a parameter."""
         return self.params.get(as_port(value).node.name) if as_port(value).node.op == "null" else None
 
@@ -238,7 +240,7 @@ class Graph:
             self.dag.add_edge(port.node, node, key=slot, out=port.index)
         return node
 
-    def add_param(self, name: str, value: np.ndarray, origin: Iterable[str] = ()) -> Node:
+    def add_param(self, name: str, value: Array, origin: Iterable[str] = ()) -> Node:
         """A new parameter; its name is made unique."""
         node = self.add("null", name=name, origin=origin)
         self.params[node.name] = value

@@ -248,7 +248,7 @@ def pass_class(name: str) -> type[Pass]:
 def option_types(cls: type[Any]) -> dict[str, type]:
     """Option name -> type, for the options of a pass (or a target) that can be written as text."""
     hints = get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls)  # type: ignore[arg-type]
+    return {f.name: hints[f.name] for f in fields(cls)
             if f.init and hints[f.name] in (int, float, bool, str)}
 
 

@@ -8,6 +8,7 @@ weights).
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 
 from qgraph.errors import OptionError, close_names
 from qgraph.ir import ops
@@ -67,7 +68,9 @@ def _by_name(pattern: str, nodes: list[Node]) -> list[Node]:
     exact = [n for n in nodes if pattern in names_of(n)]
     if exact:
         return exact[:1] if all(n is exact[0] for n in exact) else exact
-    for tail in (lambda name: _short(name) == pattern, lambda name: _short(name).endswith("_" + pattern)):
+    tails: tuple[Callable[[str], bool], ...] = (lambda name: _short(name) == pattern,
+                                                lambda name: _short(name).endswith("_" + pattern))
+    for tail in tails:
         found = [n for n in nodes if any(tail(name) for name in names_of(n))]
         if len(found) > 1:
             raise OptionError(f"--exclude {pattern}: ambiguous, could be {', '.join(n.name for n in found[:8])}; "

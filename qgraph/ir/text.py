@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import FormatError
 from qgraph.ir import attributes
 from qgraph.ir.graph import Graph, Node, Port
@@ -56,7 +57,7 @@ def _unquote(text: str) -> str:
     return json.loads(text) if text.startswith('"') else text
 
 
-def _numbers(values: np.ndarray) -> str:
+def _numbers(values: Array) -> str:
     if values.ndim == 0:
         return f"{values[()]:.9g}"
     if len(values) <= _MANY:

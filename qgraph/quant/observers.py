@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import CalibrationError, OptionError
 
 DEFAULT_BINS = 4096
@@ -24,7 +25,7 @@ MAX_BINS = 1 << 20
 _CHUNK = 1 << 15  # elements: the scratch arrays (512 KB) stay in the second-level cache
 
 
-def _per_image(batch: np.ndarray, ids: Sequence[str], name: str) -> np.ndarray:
+def _per_image(batch: Array, ids: Sequence[str], name: str) -> Array:
     """`batch` as contiguous float32 (images, values); raises when it cannot be divided among `ids`."""
     x = np.ascontiguousarray(batch, np.float32)
     if not len(ids) or x.size % len(ids):
@@ -32,13 +33,13 @@ def _per_image(batch: np.ndarray, ids: Sequence[str], name: str) -> np.ndarray:
     return x.reshape(len(ids), x.size // len(ids))
 
 
-def _not_finite(values: np.ndarray, image: str, name: str) -> CalibrationError:
+def _not_finite(values: Array, image: str, name: str) -> CalibrationError:
     what = "NaN" if np.isnan(values).any() else "Inf"
     return CalibrationError(f"tensor {name}: found {what} for sample {image}, want finite numbers: "
                             "leave the sample out, or look for NaN, Inf or huge values in the parameters")
 
 
-def _extremes(batch: np.ndarray, ids: Sequence[str], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _extremes(batch: Array, ids: Sequence[str], name: str) -> tuple[Array, Array]:
     """Per-image minima and maxima, float32 (images,), all finite."""
     x = _per_image(batch, ids, name)
     if not x.size:
@@ -61,7 +62,7 @@ class MinMax:
         self.low, self.high = math.inf, -math.inf
         self.min_id = self.max_id = ""
 
-    def update(self, batch: np.ndarray, ids: Sequence[str]) -> None:
+    def update(self, batch: Array, ids: Sequence[str]) -> None:
         low, high = _extremes(batch, ids, self.name)
         self._add(float(low.min()), min(ids[i] for i in np.flatnonzero(low == low.min())),
                   float(high.max()), min(ids[i] for i in np.flatnonzero(high == high.max())), len(ids))
@@ -100,7 +101,7 @@ class Ema:
     def high(self) -> float:
         return float(self._value[1])
 
-    def update(self, batch: np.ndarray, ids: Sequence[str]) -> None:
+    def update(self, batch: Array, ids: Sequence[str]) -> None:
         low, high = _extremes(batch, ids, self.name)
         one = Ema(self.name, self.momentum)
         one._first = one._value = np.array([low.mean(dtype=np.float64), high.mean(dtype=np.float64)])
@@ -170,12 +171,12 @@ class Histogram:
         return self.bins // 2 if self.two_sided else 0
 
     @property
-    def centres(self) -> np.ndarray:
+    def centres(self) -> Array:
         """Real value of each bin's centre, float64 (bins,)."""
         k = np.arange(self.bins, dtype=np.float64)
         return (k - self.middle if self.two_sided else k + 0.5) * self.width
 
-    def update(self, batch: np.ndarray, ids: Sequence[str]) -> None:
+    def update(self, batch: Array, ids: Sequence[str]) -> None:
         """2 to 3 ns a value: multiply, int32, bincount, in pieces that stay in the cache."""
         x = _per_image(batch, ids, self.name)
         flat = x.reshape(-1)
@@ -208,7 +209,7 @@ class Histogram:
             raise CalibrationError(f"tensor {self.name}: histogram (low, high, bins) {theirs} does not fit {mine}")
         self._add(other.counts, other.zeros, other.images)
 
-    def _add(self, counts: np.ndarray, zeros: int, images: int) -> None:
+    def _add(self, counts: Array, zeros: int, images: int) -> None:
         self.counts += counts
         self.zeros += zeros
         self.images += images

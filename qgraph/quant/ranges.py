@@ -18,6 +18,7 @@ from typing import Union
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import CalibrationError, OptionError, suggest
 from qgraph.quant.observers import Ema, Histogram, MinMax
 from qgraph.quant.spec import QSpec
@@ -34,8 +35,8 @@ def _resolve(spec: QSpec, low: float) -> QSpec:
 # ---- kl -------------------------------------------------------------------------------------------------------------
 
 def kl_divergences(
-    counts: np.ndarray, starts: np.ndarray, stops: np.ndarray, levels: int
-) -> tuple[np.ndarray, np.ndarray]:
+    counts: Array, starts: Array, stops: Array, levels: int
+) -> tuple[Array, Array]:
     """KL(P || Q) of quantizing the slice counts[start:stop] to `levels` equal levels, for each of n slices at once.
 
     P: the slice, with all that lies outside of it added to its first and last bin (clipping), normalized.
@@ -52,10 +53,11 @@ def kl_divergences(
     With prefix sums of h, of h > 0 and of h log h it costs n * levels, whatever the number of bins:
         KL = 1/N * (sum p log p - sum over levels P_level * log(Q_level / bins of the level)) - log(N / inside)
     """
-    def xlogx(v: np.ndarray) -> np.ndarray:
-        return v * np.log(np.maximum(v, 1))
+    def xlogx(v: Array) -> Array:
+        product: Array = v * np.log(np.maximum(v, 1))
+        return product
 
-    def prefix(v: np.ndarray) -> np.ndarray:
+    def prefix(v: Array) -> Array:
         return np.concatenate([[0], np.cumsum(v)])
 
     mass, used, plogp = prefix(counts), prefix(counts > 0), prefix(xlogx(counts.astype(np.float64)))
@@ -76,7 +78,7 @@ def kl_divergences(
     return divergence - freedom / (2 * total), np.sqrt(freedom / 2) / total
 
 
-def _magnitudes(hist: Histogram, spec: QSpec) -> np.ndarray:
+def _magnitudes(hist: Histogram, spec: QSpec) -> Array:
     """Counts of |value| by bin, from zero up; only of the positive values if `spec` has no negative codes."""
     size = hist.counts[hist.middle :].copy()
     if hist.two_sided and spec.signed:
@@ -84,14 +86,16 @@ def _magnitudes(hist: Histogram, spec: QSpec) -> np.ndarray:
     return size
 
 
-def _costs(hist: Histogram, spec: QSpec, bounds: np.ndarray) -> np.ndarray:
+def _costs(hist: Histogram, spec: QSpec, bounds: Array) -> Array:
     """Approximate summed squared error for each bound: clipping at the bins' centres, and step^2 / 12 for the rest."""
     size = _magnitudes(hist, spec).astype(np.float64)
     centre = hist.centres[hist.middle :]
     at = np.searchsorted(centre, bounds, side="right")
     beyond = [np.append(np.cumsum((size * centre**n)[::-1])[::-1], 0.0)[at] for n in (0, 1, 2)]
     clipping = beyond[2] - 2 * bounds * beyond[1] + bounds**2 * beyond[0]
-    return clipping + (bounds / spec.qmax) ** 2 / 12 * (size.sum() - beyond[0])
+    rounding = (bounds / spec.qmax) ** 2 / 12 * (size.sum() - beyond[0])
+    costs: Array = clipping + rounding
+    return costs
 
 
 def kl_bound(hist: Histogram, spec: QSpec) -> float:
@@ -128,7 +132,7 @@ def kl_bound(hist: Histogram, spec: QSpec) -> float:
 
 # ---- mse, percentile ------------------------------------------------------------------------------------------------
 
-def squared_errors(hist: Histogram, bounds: np.ndarray, spec: QSpec) -> np.ndarray:
+def squared_errors(hist: Histogram, bounds: Array, spec: QSpec) -> Array:
     """Mean squared error, of rounding and of clipping, for each bound; exact zeros have none.
 
     bounds: float64 (n,), > 0.  Returns float64 (n,).
@@ -152,7 +156,8 @@ def squared_errors(hist: Histogram, bounds: np.ndarray, spec: QSpec) -> np.ndarr
         np.multiply(code, 0.25, out=code)
         np.add(cube, code, out=cube)
         result[i] = (np.diff(cube) * weight).sum() * (step / 3) * (step * (step / hist.width))
-    return result / (weight.sum() + hist.zeros)
+    means: Array = result / (weight.sum() + hist.zeros)
+    return means
 
 
 def mse_bound(hist: Histogram, spec: QSpec) -> float:

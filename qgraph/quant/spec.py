@@ -14,6 +14,7 @@ from typing import Callable
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import OptionError
 
 GRANULARITIES = ("tensor", "group", "channel")
@@ -85,7 +86,7 @@ class QSpec:
         """Short name, as printed: s8, u4, auto8."""
         return {None: "auto", True: "s", False: "u"}[self.signed] + str(self.bits)
 
-    def with_numbers(self, scale: np.ndarray, zero_point: np.ndarray | int = 0) -> QParams:
+    def with_numbers(self, scale: Array, zero_point: Array | int = 0) -> QParams:
         """This decision with its numbers."""
         spec = {f.name: getattr(self, f.name) for f in fields(QSpec)}
         return QParams(**spec, scale=scale, zero_point=zero_point)  # type: ignore[arg-type]
@@ -99,8 +100,8 @@ class QParams(QSpec):
     zero_point: int64 array of the same shape.
     """
 
-    scale: np.ndarray = np.float32(1.0)  # type: ignore[assignment]
-    zero_point: np.ndarray = np.int64(0)  # type: ignore[assignment]
+    scale: Array = np.float32(1.0)  # type: ignore[assignment]
+    zero_point: Array = np.int64(0)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,7 +123,7 @@ class QParams(QSpec):
         return QSpec(**{f.name: getattr(self, f.name) for f in fields(QSpec)})
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[QSpec, bytes, bytes]:
         """A value to compare two `QParams` by."""
         return (self.spec, self.scale.tobytes(), self.zero_point.tobytes())
 
@@ -130,33 +131,34 @@ class QParams(QSpec):
 # ---- rounding -------------------------------------------------------------------------------------------------------
 # name -> function (x float32, scale float32 broadcastable, signed) -> float32 array of whole numbers, not yet clipped
 
-def _rint(y: np.ndarray) -> np.ndarray:
+def _rint(y: Array) -> Array:
     y = np.asarray(y)
     return np.rint(y, out=y)  # in place: fresh pages cost more than the arithmetic
 
 
-def _half_even(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
+def _half_even(x: Array, scale: Array, signed: bool) -> Array:
     """ONNX QuantizeLinear: round to nearest, ties to even, of a float32 quotient."""
     return _rint(x / scale)
 
 
-def _half_away(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
+def _half_away(x: Array, scale: Array, signed: bool) -> Array:
     """C round(), as ncnn and Tengine: ties away from zero, of a product with the reciprocal."""
     y = x * (np.float32(1) / scale)
-    return np.trunc(y + np.copysign(np.float32(0.5), y))
+    rounded: Array = np.trunc(y + np.copysign(np.float32(0.5), y))
+    return rounded
 
 
-def mxnet_range(scale: np.ndarray | float, signed: bool) -> np.ndarray:
+def mxnet_range(scale: Array | float, signed: bool) -> Array:
     """The calibration range that makes MXNet's oneDNN ops work with the step `scale`: 127.5 steps (s8), 255.5 (u8)."""
     return np.float32(127.5 if signed else 255.5) * np.asarray(scale, np.float32)
 
 
-def _mxnet(x: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
+def _mxnet(x: Array, scale: Array, signed: bool) -> Array:
     """`_contrib_quantize_v2` on CPU (oneDNN reorder): float32 product with R / range, ties to even."""
     return _rint(x * (np.float32(127.5 if signed else 255.5) / mxnet_range(scale, signed)))
 
 
-ROUNDING: dict[str, Callable[[np.ndarray, np.ndarray, bool], np.ndarray]] = {
+ROUNDING: dict[str, Callable[[Array, Array, bool], Array]] = {
     "half-even": _half_even,
     "half-away": _half_away,
     "mxnet": _mxnet,
@@ -164,7 +166,7 @@ ROUNDING: dict[str, Callable[[np.ndarray, np.ndarray, bool], np.ndarray]] = {
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
 
-def per_axis(values: np.ndarray, spec: QSpec, shape: tuple[int, ...]) -> np.ndarray:
+def per_axis(values: Array, spec: QSpec, shape: tuple[int, ...]) -> Array:
     """Scales or zero points, () or (n,), shaped so that they broadcast against a tensor of `shape`.
 
     A group's value is repeated for the shape[axis] // n channels that belong to it.
@@ -178,7 +180,7 @@ def per_axis(values: np.ndarray, spec: QSpec, shape: tuple[int, ...]) -> np.ndar
     return full.reshape([-1 if d == spec.axis else 1 for d in range(len(shape))])
 
 
-def quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np.ndarray:
+def quantize(x: Array, qp: QParams, rounding: str = "half-even") -> Array:
     """Real values -> integer codes (int32, same shape). NaN becomes the code of zero.
 
     More than 16 bits are for biases, whose codes no engine computes: they are rounded in float64, ties to even.
@@ -195,19 +197,19 @@ def quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np.ndar
     return codes + zero.astype(np.int32) if zero.any() else codes
 
 
-def dequantize(q: np.ndarray, qp: QParams) -> np.ndarray:
+def dequantize(q: Array, qp: QParams) -> Array:
     """Integer codes -> real values (float32, same shape)."""
     scale, zero = per_axis(qp.scale, qp, q.shape), per_axis(qp.zero_point, qp, q.shape)
     real = np.asarray(q - zero if zero.any() else q).astype(np.float32)
     return np.multiply(real, scale, out=real)
 
 
-def fake_quantize(x: np.ndarray, qp: QParams, rounding: str = "half-even") -> np.ndarray:
+def fake_quantize(x: Array, qp: QParams, rounding: str = "half-even") -> Array:
     """Real values -> the nearest real values that have a code (float32, same shape)."""
     return dequantize(quantize(x, qp, rounding), qp)
 
 
-def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -> QParams:
+def with_range(spec: QSpec, low: Array | float, high: Array | float) -> QParams:
     """`spec` with the smallest step whose codes cover [low, high].
 
     symmetric:  scale = max(low / qmin, high / qmax), zero_point = 0
@@ -226,7 +228,7 @@ def with_range(spec: QSpec, low: np.ndarray | float, high: np.ndarray | float) -
     return spec.with_numbers(_kept_by_mxnet(scale, bool(spec.signed)))
 
 
-def online_params(spec: QSpec, batch: np.ndarray) -> QParams:
+def online_params(spec: QSpec, batch: Array) -> QParams:
     """The numbers that an online `spec` takes from a batch (N, ...).
 
     Its range ends at the mean, over the images, of their largest magnitudes (signed) or largest values (unsigned).
@@ -237,7 +239,7 @@ def online_params(spec: QSpec, batch: np.ndarray) -> QParams:
     return with_range(replace(spec, online=False), -high if spec.signed else 0.0, high)
 
 
-def _affine(spec: QSpec, low: np.ndarray, high: np.ndarray) -> QParams:
+def _affine(spec: QSpec, low: Array, high: Array) -> QParams:
     spec = replace(spec, signed=bool(spec.signed))
     scale = (high - low) / (spec.qmax - spec.qmin)
     scale = np.where(scale < _F32_TINY, 1.0, scale).astype(np.float32)
@@ -245,7 +247,7 @@ def _affine(spec: QSpec, low: np.ndarray, high: np.ndarray) -> QParams:
     return spec.with_numbers(scale, zero)
 
 
-def _kept_by_mxnet(scale: np.ndarray, signed: bool) -> np.ndarray:
+def _kept_by_mxnet(scale: Array, signed: bool) -> Array:
     """The step at most one ulp away that MXNet's dequantize gets back from the range that stands for it."""
     with np.errstate(over="ignore"):
         kept = mxnet_range(scale, signed) / np.float32(127.5 if signed else 255.5)

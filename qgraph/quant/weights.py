@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.errors import CalibrationError
 from qgraph.quant.spec import QParams, QSpec, with_range
 
 
-def weight_params(name: str, weight: np.ndarray, spec: QSpec) -> QParams:
+def weight_params(name: str, weight: Array, spec: QSpec) -> QParams:
     """Params that cover a weight array, per tensor, group or channel. name: of the layer, for messages."""
     if not np.isfinite(weight).all():
         raise CalibrationError(f"{name}: found NaN or Inf among the weights")

@@ -30,9 +30,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
 from qgraph.analysis.difference import Difference
+from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError, UnsupportedError
@@ -42,7 +41,7 @@ from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable
 
 Shapes = Mapping[str, Sequence[int]]
-Feeds = Mapping[str, np.ndarray]
+Feeds = Mapping[str, Array]
 Facts = dict[str, Any]  # plain data for the report
 
 KEEP_GRAPH, KEEP_CODES, KEEP_RANGES = "graph", "codes", "ranges"
@@ -56,10 +55,10 @@ class Executor(Protocol):
     @property
     def inputs(self) -> Sequence[str]: ...
 
-    def run(self, feeds: Feeds) -> list[np.ndarray]:
+    def run(self, feeds: Feeds) -> list[Array]:
         """The values of the outputs, or of what is watched."""
 
-    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Array]]]:
         """(batch, values) for every batch."""
 
 
@@ -82,7 +81,7 @@ class Tensors(ABC):
         """What an executor must return: the first output, then what `reals` reads."""
 
     @abstractmethod
-    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def reals(self, names: Sequence[str], values: Sequence[Array]) -> dict[str, Array]:
         """Name -> real values. values: those of `watch` without the output."""
 
     @abstractmethod
@@ -219,7 +218,7 @@ def model_of(value: object) -> Model | None:
     return found if isinstance(found, Model) else None
 
 
-def counted(arrays: Sequence[np.ndarray]) -> dict[str, int]:
+def counted(arrays: Sequence[Array]) -> dict[str, int]:
     """How many arrays, numbers and bytes: what `inspect` says of parameters."""
     return {"arrays": len(arrays), "numbers": sum(a.size for a in arrays), "bytes": sum(a.nbytes for a in arrays)}
 

@@ -49,7 +49,7 @@ class Emitter(Protocol):
     """The model that is being written, as converters use it."""
 
     g: Graph
-    nodes: list[Any]
+    nodes: list[NodeProto]
     shapes: dict[Port, Shape]
 
     def read(self, reader: Node, port: Port) -> str:
