@@ -33,7 +33,7 @@ _CONTROL_FLOW = frozenset({"_foreach", "_while_loop", "_cond"})
 _SPARSE = {"1": "row_sparse", "2": "csr"}
 _HIDDEN = ("ctx_group", "lr_mult", "wd_mult", "force_mirroring", "mirror_stage")  # as MXNet's legacy_json_util.cc
 _PARAM_SLOTS = frozenset({"weight", "bias", "gamma", "beta", "moving_mean", "moving_var"})
-_HAVE_NO_ACT = (*ops.FUSING, "broadcast_add")  # in files
+_MAY_CARRY_ACT = (*ops.FUSING, "broadcast_add")  # as which `targets.mxnet.runtime` runs sums that stay alone
 _ACT_KEYS = ("act_type", "a_min", "a_max")
 
 
@@ -164,7 +164,7 @@ def _refuse(item: JsonNode, here: str) -> None:
                                "store the model densely")
     if item.op == "fake_quantize":
         raise UnsupportedError(f"{here}: fake_quantize is qgraph's own and no op of MXNet")
-    if item.op in _HAVE_NO_ACT and "act_type" in item.attrs:
+    if item.op in _MAY_CARRY_ACT and "act_type" in item.attrs:
         raise FormatError(f"{here}: found the attribute act_type, which the op does not have")
 
 
@@ -314,7 +314,7 @@ def lower_float(g: Graph) -> Graph:
 
 
 def _carries_act(node: Node) -> bool:
-    return node.op in ops.FUSING and "act_type" in node.attrs
+    return node.op in _MAY_CARRY_ACT and "act_type" in node.attrs
 
 
 @collector_paused()
