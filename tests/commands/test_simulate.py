@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DIGITS
+from helpers import DIGITS, MXNET
 
 import qgraph
 from qgraph import FreezeOptions, Strategy, simulate
@@ -62,8 +62,9 @@ def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.nda
         options = strategy.apply(FreezeOptions(target="mxnet-sim"))
         frozen = qgraph.freeze(MODEL, options)
         classes = Reference(frozen.graph, rounding="mxnet").run({"data": data})[0].argmax(1)
-        assert row["images"] == IMAGES and row["top1"] == top1(classes, labels)
-        assert row["agreement"] == top1(classes, found.classes)
+        near = 0 if MXNET else 100.5 / IMAGES  # one image: another engine may decide ties otherwise
+        assert row["images"] == IMAGES and abs(row["top1"] - top1(classes, labels)) <= near
+        assert abs(row["agreement"] - top1(classes, found.classes)) <= near
 
 
 @pytest.mark.mxnet
