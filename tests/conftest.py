@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for reason in reasons(item):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> None:
+    """What the command line set in an earlier test is undone: its handler, and how much is said."""
+    for name in ("qgraph", "qgraph.passes"):
+        log = logging.getLogger(name)
+        log.handlers = []
+        log.setLevel(logging.NOTSET)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DIGITS
+from helpers import DIGITS, MXNET, VNNI
 
 import qgraph
 from qgraph import FreezeOptions, Strategy, simulate
@@ -50,6 +50,7 @@ STRATEGIES = [Strategy(), Strategy(granularity="layer", weight_bits=4, act_bits=
               Strategy(winograd="F43", weight_bits=5)]
 
 
+@pytest.mark.xfail(not MXNET and not VNNI, strict=True, reason="where onnxruntime simulates, its kernels saturate")
 def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.ndarray]) -> None:
     data, labels = test_set["data"], test_set["label"]
     found = simulate(MODEL, test_set, STRATEGIES)
