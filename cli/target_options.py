@@ -48,7 +48,8 @@ def _option_flag(name: str, option: dataclasses.Field[Any], owners: Sequence[str
     text = f"{', '.join(owners)}: {option.metadata.get('help', 'an option of this target.')}"
     flag = f"--{name.replace('_', '-')}"
     if isinstance(option.default, bool):
-        return click.option(f"{flag}/--no-{flag[2:]}" if option.default else flag, is_flag=True, default=None, help=text)
+        flags = f"{flag}/--no-{flag[2:]}" if option.default else flag
+        return click.option(flags, is_flag=True, default=None, help=text)
     choices = option.metadata.get("choices")
     return click.option(flag, type=click.Choice(choices) if choices else type(option.default), default=None,
                         help=f"{text}  [default: {option.default}]")
