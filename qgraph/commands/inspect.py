@@ -85,11 +85,11 @@ def _layer(g: Graph, node: Node, why: str, known: dict[Port, tuple[int, ...]]) -
 
 
 def _integer_layer(node: Node) -> dict[str, Any]:
-    low, high = node.attrs.get("min_calib_range"), node.attrs.get("max_calib_range")
+    low, high = (ops.number(node, key) for key in ops.CALIBRATED)
     row: dict[str, Any] = {"name": node.name, "op": node.op}
     if low is not None and high is not None:
-        row["dtype"] = node.attrs.get("out_type") or ("int8" if float(low) < 0 else "uint8")
-        row["range"] = [float(low), float(high)]
+        row["dtype"] = node.attrs.get("out_type") or ("int8" if low < 0 else "uint8")
+        row["range"] = [low, high]
     return row
 
 

@@ -128,6 +128,7 @@ def _build(doc: JsonGraph, where: str) -> Graph:
         attrs = _op_attrs(item, doc.version, here)
         probe = Node(ops.ALIASES.get(item.op, item.op), item.name, attrs)
         inputs = [Port(nodes[i], output) for i, output in item.inputs]
+        _check_ranges(probe, here)
         for slot in _missing_slots(probe, len(inputs), doc.version, here):
             name = f"{item.name}_{slot}" if item.name else slot
             if name in used and name not in variable_names:
@@ -198,6 +199,15 @@ def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{here}: subgraphs: {error}") from None
     return attrs
+
+
+def _check_ranges(node: Node, here: str) -> None:
+    """Calibrated ranges are numbers: refused where the file is still known."""
+    try:
+        for key in ops.CALIBRATED:
+            ops.number(node, key)
+    except FormatError as error:
+        raise FormatError(f"{here}: {error}") from None
 
 
 def _missing_slots(node: Node, found: int, version: int, here: str) -> list[str]:

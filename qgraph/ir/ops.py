@@ -6,10 +6,11 @@ To teach qgraph an op, add a row; an op without a row is carried through untouch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from qgraph.errors import GraphError
+from qgraph.errors import FormatError, GraphError
 from qgraph.ir.graph import Node
 
 # What an op means to quantization:
@@ -191,6 +192,8 @@ ALIASES = {
 IDENTITIES = frozenset({"Dropout", "BlockGrad", "_copy", "identity", "make_loss", "LinearRegressionOutput"})
 """Ops that give back their first input at inference."""
 
+_LONGEST_NUMBER = 40  # characters of one; int() takes quadratic time
+
 # attributes of our own; MXNet keeps attributes of this form
 CHANNEL_ORDER = "__channel_order__"
 """JSON list: channel i of this node's output is channel list[i] of the user's model."""
@@ -198,6 +201,8 @@ SHIFT = "__shift__"
 """A number: how much higher this node's output is than the user's, see `qgraph.passes.signed_residual`."""
 KEPT = (CHANNEL_ORDER, SHIFT)
 """Those that frozen files keep."""
+CALIBRATED = ("min_calib_range", "max_calib_range")
+"""The range of what an integer op of MXNet writes, an attribute of most of them: see `number`."""
 ROUNDED = "__rounded__"
 """How the weight of this layer was rounded, "s8, tensor", where that is not how its codes are scaled now."""
 WIDE = "__wide__"
@@ -237,18 +242,32 @@ def attr(node: Node, key: str) -> Any:
     return value
 
 
+def number(node: Node, key: str) -> float | None:
+    """A number that is in no row of the table, None where the node has none (or "None"). Raises FormatError."""
+    text = node.attrs.get(key, "None")
+    if text == "None":
+        return None
+    try:
+        value = float(text) if len(text) <= _LONGEST_NUMBER else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise FormatError(f"{node}: {key}: found {text[:_LONGEST_NUMBER]!r}, want a finite number")
+    return value
+
+
 def _read(node: Node, key: str, text: str, default: Any) -> Any:
     try:
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()]
         if isinstance(default, int):
-            return int(text.strip().rstrip("L"))
+            return int(_short(text.strip()).rstrip("L"))
         if isinstance(default, float):
             return float(text)
         if isinstance(default, tuple):
             return parse_tuple(text)
     except (KeyError, ValueError) as error:
-        raise GraphError(f"{node}: attribute {key}: found {text!r}, want {type(default).__name__}") from error
+        raise GraphError(f"{node}: attribute {key}: found {text[:60]!r}, want {type(default).__name__}") from error
     return text
 
 
@@ -265,7 +284,11 @@ def parse_tuple(text: str) -> tuple[Any, ...]:
 def _number(text: str) -> Any:
     if text == "None":
         return None
-    if len(text) > 40:
-        raise ValueError(text)
-    digits = text.rstrip("L")
+    digits = _short(text).rstrip("L")
     return int(digits) if digits.lstrip("+-").isdecimal() else float(text)
+
+
+def _short(text: str) -> str:
+    if len(text) > _LONGEST_NUMBER:
+        raise ValueError(f"{len(text)} characters")
+    return text

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.errors import FormatError
 from qgraph.ir.graph import Node
+from qgraph.targets.onnx.read import read
 
 ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`ops.CHANNEL_ORDER`)
 ORIGINS = "qgraph.origin"  # metadata: JSON, tensor -> the node of the user's model that has this value
@@ -55,7 +55,8 @@ class OnnxModel:
     def channel_orders(self) -> dict[str, np.ndarray]:
         """Tensors whose channels lie in another order than the user's, see `ops.CHANNEL_ORDER`."""
         return {name: np.array(order) for name, order in self._metadata(ORDERS).items()
-                if isinstance(order, list) and sorted(order) == list(range(len(order)))}
+                if isinstance(order, list) and all(type(i) is int for i in order)
+                and sorted(order) == list(range(len(order)))}
 
     @property
     def origins(self) -> dict[str, str]:
@@ -94,17 +95,5 @@ class OnnxModel:
 
 def load(path: str | os.PathLike[str]) -> OnnxModel:
     """Read an .onnx file. Raises FormatError for what is none, or keeps its weights in other files."""
-    import onnx
-
     name = os.fspath(path)
-    try:
-        proto = onnx.load(name, load_external_data=False)
-    except OSError:
-        raise
-    except Exception as error:  # protobuf's own DecodeError has no common base with onnx's
-        raise FormatError(f"{name}: no ONNX model can be read from it: {str(error).splitlines()[0]}") from error
-    if not proto.graph.node or not proto.graph.output:
-        raise FormatError(f"{name}: found no operators or no outputs, want an ONNX model")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        raise FormatError(f"{name}: keeps its weights in other files, want one file (onnx.save without external data)")
-    return OnnxModel(proto, os.path.getsize(name))
+    return OnnxModel(read(name), os.path.getsize(name))
