@@ -1,4 +1,4 @@
-"""Output files, all or nothing."""
+"""Files: input of bounded size, output all or nothing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ import os
 import secrets
 import stat
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Callable, Union
 
 from qgraph.errors import OptionError, QGraphError
 
 Content = Union[bytes, str, Callable[[BinaryIO], None]]
+
+_PIECE = 1 << 20
+
+
+def read_at_most(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The content of a file; of a longer one than `limit` more than that, but not all. Memory: what is there."""
+    with open(path, "rb") as stream:  # read(limit) would take the memory at once
+        return b"".join(islice(iter(lambda: stream.read(_PIECE), b""), limit // _PIECE + 1))
 
 
 def check_output(prefix: str, files: Sequence[str], source: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from qgraph.errors import DataError
 Row = tuple[list[np.ndarray], Any]  # arrays in the order of the input names, label or None
 
 _MAX_ROW_BYTES = 1 << 30  # of one item of an .npz
+_MOST_TEXT = 300  # characters of a file, or of NumPy's opinion of it, in a message
 
 
 def _array(x: Any, where: str) -> np.ndarray:
@@ -207,7 +208,7 @@ class Npz(Items):
         try:
             return zipfile.ZipFile(self._path)
         except Exception as error:  # zipfile raises many classes on hostile bytes
-            raise DataError(f"{self._path}: not a readable .npz: {error}") from error
+            raise DataError(f"{self._path}: not a readable .npz: {str(error)[:_MOST_TEXT]}") from error
 
     def _member(self, archive: zipfile.ZipFile, key: str) -> tuple[Any, tuple[int, ...], np.dtype]:
         """(stream at the first row, shape, dtype); the claims of the header agree with the size of the member."""
@@ -218,13 +219,13 @@ class Npz(Items):
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, fortran, dtype = read(stream)
         except Exception as error:
-            raise DataError(f"{where}: not a readable array: {error}") from error
+            raise DataError(f"{where}: not a readable array: {str(error)[:_MOST_TEXT]}") from error
         if dtype.kind not in "fiub":
             raise DataError(f"{where}: holds {dtype} values, want real numbers")
         if fortran and len(shape) > 1:
             raise DataError(f"{where}: is stored column by column; save it with np.ascontiguousarray")
         held = archive.getinfo(key + ".npy").file_size - stream.tell()
-        if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != held:
+        if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != held:
             raise DataError(f"{where}: claims {dtype} {shape}, but the file holds {held} bytes for it")
         if math.prod(shape[1:]) * dtype.itemsize > _MAX_ROW_BYTES:
             raise DataError(f"{where}: one item of shape {shape[1:]} is over {_MAX_ROW_BYTES >> 20} MiB")
@@ -247,7 +248,7 @@ class Npz(Items):
             stream.seek(start + index * size)  # forward it reads on, backward (a negative step) it starts anew
             content = stream.read(size)
         except Exception as error:
-            raise DataError(f"{self.where(index)}: cannot be read: {error}") from error
+            raise DataError(f"{self.where(index)}: cannot be read: {str(error)[:_MOST_TEXT]}") from error
         if len(content) != size:
             raise DataError(f"{self.where(index)}: the data end here (truncated?)")
         return np.frombuffer(content, dtype).reshape(shape[1:])
@@ -272,7 +273,7 @@ def _choose(where: str, have: Mapping[str, Any], names: Sequence[str]) -> tuple[
     """Which arrays feed the inputs (a single input may be called `data`), and which holds the labels."""
     chosen = ["data"] if len(names) == 1 and names[0] not in have and "data" in have else list(names)
     if missing := [name for name in chosen if name not in have]:
-        found = ", ".join(map(str, have)) or "nothing"
+        found = (", ".join(map(str, have)) or "nothing")[:_MOST_TEXT]
         save = ", ".join(f"{name}=..." for name in chosen)
         raise DataError(f"{where}: holds {found}; want {', '.join(missing)}: np.savez(path, {save}, label=...)")
     return chosen, "label" if "label" in have and "label" not in chosen else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qgraph.errors import CalibrationError, FormatError
+from qgraph.files import read_at_most
 from qgraph.quant.ranges import ALIASES, METHODS
 
 FORMAT = "qgraph-calibration"
@@ -74,8 +75,7 @@ class CalibrationTable:
     def load(cls, path: str | os.PathLike[str]) -> CalibrationTable:
         """Read a file of at most 64 MB."""
         try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+            data = read_at_most(path, MAX_BYTES)
         except OSError as error:
             raise FormatError(f"calibration table {os.fspath(path)}: cannot be read: {error.strerror}") from None
         return cls.from_json(data, f"calibration table {os.fspath(path)}")

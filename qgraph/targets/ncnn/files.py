@@ -12,7 +12,6 @@ tagged one (the weights of layers) four bytes that say how it is stored.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import NamedTuple, Union
 import numpy as np
 
 from qgraph.errors import FormatError
+from qgraph.files import read_at_most
 
 MAGIC = "7767517"
 FP32, FP16, INT8, OLD_FP32 = 0, 0x01306B47, 0x000D4B38, 0x0002C056  # tags
@@ -248,10 +248,9 @@ def _value(text: str, here: str) -> int | float:
 
 
 def read_param(path: str) -> list[Layer]:
-    if os.path.getsize(path) > _MAX_PARAM:
+    data = read_at_most(path, _MAX_PARAM)
+    if len(data) > _MAX_PARAM:
         raise FormatError(f"{path}: is larger than {_MAX_PARAM >> 20} MB, want a .param")
-    with open(path, "rb") as stream:
-        data = stream.read(_MAX_PARAM + 1)
     try:
         return parse_param(data.decode(), path)
     except UnicodeDecodeError:
