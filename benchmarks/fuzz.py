@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def work(name: str, seeds: list[hostile.Seed], first: int, count: int, seed: int
          failures: Any) -> None:
     """Read the files of one kind from `first` on; in a process of its own, which ends when its parent does."""
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")  # Pillow's, of images that are refused
     kind = hostile.KINDS[name]
     here = folder / "file"
     here.mkdir(exist_ok=True)
