@@ -10,7 +10,7 @@ from typing import Optional
 
 import numpy as np
 
-from qgraph.analysis.codes import quantizers_behind, upper_end
+from qgraph.analysis.codes import quantizers_behind, ranged, upper_end
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams
@@ -46,9 +46,11 @@ class LimitSaturation(Pass):
 
     The codes of x become smaller, so fewer pairs of products overflow 16 bits, and coarser.  Both errors are measured
     on the sample images over all the layers that read x, or what shares its scale; with min/max ranges leaving the
-    range as it is mostly wins.  Behind a fused clip the range must end at its bound, so there is no choice.
+    range as it is mostly wins.  Behind a fused clip the range must end at its bound, and a range that was trained is a
+    part of the network, so there is no choice.
 
     feeds: some calibration images; without them the pass does nothing.  findings: what was measured, for the report.
+    trained: tensors whose range was chosen in training.
     """
 
     name = "limit-saturation"
@@ -56,6 +58,7 @@ class LimitSaturation(Pass):
     rounding: str = "mxnet"
     feeds: Optional[Mapping[str, np.ndarray]] = None
     findings: list = field(default_factory=list, compare=False)
+    trained: frozenset[str] = frozenset()
 
     def run(self, g: Graph) -> int:
         if self.feeds is None:
@@ -72,7 +75,7 @@ class LimitSaturation(Pass):
             missed = {layer.node.name: layer.missed() for layer in layers}
             if max(missed.values()) <= NOTICED:
                 continue
-            why = _fixed(g, group)
+            why = _fixed(g, group, self.trained)
             factors = (1.0,) if why else (1.0, *FACTORS)
             errors = {f: [error_with(layer, f) for layer in layers] for f in factors}
             best = min(factors, key=lambda f: sum(e * e for e in errors[f]))
@@ -101,12 +104,14 @@ def _sharing(g: Graph) -> dict[Node, tuple[Node, ...]]:
     return {fq: shared.get(fq, (fq,)) for fq in quantizers}
 
 
-def _fixed(g: Graph, group: tuple[Node, ...]) -> str:
+def _fixed(g: Graph, group: tuple[Node, ...], trained: frozenset[str]) -> str:
     """Why the range of these quantizers cannot be widened, or ""."""
     for fq in group:
         source = g.inputs(fq)[0].node
         if upper_end(source) is not None:
             return f"the range of {source.name} must end at its fused clip"
+        if not trained.isdisjoint(ranged(g, fq)):
+            return f"the range of {source.name} was trained, and is kept"
     return "" if group else "what it reads is not quantized by one scale"
 
 
