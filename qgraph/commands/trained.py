@@ -191,14 +191,14 @@ def in_float(engine: Engine) -> Callable[..., Executor]:
 
 def float_layers(g: Graph, target: Target) -> dict[str, str]:
     """Layer -> why it stays in float: as it trained so, or reads floats and the target's kernels do not, or refuses."""
-    needed = 2 if target.float_inputs else 1
-    found: dict[str, str] = {}
+    needed, found = 2 if target.float_inputs else 1, {}
     for node in g.toposort():
-        if ops.kind(node) == ops.COMPUTE:
-            if not any(p.node.op == "fake_quantize" for p in g.inputs(node)[:needed]):
-                found[node.name] = "was not quantized in training"
-            elif why := "" if target.float_inputs else target.refuse(g, node):
-                found[node.name] = why
+        if ops.kind(node) == ops.COMPUTE and not any(p.node.op == "fake_quantize" for p in g.inputs(node)[:needed]):
+            found[node.name] = "was not quantized in training"
+    if not target.float_inputs:
+        bare = without_quantizers(g)  # weights are parameters there
+        refused = {n.name: target.refuse(bare, n) for n in bare.toposort() if ops.kind(n) == ops.COMPUTE}
+        found.update({name: why for name, why in refused.items() if why and name not in found})
     return found
 
 
