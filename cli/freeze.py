@@ -131,7 +131,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         found = report["agreement"]
         alike = "" if found["top1"] is None else f"{found['top1']:g} % top-1 on {found['images']} images, "
         sqnr = "exact" if found["sqnr_db"] is None else f"{found['sqnr_db']:g} dB"
-        lines.append(f"agreement   {alike}output {sqnr} (with the float model)")
+        lines.append(f"agreement   {alike}output {sqnr} (with {found.get('with', 'the float model')})")
         if report["calibration"] and report["calibration"]["data"].startswith(DISTILLED):
             lines.append("            distilled images belong to no class: judge it on real ones (qgraph eval)")
     for found in report["saturation"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Optional
 
 from qgraph.errors import OptionError
@@ -18,11 +19,13 @@ class Engine:
     """Runs graphs of MXNet's float ops, with fake_quantize nodes or without.
 
     any_quantizer: also ones with ranges of the running batch, and with activations of more than 8 bits.
+    exact: makes an Executor of a graph whose kernels, if they are of integers, never saturate.
     """
 
     name: str
     make: Callable[..., Executor]
     any_quantizer: bool
+    exact: Callable[[Graph], Executor]
 
     def __call__(self, g: Graph, watch: Optional[Sequence[Port]] = None, fused: bool = False) -> Executor:
         """An Executor. watch: what to return instead of the heads.  fused: let the engine fuse where that is safe."""
@@ -40,9 +43,9 @@ def runtime(what_for: str, name: str = "auto") -> Engine:
     from qgraph.targets.onnx.engine import GraphExecutor
 
     if name == "onnxruntime" or (name == "auto" and not mxnet.is_installed()):
-        return Engine("onnxruntime", GraphExecutor, any_quantizer=False)
+        return Engine("onnxruntime", GraphExecutor, any_quantizer=False, exact=partial(GraphExecutor, exact=True))
     mxnet.import_mxnet(what_for)
-    return Engine("mxnet", mxnet.Executor, any_quantizer=True)
+    return Engine("mxnet", mxnet.Executor, any_quantizer=True, exact=mxnet.Executor)
 
 
 def executor(model: Model, what_for: str, name: str = "auto", watch: Sequence[Hashable] | None = None) -> Executor:

@@ -110,11 +110,11 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         return network.ranges(quantized, float_graph, given, observe)
 
     table, after = quantize(g, network.quantizing, ranges, dump, records,
-                            feeds=None if images is None else images.sample)
+                            feeds=None if images is None else images.sample, trained=frozenset(network.entries))
     writing = Writing(shapes, table, _preprocess(table, options), None if images is None else {
         name: np.ascontiguousarray(x[:checks.REFERENCE_IMAGES]) for name, x in images.first.feeds.items()})
     written = target.write(g, writing)
-    judged = checks.judge(g, bare, written, images, target, engine)
+    judged = checks.judge(g, network, written, images, target, engine)
     frozen = Frozen(g, written, table, {}, opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts, table=table,
