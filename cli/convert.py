@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import input_shape_option, model_options, output_options, runtime_option
+from qgraph.cli.options import float_check_option, input_shape_option, model_options, output_options, runtime_option
 from qgraph.targets.registry import formats, get_target
 
 
@@ -23,6 +23,7 @@ from qgraph.targets.registry import formats, get_target
               help="End the network at this node: NAME, NAME:INDEX or NAME_output. Can be repeated.")
 @input_shape_option
 @runtime_option
+@float_check_option
 @output_options
 def command(model: str, to: str, output: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Convert a float model of any MXNet since 0.8 to ONNX, for ncnn or Tengine, or to the files of MXNet 1.9.

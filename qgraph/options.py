@@ -60,6 +60,7 @@ class FreezeOptions(DataOptions):
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
     runtime: of `qgraph.engines`, the engine that runs models meanwhile.
+    float_check: compare the outputs before and behind the passes that keep them.
     """
 
     params: str | None = None
@@ -83,6 +84,7 @@ class FreezeOptions(DataOptions):
     user_passes: tuple[str, ...] = ()
     dump_passes: str | None = None
     runtime: str = "auto"
+    float_check: bool = True
 
     def __post_init__(self) -> None:
         for name, example in (("input_shape", "data:1,3,224,224"), ("exclude", "conv0"),
@@ -95,8 +97,9 @@ class FreezeOptions(DataOptions):
         for name in ("target", "granularity", "act_signed", "calib", "winograd", "runtime"):
             if not isinstance(getattr(self, name), str):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, want a text")
-        if not isinstance(self.merge_bn, bool):
-            raise OptionError(f"merge_bn is {self.merge_bn!r}, want True or False")
+        for name in ("merge_bn", "float_check"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, want True or False")
         if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
             raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
                               "to qgraph.freeze(..., calib_data=...)")

@@ -97,7 +97,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
 
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
-    feeds = floatcheck.random_feeds(shapes, options.seed, images.first.feeds if images is not None else None)
+    feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)
     float_graph, g = network.fold(feeds, engine, dump, records)
     verdicts = network.verdicts(float_graph)
 

@@ -89,7 +89,8 @@ class TrainedNetwork(FloatNetwork):
             self.quantizing = ()
             return without_quantizers(g), g
         codes = take_weights(g)
-        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records)
+        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records,
+                               self.options.float_check)
         float_graph = without_quantizers(g)
         if self.target.parts_shortcuts:
             part_shortcuts(g)
