@@ -13,6 +13,7 @@ import numpy as np
 from qgraph.data.open import Data, open_data
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError, suggest
+from qgraph.semantics.inputs import closed
 
 Progress = Callable[[str, int, Optional[int]], None]  # (what is done, how many so far, how many in all)
 Shapes = Mapping[str, Sequence[int]]
@@ -115,22 +116,33 @@ class FreezeOptions(DataOptions):
         return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
 
 
-def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """``data:1,3,224,224`` (the name may be left out if there is one input) -> input name -> shape."""
+OPEN = "?"
+
+
+def parse_shapes(texts: Iterable[str], inputs: Sequence[str],
+                 no_open: str = "this command wants numbers") -> dict[str, tuple[int, ...]]:
+    """``data:1,3,224,224`` (the name may be left out if there is one input) -> input name -> shape.
+
+    ``data:1,3,?,?`` leaves sizes open, which are 0 then. no_open: why that cannot be, "" where it can.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
         name, colon, numbers = text.rpartition(":")
         if not colon and len(inputs) == 1:
             name = inputs[0]
         try:
-            shape = tuple(int(part) for part in numbers.strip("() ").split(","))
+            sizes = [part.strip() for part in numbers.strip("() ").split(",")]
+            shape = tuple(1 if part == OPEN and axis == 0 else 0 if part == OPEN else int(part) or -1
+                          for axis, part in enumerate(sizes))
         except ValueError:
             shape = ()
-        if not shape or any(not 1 <= d <= 1 << 31 for d in shape) or not name:
+        if not shape or any(not 0 <= d <= 1 << 31 for d in shape) or not name:
             raise OptionError(f"--input-shape is {text!r}, want NAME:N,C,H,W such as {inputs[0]}:1,3,224,224")
         if name not in inputs:
             raise OptionError(f"--input-shape: the model has no input {name!r}, it reads {', '.join(inputs)}"
                               + suggest(name, inputs, " (did you mean {}?)"))
+        if no_open and 0 in shape:
+            raise OptionError(f"--input-shape {text}: {no_open}")
         shapes[name] = shape
     return shapes
 
@@ -138,4 +150,5 @@ def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple
 def block_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """As `parse_shapes`, for a Gluon block, whose inputs are not known yet: those that are named, or data."""
     names = [text.rpartition(":")[0] or "data" for text in texts]
-    return parse_shapes(texts, names) if names else {}
+    shapes = parse_shapes(texts, names, no_open="") if names else {}
+    return {name: closed(shape) for name, shape in shapes.items()}

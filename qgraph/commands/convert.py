@@ -25,11 +25,11 @@ from qgraph.ir.rewrite import PassManager
 from qgraph.options import block_shapes, parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.semantics import interpreter
-from qgraph.semantics.inputs import hinted_shapes, inputs_of
+from qgraph.semantics.inputs import closed, hinted_shapes, inputs_of
 from qgraph.semantics.kernels import KERNELS
 from qgraph.targets.base import Executor, Feeds, Model, Shapes, Target
 from qgraph.targets.mxnet.model import MxnetModel
-from qgraph.targets.registry import formats, get_target
+from qgraph.targets.registry import formats, get_target, no_open_sizes
 
 log = logging.getLogger("qgraph")
 
@@ -77,10 +77,11 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
         g.prune()
     if target.rewrites:
+        opened.refuse_random()
         source = g.copy()
         PassManager(PIPELINES[target.float_passes]).run(g)
         names = inputs_of(g)
-        shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
+        shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names, no_open_sizes(target))}
         converted = target.convert(g, shapes)
         difference, engine = None, ""
         if float_check:
@@ -172,11 +173,12 @@ def _compare(source: Graph, g: Graph, model: Model, shapes: Shapes, target: Targ
         log.warning("the %s model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
                     "(with the right numbers) tells it", target.name, unknown[0], unknown[0])
         return None, ""
-    feeds = [floatcheck.random_feeds(g, {i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0) for batch in (2, 1)]
-    truth, theirs, feeds = _truth(source, g, model, feeds, name)
+    feeds = [floatcheck.random_feeds(g, {i: (batch, *closed(shapes[i], choice)[1:]) for i in model.inputs}, seed=0)
+             for choice, batch in enumerate((2, 1))]  # sizes that are open are two
+    truth, theirs, batches = _truth(source, g, model, feeds, name)
     ours = _Ours(g, model, truth)
     worst = 0.0
-    for batch, wanted in zip(feeds, theirs):
+    for batch, wanted in zip(batches, theirs):
         values = ours.values(batch)
         if wanted is not None:
             worst = max(worst, _judged(truth, ours, wanted, values, batch, target))
@@ -235,17 +237,19 @@ class _Ours:
                 for value in ([] if key is None else [next(rest)]) + [head]]
 
 
-def _truth(source: Graph, g: Graph, model: Model, feeds: list[Feeds],
-           name: str) -> tuple[_Truth, list[list[Array] | None], list[Feeds]]:
+def _truth(source: Graph, g: Graph, model: Model, feeds: Sequence[Feeds],
+           name: str) -> tuple[_Truth, Sequence[list[Array] | None], Sequence[Feeds]]:
     """(what runs the source, its arrays for every batch (None: nothing runs it), the batches)"""
     logits = model.logits(g)
     engine = engines.runtime("comparing", name)
     if engine.name == MxnetModel.float_engine:
         truth = _Truth(MXNET, engine, source, g, logits)
-        try:
-            return truth, [truth.run(batch) for batch in feeds], feeds
-        except (DataError, UnsupportedError) as error:  # an op that this MXNet does not have, or cannot run
-            log.info("MXNet cannot run this model: %s", error)
+        for batches in (feeds, feeds[1:]):  # a batch of one may be fixed inside the network
+            try:
+                return truth, [truth.run(batch) for batch in batches], batches
+            except (DataError, UnsupportedError) as error:  # an op that this MXNet does not have, or cannot run
+                why = error
+        log.info("MXNet cannot run this model: %s", why)
     truth = _Truth(REFERENCE, interpreter.Executor, source, g, logits)
     reference = interpreter.Executor(source, truth.watch)
     if without := sorted({n.op for n in reference.order if n.op != "null" and n.op not in KERNELS}):

@@ -126,6 +126,7 @@ class _Bench:
         opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
         self.source = opened.as_graph("simulating").copy()
         opened.refuse_frozen()
+        opened.refuse_random()
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")

@@ -55,6 +55,13 @@ class Legal:
             drawn = np.minimum(np.floor(drawn), high)
         return np.where(bounded, drawn, noise).astype(np.float32)
 
+    def shown(self) -> str:
+        """In words."""
+        what = "whole numbers" if self.integer else "numbers"
+        if len(self.low) > 1:
+            return f"rows of {len(self.low)} {what}"
+        return f"{what} from {self.low[0]:g} to {self.high[0]:g}"
+
     def outside(self, values: Array) -> Array:
         """The values that are not legal."""
         if len(self.low) > 1 and values.shape[-1] != len(self.low):
