@@ -9,6 +9,7 @@ import click
 from qgraph.cli import console
 from qgraph.cli.options import (
     exclude_option,
+    float_check_option,
     image_options,
     input_shape_option,
     model_options,
@@ -44,6 +45,7 @@ from qgraph.cli.target_options import chosen_targets, targets_options
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @image_options
 @runtime_option
+@float_check_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
 @click.option("--pass", "user_passes", multiple=True, metavar="MODULE:CLASS@AFTER",

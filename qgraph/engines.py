@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Callable, Optional
 
 from qgraph.errors import OptionError
@@ -45,7 +46,17 @@ def runtime(what_for: str, name: str = "auto") -> Engine:
     if name == "onnxruntime" or (name == "auto" and not mxnet.is_installed()):
         return Engine("onnxruntime", GraphExecutor, any_quantizer=False, exact=partial(GraphExecutor, exact=True))
     mxnet.import_mxnet(what_for)
-    return Engine("mxnet", mxnet.Executor, any_quantizer=True, exact=mxnet.Executor)
+    advised = partial(mxnet.Executor, way_out=_on_onnxruntime)
+    return Engine("mxnet", advised, any_quantizer=True, exact=advised)
+
+
+def _on_onnxruntime(g: Graph) -> str:
+    """Advice to take onnxruntime, where it is installed and carries every op of the graph; else ""."""
+    from qgraph.targets.onnx.emit import carried_ops
+
+    carried = {*carried_ops(), "null", "fake_quantize"}
+    there = all(find_spec(package) for package in ("onnx", "onnxruntime"))
+    return "--runtime onnxruntime runs it, or " if there and all(n.op in carried for n in g.toposort()) else ""
 
 
 def executor(model: Model, what_for: str, name: str = "auto", watch: Sequence[Hashable] | None = None) -> Executor:

@@ -100,7 +100,8 @@ class TrainedNetwork(FloatNetwork):
             return without_quantizers(g), g
         cut_below_zero(g)
         codes = take_weights(g)
-        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records)
+        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records,
+                               self.options.float_check)
         float_graph = without_quantizers(g)
         if self.target.trained == KEEP_CODES:
             self.quantizing = self._without_changes(g)
