@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import numpy as np
 
 from qgraph.data.open import Batch, Data
-from qgraph.errors import CalibrationError, OptionError
+from qgraph.errors import CalibrationError, DataError, MissingInputError, OptionError
 from qgraph.ir.graph import Graph
 from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
+from qgraph.semantics.cut import cuts, flags
 from qgraph.semantics.inputs import hinted_shapes, inputs_of, known_channels
 from qgraph.targets.base import Feeds
 
@@ -27,11 +28,15 @@ CHECK_IMAGES = 4
 class CalibrationImages:
     """Images for calibration. What only the first of them are asked for is read once, whoever asks.
 
-    Raises CalibrationError where there is no image.
+    given: the data, or what makes them when they are first asked for.  Raises CalibrationError where there is no image.
     """
 
-    def __init__(self, data: Data) -> None:
-        self.data = data
+    def __init__(self, given: Data | Callable[[], Data]) -> None:
+        self._given = given
+
+    @cached_property
+    def data(self) -> Data:
+        return self._given if isinstance(self._given, Data) else self._given()
 
     @cached_property
     def _head(self) -> list[Batch]:
@@ -76,7 +81,12 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
         log.info("calibration data: %s", beside)
     limit = options.num_calib or DEFAULT_IMAGES
     if source is not None:
-        images = CalibrationImages(options.open(source, wanted, limit))
+        try:
+            images = CalibrationImages(options.open(source, wanted, limit))
+        except MissingInputError as error:
+            readers = {node.name for node in bare.dag if any(p.node.name in error.names for p in bare.inputs(node))}
+            way = f"; or end the network before they are read: {flags(ends)}" if (ends := cuts(bare, readers)) else ""
+            raise DataError(f"{error}{way}") from None
         return images, images.shapes(names)
     shapes = {**hinted_shapes(bare), **given}
     unknown = [name for name in names if name not in shapes]
@@ -86,7 +96,8 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     shapes = {name: shapes[name] for name in names}
     if not needed:
         return None, shapes
-    return CalibrationImages(_distilled(bare, shapes, options, progress)), shapes
+    _check_distilled(bare)
+    return CalibrationImages(lambda: _distilled(bare, shapes, options, progress)), shapes
 
 
 def sample_of(model: object) -> Feeds | None:
@@ -95,14 +106,20 @@ def sample_of(model: object) -> Feeds | None:
     return None if control is None else control.feeds() or None
 
 
-def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,
-               progress: Progress | None) -> Data:
+def _check_distilled(bare: Graph) -> None:
+    """Raise CalibrationError, MissingDependencyError where no images can be distilled."""
     if not bare.nodes("BatchNorm"):
         raise CalibrationError("there are no calibration data, and the network has no BatchNorm to distil images from: "
                                "give --calib-data PATH (.rec, image folder, .npz or .npy)")
-    from qgraph.calibration.distill import distill, need_mxnet
+    from qgraph.calibration.distill import need_mxnet
 
     need_mxnet()
+
+
+def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,
+               progress: Progress | None) -> Data:
+    from qgraph.calibration.distill import distill
+
     count = options.num_calib or DISTILLED_IMAGES
     log.warning("WARNING: no calibration data were given: the ranges come from %d images distilled from the network's "
                 "own BatchNorm statistics. Real images (--calib-data PATH) are better.", count)

@@ -12,10 +12,11 @@ import numpy as np
 from qgraph import engines
 from qgraph.calibration.images import find_images, sample_of
 from qgraph.commands import checks, floatcheck, report
+from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.line import collect_table, pipeline, quantize
 from qgraph.commands.network import FloatNetwork
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
@@ -86,6 +87,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
     original = opened.as_graph("freezing").copy()
     opened.refuse_frozen()
+    end_at(original, options.outputs)
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()
@@ -95,6 +97,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         images, shapes = find_images(opened.prefix, bare, options, data, progress=progress,
                                      needed=given is None and options.calib != ONLINE)
 
+    check_carried(network, shapes)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(shapes, options.seed, images.first.feeds if images is not None else None)

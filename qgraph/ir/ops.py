@@ -219,6 +219,11 @@ ALIASES = {
     "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
+SHAPE_ONLY: dict[str, tuple[int, ...]] = {
+    "slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,), "shape_array": (0,),
+    "size_array": (0,), "zeros_like": (0,), "ones_like": (0,), "_contrib_arange_like": (0,),
+    "_contrib_MultiBoxPrior": (0,)}
+"""Op -> input slots of which only the shape counts."""
 IDENTITIES = frozenset(op for op, row in OPS.items() if row.identity)
 FUSING = tuple(op for op, row in OPS.items() if row.fuses)
 

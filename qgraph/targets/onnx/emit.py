@@ -22,6 +22,7 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
+from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import known_channels
 from qgraph.targets.onnx import detect, nn, resample  # noqa: F401  (the import fills the table)
@@ -47,6 +48,11 @@ def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4
     """
     emitter = _Emitter(g, dict(shapes or {}), int4)
     return OnnxModel(emitter.run(check), codes=emitter.integers)
+
+
+def refused(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Node, str]:
+    """Node -> why it cannot be carried, see `Target.refused`."""
+    return refused_by(g, _Emitter(g, dict(shapes), int4=False).carry)
 
 
 def carried_ops() -> dict[str, str]:
@@ -76,11 +82,8 @@ class _Emitter:
         feeds = [n for n in self.order if n.op == "null" and n.name not in self.g.params]
         reached = value_nodes(self.g)
         for node in self.order:
-            if node.op == "null":
-                if node.name not in self.g.params:
-                    self.tensors[Port(node)] = node.name
-            elif node in reached:
-                self._node(node)
+            if node in reached:
+                self.carry(node)
         outputs = [self._output(i, head) for i, head in enumerate(self.g.heads)]
         proto = helper.make_model(
             helper.make_graph(
@@ -226,7 +229,12 @@ class _Emitter:
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def _node(self, node: Node) -> None:
+    def carry(self, node: Node) -> None:
+        """Add what stands for this node. Raises UnsupportedError."""
+        if node.op == "null":
+            if node.name not in self.g.params:
+                self.tensors[Port(node)] = node.name
+            return
         if node.op == "fake_quantize":
             self._quantizer(node)
             return
