@@ -180,10 +180,11 @@ OPS: dict[str, OpInfo] = {
     "_contrib_MultiBoxDetection": OpInfo(("cls_prob", "loc_pred", "anchor"), defaults={
         "clip": True, "threshold": 0.01, "background_id": 0, "nms_threshold": 0.5, "force_suppress": False,
         "variances": (0.1, 0.1, 0.2, 0.2), "nms_topk": -1}),
-    **dict.fromkeys(("_contrib_Proposal", "_contrib_MultiProposal"), OpInfo(("cls_prob", "bbox_pred", "im_info"), defaults={
-        "rpn_pre_nms_top_n": 6000, "rpn_post_nms_top_n": 300, "threshold": 0.7, "rpn_min_size": 16,
-        "scales": (4.0, 8.0, 16.0, 32.0), "ratios": (0.5, 1.0, 2.0), "feature_stride": 16, "output_score": False,
-        "iou_loss": False})),
+    **dict.fromkeys(("_contrib_Proposal", "_contrib_MultiProposal"),
+                    OpInfo(("cls_prob", "bbox_pred", "im_info"), defaults={
+                        "rpn_pre_nms_top_n": 6000, "rpn_post_nms_top_n": 300, "threshold": 0.7, "rpn_min_size": 16,
+                        "scales": (4.0, 8.0, 16.0, 32.0), "ratios": (0.5, 1.0, 2.0), "feature_stride": 16,
+                        "output_score": False, "iou_loss": False})),
     # products of matrices
     "dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
     "batch_dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),

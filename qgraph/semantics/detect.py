@@ -93,8 +93,7 @@ def _box_nms_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel("_contrib_box_nms")
 def _box_nms(node: Node, x: np.ndarray) -> np.ndarray:
-    """Rows that are kept, by score, and -1 in the rest; boxes that begin below 0 keep their format. All for a topk of 0.
-    """
+    """Rows that are kept, by score, and -1 in the rest; a topk of 0 keeps all. Boxes below 0 keep their format, too."""
     at, id_at = ops.attr(node, "coord_start"), ops.attr(node, "id_index")
     given, wanted = ops.attr(node, "in_format"), ops.attr(node, "out_format")
     if ops.attr(node, "topk") == 0:
@@ -193,8 +192,8 @@ def _proposal_shape(node: Node, shapes: list[Shape]) -> Shape | list[Shape]:
     scores, offsets, info = shapes
     each = len(ops.attr(node, "scales")) * len(ops.attr(node, "ratios"))
     images, _, *size = scores
-    need(node, len(size) == 2 and scores[1] == 2 * each and offsets == (images, 4 * each, *size) and info == (images, 3),
-         "shapes", shapes, f"(N, {2 * each}, H, W), (N, {4 * each}, H, W) and (N, 3)")
+    fit = len(size) == 2 and scores[1] == 2 * each and offsets == (images, 4 * each, *size) and info == (images, 3)
+    need(node, fit, "shapes", shapes, f"(N, {2 * each}, H, W), (N, {4 * each}, H, W) and (N, 3)")
     count = images * ops.attr(node, "rpn_post_nms_top_n")
     return [(count, 5), (count, 1)] if node.n_out > 1 else (count, 5)
 

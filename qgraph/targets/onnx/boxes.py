@@ -1,7 +1,7 @@
 """Converters to ONNX of the decoding of detectors: anchors, boxes, and the suppression of overlapping ones.
 
-MXNet gives a fixed number of rows, those that are suppressed as -1; ONNX's NonMaxSuppression gives back indices, as many
-as are kept.  So every converter here marks them in a mask over the rows, and puts the rows in order by it.
+MXNet gives a fixed number of rows, those that are suppressed as -1; NonMaxSuppression of ONNX gives the indices of what
+is kept.  So every converter here marks that in a mask over the rows, and puts the rows in order by it.
 """
 
 from __future__ import annotations
@@ -266,7 +266,8 @@ def _proposal(c: Context, scores: str, offsets: str, info: str) -> str | list[st
     edges = c.op("Add", best.rows, c.const(np.array([0, 0, 1, 1], np.float32), "last"))
     index, mask = _first(c, _kept(c, best, edges, None, c.attr("threshold")), best.count)
     found = c.op("ReduceSum", c.op("Cast", mask, to=INT64), c.const([1], "axis"), keepdims=1)
-    turn = c.op("Mod", c.const(np.arange(wanted)[None], "turn"), c.op("Min", found, c.const(np.int64(wanted), "wanted")))
+    found = c.op("Min", found, c.const(np.int64(wanted), "wanted"))
+    turn = c.op("Mod", c.const(np.arange(wanted)[None], "turn"), found)
     index = c.op("GatherElements", index, turn, axis=1)
     ones = c.op("Mul", to_float(c, c.op("Unsqueeze", index, c.const([-1], "axis"))), scalar(c, 0))
     images = c.op("CumSum", c.op("Add", ones, scalar(c, 1)), c.const(np.int64(0), "axis"), exclusive=1)

@@ -166,13 +166,14 @@ PROPOSALS: list[dict[str, Any]] = [
 def test_proposal(op: str, attrs: dict[str, Any]) -> None:
     attrs = {"rpn_post_nms_top_n": 20, "scales": (2, 4), "ratios": (0.5, 1), "rpn_min_size": 8, **attrs}
     each = len(attrs["scales"]) * len(attrs["ratios"])
+    size = np.array([1, 1, 1] if "feature_stride" not in attrs else [0.5, 0.5, 1], np.float32)
     batches = {}
     for batch in (2, 1, 3) if "Multi" in op else (1,):
         rng = np.random.default_rng(batch)
         batches[batch] = {
             "cls_prob": separated(rng, batch, 2 * each, 6, 7),
             "bbox_pred": (rng.normal(size=(batch, 4 * each, 6, 7)) * 0.2).astype(np.float32),
-            "im_info": np.array([[90, 100, 1], [80, 112, 1.5], [96, 112, 1]], np.float32)[:batch]}
+            "im_info": np.array([[90, 100, 1], [80, 112, 1.5], [96, 112, 1]], np.float32)[:batch] * size}
     compare(op, batches, attrs, 1 + attrs.get("output_score", False), kernel=False, atol=1e-5)
 
 
