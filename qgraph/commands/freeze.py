@@ -12,10 +12,11 @@ import numpy as np
 from qgraph import engines
 from qgraph.calibration.images import as_the_network_takes_them, find_images, sample_of
 from qgraph.commands import checks, floatcheck, report
+from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.line import collect_table, pipeline, quantize
 from qgraph.commands.network import FloatNetwork
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
@@ -87,6 +88,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     original = opened.as_graph("freezing").copy()
     opened.refuse_frozen()
     opened.refuse_random()
+    end_at(original, options.outputs)
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()
@@ -99,6 +101,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if images is not None:
         images = as_the_network_takes_them(images, bare, engine)
         shapes = images.shapes(shapes)
+    check_carried(network, shapes)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)

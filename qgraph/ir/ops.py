@@ -170,6 +170,21 @@ OPS: dict[str, OpInfo] = {
     "argmin": OpInfo(defaults={"axis": (), "keepdims": False}),
     "_contrib_box_decode": OpInfo(("data", "anchors"), defaults={"std0": 1.0, "std1": 1.0, "std2": 1.0, "std3": 1.0,
                                                                  "clip": -1.0, "format": "center"}),
+    "batch_take": OpInfo(("a", "indices")),
+    "_contrib_box_iou": OpInfo(("lhs", "rhs"), defaults={"format": "corner"}),
+    "_contrib_box_nms": OpInfo(defaults={
+        "overlap_thresh": 0.5, "valid_thresh": 0.0, "topk": -1, "coord_start": 2, "score_index": 1, "id_index": -1,
+        "background_id": -1, "force_suppress": False, "in_format": "corner", "out_format": "corner"}),
+    "_contrib_MultiBoxPrior": OpInfo(defaults={"sizes": (1.0,), "ratios": (1.0,), "clip": False, "steps": (-1.0, -1.0),
+                                               "offsets": (0.5, 0.5)}),
+    "_contrib_MultiBoxDetection": OpInfo(("cls_prob", "loc_pred", "anchor"), defaults={
+        "clip": True, "threshold": 0.01, "background_id": 0, "nms_threshold": 0.5, "force_suppress": False,
+        "variances": (0.1, 0.1, 0.2, 0.2), "nms_topk": -1}),
+    **dict.fromkeys(("_contrib_Proposal", "_contrib_MultiProposal"),
+                    OpInfo(("cls_prob", "bbox_pred", "im_info"), defaults={
+                        "rpn_pre_nms_top_n": 6000, "rpn_post_nms_top_n": 300, "threshold": 0.7, "rpn_min_size": 16,
+                        "scales": (4.0, 8.0, 16.0, 32.0), "ratios": (0.5, 1.0, 2.0), "feature_stride": 16,
+                        "output_score": False, "iou_loss": False})),
     # products of matrices
     "dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
     "batch_dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
@@ -216,9 +231,15 @@ ALIASES = {
     "Convolution_v1": "Convolution", "sum_axis": "sum", "max_axis": "max", "min_axis": "min",
     "_Power": "_power", "_Maximum": "_maximum", "_Minimum": "_minimum", "_Mod": "_mod", "_Hypot": "_hypot",
     "_RPowerScalar": "_rpower_scalar", "_ModScalar": "_mod_scalar", "_RModScalar": "_rmod_scalar",
+    "_contrib_box_non_maximum_suppression": "_contrib_box_nms",
     "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
+SHAPE_ONLY: dict[str, tuple[int, ...]] = {
+    "slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,), "shape_array": (0,),
+    "size_array": (0,), "zeros_like": (0,), "ones_like": (0,), "_contrib_arange_like": (0,),
+    "_contrib_MultiBoxPrior": (0,)}
+"""Op -> input slots of which only the shape counts."""
 IDENTITIES = frozenset(op for op, row in OPS.items() if row.identity)
 FUSING = tuple(op for op, row in OPS.items() if row.fuses)
 

@@ -41,7 +41,7 @@ def converter(*names: str) -> Callable[[Converter], Converter]:
 
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
-        f"{node}: there is no ncnn converter for this op; end the model before it (qgraph convert --outputs NAME), or "
+        f"{node}: there is no ncnn converter for this op; end the model before it (--outputs NAME), or "
         f"add one with @qgraph.targets.ncnn.convert.converter({node.op!r})")
 
 
@@ -151,7 +151,7 @@ class Context:
 
     def refuse(self, why: str) -> UnsupportedError:
         """The error to raise for what ncnn cannot say."""
-        return UnsupportedError(f"{self.node}: {why}; end the model before it (qgraph convert --outputs NAME)")
+        return UnsupportedError(f"{self.node}: {why}; end the model before it (--outputs NAME)")
 
     # ---- layers -----------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ def converter(*names: str, int8: bool = True) -> Callable[[Converter], Converter
 
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
-        f"{node}: there is no Tengine converter for this op; end the model before it (qgraph convert --outputs NAME), "
+        f"{node}: there is no Tengine converter for this op; end the model before it (--outputs NAME), "
         f"or add one with @qgraph.targets.tengine.convert.converter({node.op!r})")
 
 
@@ -95,7 +95,7 @@ class Context:
 
     def refuse(self, why: str) -> UnsupportedError:
         """The error to raise for what Tengine cannot say."""
-        return UnsupportedError(f"{self.node}: {why}; end the model before it (qgraph convert --outputs NAME)")
+        return UnsupportedError(f"{self.node}: {why}; end the model before it (--outputs NAME)")
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
 
