@@ -6,7 +6,7 @@
     rounded   __rounded__="s8 F43, tensor"
     wide      __wide__=1
 
-MXNet keeps attributes of the form ``__name__``.  Its files have the first two of these, and no fused activation.
+MXNet keeps attributes of the form ``__name__``.  Frozen files have the layout and the shift.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def take(node: Node, names: Iterable[str] = ALL) -> None:
     """Move these attributes of a node into its typed fields. Raises FormatError for one that says nonsense."""
     own = () if node.op in ops.FUSING and ACT in node.attrs else FUSED  # an Activation has an act_type of its own
     texts = {name: node.attrs.pop(name) for name in names if name in node.attrs and name not in own}
-    if ACT in texts:
+    if texts.get(ACT):
         try:
             node.fused = fused(texts)
         except ValueError:
