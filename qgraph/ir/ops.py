@@ -35,7 +35,7 @@ class OpInfo:
     defaults: attribute -> MXNet's default, which also gives the type it is read with; None is an optional number.
     kind: what it means to quantization.  kinds: the same for nodes with these attributes.
     out_axis: axis of the weight that runs over output channels.
-    fuses: a node may carry the activation behind it, in act_type, a_min and a_max.
+    fuses: a node may carry the activation behind it, see `Node.fused`.
     identity: it gives back its first input at inference.
     combines, sign, head: see the constants above.
     """
@@ -69,14 +69,13 @@ BROADCAST = tuple(f"broadcast_{word}" for word in ("add", "sub", "mul", "div", *
 """Ops that take two tensors of shapes that broadcast."""
 
 _CONV = {"kernel": (), "stride": (), "dilate": (), "pad": (), "num_filter": 0, "num_group": 1, "no_bias": False,
-         "layout": "None", "act_type": "", "a_min": 0.0, "a_max": 0.0}
+         "layout": "None"}
 _BN = {"eps": 1e-3, "momentum": 0.9, "fix_gamma": True, "use_global_stats": False, "output_mean_var": False, "axis": 1}
 _DEFORMABLE = {key: _CONV[key] for key in ("kernel", "stride", "dilate", "pad", "num_filter", "num_group", "no_bias",
                                            "layout")} | {"num_deformable_group": 1}
 _POOL = {"kernel": (), "stride": (), "pad": (), "pool_type": "max", "pooling_convention": "valid",
          "global_pool": False, "count_include_pad": True, "layout": "None", "p_value": 2}
 _WEIGHTED = ("data", "weight", "bias")
-_ACT = {"act_type": "", "a_min": 0.0, "a_max": 0.0}
 _SCALAR = OpInfo(defaults={"scalar": 0.0})
 _BINARY = OpInfo(("lhs", "rhs"))
 _IDENTITY = OpInfo(identity=True)
@@ -91,7 +90,7 @@ OPS: dict[str, OpInfo] = {
     "Convolution": OpInfo(_WEIGHTED, defaults=_CONV, kind=COMPUTE, fuses=True),
     "Deconvolution": OpInfo(_WEIGHTED, defaults={**_CONV, "no_bias": True, "adj": (), "target_shape": ()},
                             kind=COMPUTE, out_axis=1, fuses=True),
-    "FullyConnected": OpInfo(_WEIGHTED, defaults={"num_hidden": 0, "no_bias": False, "flatten": True, **_ACT},
+    "FullyConnected": OpInfo(_WEIGHTED, defaults={"num_hidden": 0, "no_bias": False, "flatten": True},
                              kind=COMPUTE, fuses=True),
     # values pass through
     "Flatten": OpInfo(kind=PASS),
@@ -136,7 +135,7 @@ OPS: dict[str, OpInfo] = {
     "hard_sigmoid": OpInfo(defaults={"alpha": 0.2, "beta": 0.5}, sign=NONNEGATIVE),
     **dict.fromkeys(WITH_SCALAR, _SCALAR),
     **dict.fromkeys((*ELEMWISE, *BROADCAST), _BINARY),
-    "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN, fuses=True, combines=SUM),
+    "elemwise_add": OpInfo(("lhs", "rhs"), kind=JOIN, fuses=True, combines=SUM),
     "broadcast_add": OpInfo(("lhs", "rhs"), combines=SUM),
     **dict.fromkeys(("elemwise_mul", "broadcast_mul"), OpInfo(("lhs", "rhs"), combines=PRODUCT)),
     "add_n": OpInfo(("*",), defaults={"num_args": 1}, combines=SUM),
@@ -244,7 +243,7 @@ IDENTITIES = frozenset(op for op, row in OPS.items() if row.identity)
 FUSING = tuple(op for op, row in OPS.items() if row.fuses)
 
 NONNEGATIVE_ACTS = frozenset({"relu", "sigmoid", "softrelu"})
-"""Values of act_type."""
+"""Values of act_type, of an Activation or fused."""
 CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
 """Layouts with the channels in axis 1."""
 
