@@ -148,6 +148,10 @@ TABLE = [
     one("_contrib_BilinearResize2D", height=13, width=5), one("_contrib_BilinearResize2D", height=1, width=20),
     one("_contrib_BilinearResize2D", height=13, width=5, align_corners=False),
     one("_contrib_BilinearResize2D", scale_height=2.0, scale_width=1.5),
+    one("_contrib_BilinearResize2D", mode="odd_scale", scale_height=2.0, scale_width=0.5, data=(2, 3, 5, 6)),
+    *(one("_contrib_BilinearResize2D", mode=f"to_{parity}_{way}", data=(2, 3, 5, 6)) for parity in ("even", "odd")
+      for way in ("down", "up")),
+    Case("_contrib_BilinearResize2D", {"mode": "like"}, [IMAGE, (2, 3, 5, 4)]),
     *(one(op, axis=axis, keepdims=keep) for op in ("sum", "mean", "max")
       for axis, keep in (("(2, 3)", True), ("1", False), ("()", False))),
     one("mean", axis=(1,), exclude=True),

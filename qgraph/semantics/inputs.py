@@ -24,7 +24,7 @@ def hinted_shapes(g: Graph) -> dict[str, tuple[int, ...]]:
 
 
 def known_channels(g: Graph) -> dict[str, tuple[int, ...]]:
-    """Input name -> (0, C, 0, 0) where (2-D) convolutions read the input directly, else (): all that the weights tell."""
+    """Input name -> (0, C, 0, 0) where (2-D) convolutions read it directly, else (): all that the weights tell."""
     found: dict[str, tuple[int, ...]] = {}
     for node in g.data_inputs():
         found[node.name] = ()

@@ -62,10 +62,9 @@ def _pool_divisor(node: Node, spatial: tuple, size: tuple, stride: tuple, pad: t
 
 @rule("_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D")
 def _resize_shape(node: Node, shapes: list[Shape]) -> Shape:
-    need(node, len(shapes[0]) == 4, "data", shapes[0], "4 axes")
-    if len(shapes) > 1 and ops.attr(node, "mode") == "like":
-        return (*shapes[0][:2], *shapes[1][2:])
-    return (*shapes[0][:2], *resize_output(node, shapes[0][2:]))
+    for shape in shapes:
+        need(node, len(shape) == 4, "data", shape, "4 axes")
+    return (*shapes[0][:2], *resize_output(node, *(shape[2:] for shape in shapes)))
 
 
 @kernel("_contrib_AdaptiveAvgPooling2D")
@@ -79,9 +78,9 @@ def _adaptive_pooling(node: Node, x: np.ndarray) -> np.ndarray:
 
 
 @kernel("_contrib_BilinearResize2D")
-def _bilinear(node: Node, x: np.ndarray) -> np.ndarray:
+def _bilinear(node: Node, x: np.ndarray, *like: np.ndarray) -> np.ndarray:
     aligned = ops.attr(node, "align_corners")
-    for axis, count in zip((2, 3), resize_output(node, x.shape[2:])):
+    for axis, count in zip((2, 3), resize_output(node, *(array.shape[2:] for array in (x, *like)))):
         size = x.shape[axis]
         if aligned:
             place = np.arange(count) * ((size - 1) / (count - 1) if count > 1 else 0.0)

@@ -82,6 +82,18 @@ def test_convolutions_of_other_ranks(target: str, layers: int, network: Any, giv
     assert sqnr > 25
 
 
+@pytest.mark.mxnet
+@pytest.mark.parametrize("mode", ["size", "like"])
+@pytest.mark.parametrize("target", ["onnx", "mxnet-sim", "mxnet"])
+def test_a_resize_between_quantized_layers(target: str, mode: str) -> None:
+    chain = Chain(3, 8, 8).conv(3, 6, 3, 3, stride=(2, 2))
+    like = [chain.g.find("data")] if mode == "like" else []
+    chain.op("_contrib_BilinearResize2D", *like, height=9, width=7, mode=mode).conv(6, 4, 3, 3, relu=False)
+    frozen, sqnr = freeze_and_judge(chain, target)
+    assert len(frozen.report["quantized"]) == 2
+    assert sqnr > 25
+
+
 def test_weights_tell_the_rank_of_the_input() -> None:
     assert known_channels(in_one_dimension().done()) == {"data": (0, 4, 0)}
     assert known_channels(in_three_dimensions().done()) == {"data": (0, 3, 0, 0, 0)}
