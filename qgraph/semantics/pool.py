@@ -10,7 +10,7 @@ from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import Shape, check_work, need, pool_geometry, resize_output
 from qgraph.semantics.infer import rule
 from qgraph.semantics.kernels import kernel
-from qgraph.semantics.linear import window
+from qgraph.semantics.linear import convolve, window
 
 
 @rule("Pooling")
@@ -106,7 +106,18 @@ def _up_sampling_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel("UpSampling")
 def _up_sampling(node: Node, *xs: np.ndarray) -> np.ndarray:
+    scale = ops.attr(node, "scale")
     if ops.attr(node, "sample_type") != "nearest":
-        raise UnsupportedError(f"{node}: found sample_type bilinear, want nearest")
-    height, width = (d * ops.attr(node, "scale") for d in xs[0].shape[2:])
+        return _grown_by_weight(*xs, scale=scale)
+    height, width = (d * scale for d in xs[0].shape[2:])
     return np.concatenate([x.repeat(height // x.shape[2], 2).repeat(width // x.shape[3], 3) for x in xs], 1)
+
+
+def _grown_by_weight(x: np.ndarray, w: np.ndarray, *, scale: int) -> np.ndarray:
+    """A transposed depthwise convolution, of a stride of `scale`. w: (C, 1, kernel, kernel)."""
+    kernel, pad = 2 * scale - scale % 2, scale // 2
+    reach = [scale * (i - 1) + kernel for i in x.shape[2:]]
+    canvas = np.zeros((*x.shape[:2], *(n + kernel - 1 for n in reach)), x.dtype)
+    canvas[:, :, kernel - 1:reach[0]:scale, kernel - 1:reach[1]:scale] = x
+    full = convolve(canvas, w[:, :, ::-1, ::-1], (1, 1), (1, 1), len(w))
+    return full[:, :, pad:reach[0] - pad, pad:reach[1] - pad]

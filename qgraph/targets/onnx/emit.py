@@ -5,7 +5,7 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in `nn`, `math`, `shape`, `resample` and `detect`; see `convert` to add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention` and `detect`; see `convert` to add one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import known_channels
-from qgraph.targets.onnx import detect, nn, resample  # noqa: F401  (the import fills the table)
+from qgraph.targets.onnx import attention, detect, nn, resample  # noqa: F401  (the import fills the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing

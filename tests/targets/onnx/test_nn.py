@@ -316,7 +316,6 @@ REFUSED = [
     (Case("BatchNorm", (4, 5), {"output_mean_var": True}, _BN), "output_mean_var"),
     (Case("Activation", (4, 5), {"act_type": "swish"}), "act_type 'swish'"),
     (Case("LeakyReLU", (4, 5), {"act_type": "celu"}), "act_type 'celu'"),
-    (Case("softmax", (4, 5), {"use_length": True}), "use_length"),
     (Case("SoftmaxOutput", (4, 3, 2)), "four axes"),
     (Case(_RESIZE, (3, 6, 7), {"mode": "odd_scale"}, blind=True), "needs the shape"),
     (Case("_contrib_ROIAlign", (8, 9, 9), {"pooled_size": (2, 2), "position_sensitive": True}, more=((5,),),
