@@ -187,6 +187,11 @@ OPS: dict[str, OpInfo] = {
     # products of matrices
     "dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
     "batch_dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
+    # attention
+    **dict.fromkeys(("_contrib_interleaved_matmul_selfatt_qk", "_contrib_interleaved_matmul_encdec_qk",
+                     "_contrib_interleaved_matmul_selfatt_valatt", "_contrib_interleaved_matmul_encdec_valatt"),
+                    OpInfo(("*",), defaults={"heads": 1})),
+    "_contrib_div_sqrt_dim": OpInfo(),
     # normalization
     "BatchNorm": OpInfo(("data", "gamma", "beta", "moving_mean", "moving_var"), ("moving_mean", "moving_var"), _BN),
     "_contrib_BatchNormWithReLU": OpInfo(("data", "gamma", "beta", "moving_mean", "moving_var"),
@@ -202,7 +207,7 @@ OPS: dict[str, OpInfo] = {
     "sum": OpInfo(defaults=_REDUCE), "max": OpInfo(defaults=_REDUCE), "min": OpInfo(defaults=_REDUCE),
     "prod": OpInfo(defaults=_REDUCE), "mean": OpInfo(defaults=_REDUCE, sign=KEPT_SIGN),
     "norm": OpInfo(defaults={"ord": 2, "axis": (), "keepdims": False}),
-    "softmax": OpInfo(defaults=_SOFTMAX, sign=NONNEGATIVE, head=SQUASHES),
+    "softmax": OpInfo(("data", "*"), defaults=_SOFTMAX, sign=NONNEGATIVE, head=SQUASHES),
     "log_softmax": OpInfo(defaults=_SOFTMAX, head=SQUASHES),
     "softmin": OpInfo(defaults=_SOFTMAX),
     "SoftmaxActivation": OpInfo(defaults={"mode": "instance"}, head=SQUASHES),

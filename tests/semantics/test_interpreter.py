@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CASES, calls
+from helpers import CASES, calls, run_mxnet
 from op_cases import IMAGE, TABLE, Case, conv, deconv, dense, one, pool
 
 from qgraph.analysis.codes import channel_scales
@@ -22,7 +22,7 @@ from qgraph.semantics import linear
 from qgraph.semantics.interpreter import Executor, Tensor, accumulate, partial_sum_bound, run
 from qgraph.semantics.kernels import KERNELS, kernel
 from qgraph.targets.mxnet import runtime as mxnet_runtime
-from qgraph.targets.onnx.emit import CONVERTERS
+from qgraph.targets.onnx.emit import CONVERTERS, to_onnx
 
 IMAGES = CASES / "imagenet1k_sample" / "val.rec"
 
@@ -45,6 +45,21 @@ def test_kernel_equals_mxnet(case: Case, monkeypatch: pytest.MonkeyPatch) -> Non
         assert a.dtype == np.float32
         assert b.std() > 0 or b.size == 1, "the case says nothing: its output is constant"
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(b).max())) * 0.2)
+
+
+@pytest.mark.mxnet
+@pytest.mark.parametrize("attrs", [{}, {"axis": 1, "temperature": 2.0}], ids=str)
+def test_softmax_over_lengths(attrs: dict[str, Any]) -> None:
+    """In MXNet, in the reference and in ONNX; MXNet takes lengths as integers."""
+    g = Graph()
+    lengths = g.add("Cast", [g.add("null", name="lengths")], dtype="int32")
+    g.heads = [Port(g.add("softmax", [g.add("null", name="data"), lengths], use_length=True, attrs=attrs))]
+    x = np.random.default_rng(0).normal(size=(2, 5, 5)).astype(np.float32)
+    feeds = {"data": x, "lengths": np.array([[1, 2, 3, 4, 5], [5, 1, 5, 2, 1]], np.float32)}
+    (want,) = run_mxnet(g, feeds)
+    assert (want == 0).any() and want.std() > 0
+    for found in (run(g, feeds), to_onnx(g, {name: v.shape for name, v in feeds.items()}).executor().run(feeds)):
+        np.testing.assert_allclose(found[0], want, rtol=1e-5, atol=1e-6)
 
 
 def test_target_shape_of_a_deconvolution() -> None:

@@ -5,7 +5,8 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in `nn`, `math`, `shape`, `resample`, `detect` and `boxes`; see `convert` to add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `detect` and `boxes`; see `convert` to
+add one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import closed, known_channels
-from qgraph.targets.onnx import boxes, detect, nn, resample  # noqa: F401  (the import fills the table)
+from qgraph.targets.onnx import attention, boxes, detect, nn, resample  # noqa: F401  (the import fills the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
