@@ -14,6 +14,7 @@ from qgraph.analysis.codes import quantizers_behind, upper_end
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams
+from qgraph.semantics.interpreter import RunOp
 from qgraph.semantics.saturation import Layer, pair_excess, pairs, sample_layers
 
 log = logging.getLogger("qgraph")
@@ -49,12 +50,14 @@ class LimitSaturation(Pass):
     range as it is mostly wins.  Behind a fused clip the range must end at its bound, so there is no choice.
 
     feeds: some calibration images; without them the pass does nothing.  findings: what was measured, for the report.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "limit-saturation"
     requires = ("calibrate",)
     rounding: str = "mxnet"
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    run_op: Optional[RunOp] = None
     findings: list = field(default_factory=list, compare=False)
 
     def run(self, g: Graph) -> int:
@@ -63,7 +66,7 @@ class LimitSaturation(Pass):
         by_source: dict[tuple[Node, ...], list[Layer]] = {}
         sharing = _sharing(g)
         position = {fq: i for i, fq in enumerate(sharing)}
-        for layer in sample_layers(g, self.feeds, self.rounding):
+        for layer in sample_layers(g, self.feeds, self.rounding, run_op=self.run_op):
             read = quantizers_behind(g, g.inputs(layer.node)[0])
             together = {fq for one in read for fq in sharing[one]}
             by_source.setdefault(tuple(sorted(together, key=position.__getitem__)), []).append(layer)

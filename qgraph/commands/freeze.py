@@ -110,7 +110,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         return network.ranges(quantized, float_graph, given, observe)
 
     table, after = quantize(g, network.quantizing, ranges, dump, records,
-                            feeds=None if images is None else images.sample)
+                            feeds=None if images is None else images.sample, run_op=engine.run_op)
     writing = Writing(shapes, table, _preprocess(table, options), None if images is None else {
         name: np.ascontiguousarray(x[:checks.REFERENCE_IMAGES]) for name, x in images.first.feeds.items()})
     written = target.write(g, writing)
