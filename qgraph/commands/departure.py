@@ -86,5 +86,6 @@ def _judge(exact: Array, kernel: Array) -> dict[str, float]:
 
 
 def _relative(want: Array, found: Array) -> float:
-    size = float(np.abs(want).max(initial=0.0)) or 1.0
-    return float(np.abs(want.astype(np.float64) - found).max(initial=0.0)) / size
+    finite = np.isfinite(want) & np.isfinite(found)
+    size = float(np.abs(want[finite]).max(initial=0.0)) or 1.0
+    return float(np.abs(want[finite].astype(np.float64) - found[finite]).max(initial=0.0)) / size

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qgraph import engines
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import find_images, sample_of
 from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.frozen import Frozen
@@ -105,7 +106,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         def observe() -> CalibrationTable:
             network.need(images)
             assert images is not None
-            return collect_table(float_graph, images.data, options, signed, progress)
+            return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized))
 
         return network.ranges(quantized, float_graph, given, observe)
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from qgraph.analysis.codes import drop_quantizers, quantizer_name
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.arrays import Array
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
@@ -268,11 +269,7 @@ def respecify(g: Graph, target: Target) -> None:
 
 def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
     """Tensors that have a quantizer and no trained range."""
-    wanted: dict[str, None] = {}
-    for fq in g.nodes("fake_quantize"):
-        if fq.quant is not None and not isinstance(fq.quant, QParams) and g.param(g.inputs(fq)[0]) is None:
-            wanted.update(dict.fromkeys(fq.quant.source or (g.inputs(fq)[0].key,)))
-    return [name for name in wanted if name not in entries]
+    return [name for name in wanted_ranges(g) if name not in entries]
 
 
 def part_shortcuts(g: Graph) -> None:
