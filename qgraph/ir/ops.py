@@ -275,7 +275,7 @@ def kind(node: Node) -> str:
 
 
 def head(node: Node) -> str:
-    """What this node does with its first input if it is a head of the training, by whatever name; "" if it is none."""
+    """Say what a head of the training, under any of its names, does with its first input; "" for other ops."""
     return info(ALIASES.get(node.op, node.op)).head
 
 
