@@ -27,7 +27,7 @@ def passes_integers(node: Node) -> bool:
 
 
 def combines_codes(node: Node) -> bool:
-    """Sums, products and concatenations that engines of QDQ models run on codes; they run ONNX's Sum (add_n) in float."""
+    """Sums, products and concatenations that QDQ engines run on codes; ONNX's Sum (add_n) runs in float."""
     return bool(ops.info(node.op).combines) and node.op != "add_n"
 
 

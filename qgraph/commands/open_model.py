@@ -50,7 +50,7 @@ class Opened:
         return self.prefix or "model"
 
     def as_graph(self, what_for: str) -> Graph:
-        """Return the graph of MXNet's ops. Raises OptionError for a model of another engine, which has no such graph."""
+        """Return the graph of MXNet's ops. Raises OptionError for a model of another engine, which has no graph."""
         if self.model.ir is None:
             raise OptionError(f"{self.files[0] if self.files else 'the model'}: {what_for} wants an MXNet model "
                               f"(MODEL{SYMBOL_SUFFIX}), found {self.model.kind}, which is converted already; give the "
