@@ -117,7 +117,7 @@ class _Everything:
         if self.values[node] and (node.op in _WITHIN or self._keeps_scale(node)):
             return self._source(self.values[node][0].node)
         raise UnsupportedError(f"{node}: calibration does not look at what it writes, and target {self.target} gives "
-                               "every value a range; end the model before it (qgraph convert --outputs NAME)")
+                               "every value a range; end the model before it (--outputs NAME)")
 
     def _ends(self, node: Node) -> tuple[float, float]:
         while _known(node) is None:

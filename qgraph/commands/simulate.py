@@ -13,11 +13,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import Tally, open_for, runnable
 from qgraph.commands.line import collect_table, pipeline, quantize, split
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
@@ -127,6 +128,7 @@ class _Bench:
         self.source = opened.as_graph("simulating").copy()
         opened.refuse_frozen()
         opened.refuse_random()
+        end_at(self.source, options.outputs)
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")
@@ -186,16 +188,17 @@ class _Bench:
             self._float_graphs[variant] = g
         float_graph = self._float_graphs[variant]
 
-        def ranges(_: Graph) -> CalibrationTable | None:
+        def ranges(quantized: Graph) -> CalibrationTable | None:
             if options.calib == ONLINE:
                 return None
             how, signed = method(options.calib), get_target(TARGET).spec.signed(options.act_signed)
             key = (variant, how.name, options.act_bits if how.per_bits else 0, signed if how.bound else None)
             if key not in self._tables:
                 assert self.calib is not None
-                self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress)
+                self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress,
+                                                  wanted_ranges(quantized))
             return self._tables[key]
 
         g = float_graph.copy()
-        quantize(g, quant_steps, ranges, feeds=self.sample)
+        quantize(g, quant_steps, ranges, feeds=self.sample, run_op=self.engine.run_op)
         return g

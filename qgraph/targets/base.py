@@ -330,6 +330,13 @@ class Target(ABC):
     def check_integer(self, g: Graph, node: Node) -> None:
         """Raise UnsupportedError for a node that a model without floats cannot have."""
 
+    def refused(self, g: Graph, shapes: Shapes, *, integer: bool) -> Mapping[Node, str]:
+        """Node -> why `write` (integer) or `convert` cannot carry it: asked of the float graph, before any long work.
+
+        What depends on such a node need not be told.  shapes: of the inputs, with any batch size.
+        """
+        return {}
+
     def pass_options(self) -> dict[str, dict[str, Any]]:
         """Pass -> options that follow from this target's own."""
         return {}

@@ -56,7 +56,7 @@ def _leaves_alone(layer: Node, reader: Node) -> bool:
     """Whether MXNet fuses the two in no way, or in one that changes nothing."""
     if reader.op == "LeakyReLU":
         return bool(ops.attr(reader, "act_type") == "leaky" and ops.attr(reader, "slope") == 1)
-    return reader.op in _READS or (reader.op == "BatchNorm" and "act_type" in layer.attrs)
+    return reader.op in _READS or (reader.op == "BatchNorm" and layer.fused is not None)
 
 
 def _let_fuse(g: Graph) -> bool:

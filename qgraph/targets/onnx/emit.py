@@ -5,7 +5,8 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in `nn`, `math`, `shape`, `resample` and `detect`; see `convert` to add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `detect` and `boxes`; see `convert` to
+add one.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
+from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import closed, known_channels
-from qgraph.targets.onnx import detect, nn, resample  # noqa: F401  (the import fills the table)
+from qgraph.targets.onnx import attention, boxes, detect, nn, resample  # noqa: F401  (the import fills the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
@@ -87,6 +89,12 @@ def _first_difference(first: GraphProto, second: GraphProto) -> int | None:
     return None if len(first.node) == len(second.node) else min(len(first.node), len(second.node))
 
 
+def refused(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Node, str]:
+    """Node -> why it cannot be carried, see `Target.refused`."""
+    table = _shapes(g, {name: closed(shape) for name, shape in shapes.items()})
+    return refused_by(g, _Emitter(g, table, int4=False).carry)
+
+
 def carried_ops() -> dict[str, str]:
     """Op -> how an ONNX file carries it: "yes"."""
     return dict.fromkeys(CONVERTERS, "yes")
@@ -119,11 +127,8 @@ class _Emitter:
         feeds = [n for n in self.order if n.op == "null" and n.name not in self.g.params]
         reached = value_nodes(self.g)
         for node in self.order:
-            if node.op == "null":
-                if node.name not in self.g.params:
-                    self.tensors[Port(node)] = node.name
-            elif node in reached:
-                self._node(node)
+            if node in reached:
+                self.carry(node)
                 self.makers += [node] * (len(self.nodes) - len(self.makers))
         outputs = [self._output(i, head) for i, head in enumerate(self.g.heads)]
         proto = helper.make_model(
@@ -270,7 +275,12 @@ class _Emitter:
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def _node(self, node: Node) -> None:
+    def carry(self, node: Node) -> None:
+        """Add what stands for this node. Raises UnsupportedError."""
+        if node.op == "null":
+            if node.name not in self.g.params:
+                self.tensors[Port(node)] = node.name
+            return
         if node.op == "fake_quantize":
             self._quantizer(node)
             return
