@@ -108,6 +108,7 @@ class _Emitter:
         self.g, self.int4 = g, int4
         self.order = g.toposort()
         self.shapes, self._shown = shapes, shapes if shown is None else shown
+        self.varying = {port for port, shape in shapes.items() if self._shown.get(port) != shape}
         self.nodes: list[NodeProto] = []
         self.makers: list[Node] = []
         self.constants: dict[str, TensorProto] = {}
