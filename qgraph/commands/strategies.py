@@ -160,6 +160,8 @@ def _strategy(row: Mapping[str, Any]) -> Strategy:
             raise ValueError(f"{name} is {value!r:.40}")
     found = Strategy(**values)
     found.apply(FreezeOptions())
+    if found.act_signed not in _DTYPE:
+        raise ValueError(f"act_signed is {found.act_signed!r:.40}, want {', '.join(_DTYPE)}")
     return found
 
 
