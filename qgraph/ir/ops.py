@@ -221,7 +221,7 @@ ALIASES = {
     "Convolution_v1": "Convolution", "sum_axis": "sum", "max_axis": "max", "min_axis": "min",
     "_Power": "_power", "_Maximum": "_maximum", "_Minimum": "_minimum", "_Mod": "_mod", "_Hypot": "_hypot",
     "_RPowerScalar": "_rpower_scalar", "_ModScalar": "_mod_scalar", "_RModScalar": "_rmod_scalar",
-    "broadcast_axes": "broadcast_axis", "flip": "reverse",
+    "amp_cast": "Cast", "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
 IDENTITIES = frozenset(op for op, row in OPS.items() if row.identity)
