@@ -156,7 +156,8 @@ def _compare(source: Graph, g: Graph, model: Model, shapes: Shapes, target: Targ
     keys = [key for key in logits if key is not None]
     ours = model.executor([*model.heads, *keys], precise=True)
     worst = 0.0
-    for batch in batches:
+    fixed = {shape[0] for shape in model.inputs.values() if shape and shape[0]}
+    for batch in fixed or batches:
         feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0)
         values = ours.run(feeds)
         if theirs is None:

@@ -10,6 +10,7 @@ Converters of single ops are in `nn`, `math`, `shape`, `resample`, `detect` and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ import numpy as np
 
 import qgraph
 from qgraph.analysis.codes import fits_codes
-from qgraph.errors import UnsupportedError
+from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
@@ -323,9 +324,22 @@ def _nibbles(codes: np.ndarray) -> bytes:
 
 
 def _shapes(g: Graph, shapes: dict[str, Sequence[int]]) -> dict[Port, Shape]:
-    """Shape of every known port, -1 for a dimension that depends on the batch size."""
+    """Shape of every known port, -1 for a dimension that depends on the batch size.
+
+    A network that was written for so many images, as Faster R-CNN is for one, keeps the number.
+    """
     if not all(n.name in shapes for n in g.data_inputs() if g.uses(n)) and not shapes:
         return {}
-    first, second = (infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()}) for batch in (2, 3))
+
+    def of(batch: int) -> dict[Port, Shape]:
+        return infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()})
+
+    try:
+        first, second = of(2), of(3)
+    except GraphError:
+        for given in {*(shape[0] for shape in shapes.values() if shape), 1}:
+            with contextlib.suppress(GraphError):
+                return of(given)
+        raise
     return {port: tuple(a if a == b else -1 for a, b in zip(shape, second[port])) for port, shape in first.items()
             if port in second and len(second[port]) == len(shape)}
