@@ -38,7 +38,8 @@ def test_decoded_outputs(make: Any, tmp_path: Path) -> None:
         got = executor.run(feeds)
         assert all(a.shape == b.shape for a, b in zip(want, got))
         assert np.array_equal(ids, got[0])
-        assert np.abs(scores - got[1]).max() < 1e-5 and np.abs(boxes - got[2]).max() < 1e-4 * max(SIZE, np.abs(boxes).max())
+        size = max(SIZE, np.abs(boxes).max())
+        assert np.abs(scores - got[1]).max() < 1e-5 and np.abs(boxes - got[2]).max() < 1e-4 * size
         kinds.update(ids[ids >= 0].tolist())
         compared += 1
     assert compared >= 3 and len(kinds) > 1
