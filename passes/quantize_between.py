@@ -58,7 +58,7 @@ class _Between:
             if node.op == "FullyConnected":
                 self._flatten(node)
             reads = [self._ensure(port, act) for port in self._data(node)]
-            if node.op != "FullyConnected" or ops.attr(node, "act_type") or self.wanted[node]:
+            if node.op != "FullyConnected" or node.fused is not None or self.wanted[node]:
                 # towards float ops nothing is clipped
                 self._ensure(Port(node), act if self.wanted[node] else dataclasses.replace(act, whole=True))
             if node.op == "Concat" or ops.kind(node) == ops.PASS:
@@ -149,8 +149,9 @@ class _Between:
         node = self.g.inputs(fq)[0].node
         while node.op == "fake_quantize" or node.op == "Concat" or self._moves(node):
             node = self.g.inputs(node)[0].node
-        act = ops.attr(node, "act_type") if "act_type" in ops.info(node.op).defaults else ""
-        return act in ("relu", "clip"), upper_end(node)
+        if node.fused is not None:
+            return node.fused.act in ("relu", "clip"), upper_end(node)
+        return node.op == "Activation" and ops.attr(node, "act_type") == "relu", None
 
     def _unite(self) -> None:
         """One range for what shares a scale: the union of those of its tensors that calibration looks at."""

@@ -183,10 +183,10 @@ class Context:
         return str(self.layer("Reshape", blob, params=sizes(shape)))
 
     def activation(self, blob: str) -> str:
-        """A layer for the activation that this node carries (attributes act_type, a_min, a_max)."""
-        kind = self.attr("act_type")
-        if not kind:
+        """A layer for the activation that this node carries."""
+        act = self.node.fused
+        if act is None:
             return blob
-        if kind == "clip":
-            return str(self.layer("Clip", blob, params={0: self.attr("a_min"), 1: self.attr("a_max")}))
+        if act.act == "clip":
+            return str(self.layer("Clip", blob, params={0: float(act.low), 1: float(act.high)}))
         return str(self.layer("ReLU", blob))

@@ -214,7 +214,7 @@ def _names(g: Graph, order: Sequence[Node], layers: list[Layer], blobs: Mapping[
         if node.op == "fake_quantize" or (blob in wanted and node not in fused):
             continue  # passed on
         name = port.key
-        carries = "act_type" in ops.info(node.op).defaults and "act_type" in node.attrs and node.op != "Activation"
+        carries = node.fused is not None or (node.op == "LeakyReLU" and "act_type" in node.attrs)
         if port.index == 0 and node.origin and node.origin[-1] not in users and (carries or port in heads):
             name = node.origin[-1]
         wanted[blob] = port.key if name in given else name

@@ -138,10 +138,10 @@ class Context:
         return str(self.op("Reshape", x, self.const(list(shape), "shape")))
 
     def activation(self, x: str) -> str:
-        """The activation fused into this node (attributes act_type, a_min, a_max), unless quantization implies it."""
-        kind = self.attr("act_type")
-        if not kind or self._emitter.drops_activation(self.node):
+        """The activation fused into this node, unless quantization implies it."""
+        act = self.node.fused
+        if act is None or self._emitter.drops_activation(self.node):
             return x
-        if kind == "relu":
+        if act.act == "relu":
             return str(self.op("Relu", x))
-        return str(self.op("Clip", x, *(self.const(np.float32(self.attr(key))) for key in ("a_min", "a_max"))))
+        return str(self.op("Clip", x, *(self.const(np.float32(end)) for end in (act.low, act.high))))
