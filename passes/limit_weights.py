@@ -15,6 +15,7 @@ from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes.limit_saturation import NOTICED, Finding
 from qgraph.quant.spec import QParams, quantize
+from qgraph.semantics.interpreter import RunOp
 from qgraph.semantics.saturation import Layer, can_overflow, pair_excess, pairs, sample_layers
 
 log = logging.getLogger("qgraph")
@@ -33,6 +34,7 @@ class LimitWeights(Pass):
     A second run with "auto" starts from the new scales, and may lengthen them once more.
 
     feeds: some calibration images; without them the pass does nothing.  findings: layers that are left to overflow.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "limit-weights"
@@ -40,6 +42,7 @@ class LimitWeights(Pass):
     rounding: str = "half-even"
     isa: str = "auto"
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    run_op: Optional[RunOp] = None
     findings: list = field(default_factory=list, compare=False)
 
     def run(self, g: Graph) -> int:
@@ -48,7 +51,7 @@ class LimitWeights(Pass):
         if self.feeds is None or self.isa == "vnni":
             return 0
         by_node: dict[Node, list[Layer]] = {}
-        for layer in sample_layers(g, self.feeds, self.rounding, mlas=True):
+        for layer in sample_layers(g, self.feeds, self.rounding, mlas=True, run_op=self.run_op):
             by_node.setdefault(layer.node, []).append(layer)
         count = 0
         for node, layers in by_node.items():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qgraph import engines
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import as_the_network_takes_them, find_images, sample_of
 from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
@@ -97,11 +98,10 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if network.reads_images(opened.prefix, data):
         images, shapes = find_images(opened.prefix, bare, options, data, progress=progress,
                                      needed=given is None and options.calib != ONLINE)
-
+    check_carried(network, shapes)
     if images is not None:
         images = as_the_network_takes_them(images, bare, engine)
         shapes = images.shapes(shapes)
-    check_carried(network, shapes)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)
@@ -112,12 +112,13 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         def observe() -> CalibrationTable:
             network.need(images)
             assert images is not None
-            return collect_table(float_graph, images.data, options, signed, progress)
+            return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized))
 
         return network.ranges(quantized, float_graph, given, observe)
 
     table, after = quantize(g, network.quantizing, ranges, dump, records,
-                            feeds=None if images is None else images.sample, trained=frozenset(network.entries))
+                            feeds=None if images is None else images.sample, run_op=engine.run_op,
+                            trained=frozenset(network.entries))
     given_shapes = parse_shapes(options.input_shape, [*shapes], no_open_sizes(target))
     opened_shapes = {name: [0 if axis and not given_shapes.get(name, shape)[axis] else d
                             for axis, d in enumerate(shape)] for name, shape in shapes.items()}

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import Tally, open_for, runnable
@@ -187,16 +188,17 @@ class _Bench:
             self._float_graphs[variant] = g
         float_graph = self._float_graphs[variant]
 
-        def ranges(_: Graph) -> CalibrationTable | None:
+        def ranges(quantized: Graph) -> CalibrationTable | None:
             if options.calib == ONLINE:
                 return None
             how, signed = method(options.calib), get_target(TARGET).spec.signed(options.act_signed)
             key = (variant, how.name, options.act_bits if how.per_bits else 0, signed if how.bound else None)
             if key not in self._tables:
                 assert self.calib is not None
-                self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress)
+                self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress,
+                                                  wanted_ranges(quantized))
             return self._tables[key]
 
         g = float_graph.copy()
-        quantize(g, quant_steps, ranges, feeds=self.sample)
+        quantize(g, quant_steps, ranges, feeds=self.sample, run_op=self.engine.run_op)
         return g

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.codes import nonnegative, quantizer_name, ranged
+from qgraph.analysis.codes import nonnegative, quantizer_name
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.arrays import Array
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
@@ -344,11 +345,7 @@ def _clip(g: Graph, fq: Node) -> Port:
 
 def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
     """Tensors that have a quantizer and no trained range."""
-    wanted: dict[str, None] = {}
-    for fq in g.nodes("fake_quantize"):
-        if fq.quant is not None and not isinstance(fq.quant, QParams) and g.param(g.inputs(fq)[0]) is None:
-            wanted.update(dict.fromkeys(ranged(g, fq)))
-    return [name for name in wanted if name not in entries]
+    return [name for name in wanted_ranges(g) if name not in entries]
 
 
 def joined(base: CalibrationTable | None, entries: Mapping[str, Entry], float_graph: Graph) -> CalibrationTable:

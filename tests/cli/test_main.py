@@ -140,7 +140,7 @@ def test_dump_and_a_pass_of_ones_own(net: Path, capsys: pytest.CaptureFixture[st
         "    name = 'nothing'\n    def run(self, g):\n        return 0\n")
     assert main(["freeze", "net-symbol.json", "--pass", "mine_cli:Nothing@fold-bn", "--dump-passes", "dump", "-q"]) == 0
     names = sorted(os.listdir("dump"))
-    assert names[:4] == ["00-input.txt", "01-canonicalize.txt", "02-fold-bn.txt", "03-nothing.txt"]
+    assert names[:5] == ["00-input.txt", "01-canonicalize.txt", "02-constants.txt", "03-fold-bn.txt", "04-nothing.txt"]
     assert names[-1].endswith("-bake-weights.txt") and len(set(n[:2] for n in names)) == len(names)
 
 

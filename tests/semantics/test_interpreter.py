@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -348,6 +349,43 @@ def test_a_decision_without_numbers_is_transparent() -> None:
     g, feeds = one("relu").graph()
     g.insert_after(g.find("x0"), "fake_quantize", quant=qparams(8, False, 1.0).spec)
     assert (run(g, feeds)[0] == np.maximum(feeds["x0"], 0)).all()
+
+
+LENT = """
+%data = input
+%w = param float32 (2, 3)
+%odd = MyOp(%data, %w)
+%r = Activation(%odd) {act_type=relu}
+%n = Activation(%data) {act_type=tanh}
+return %r, %n
+"""
+
+
+def test_an_op_without_a_kernel_is_lent() -> None:
+    g = Graph.parse(LENT)
+    x = np.arange(-3, 3, dtype=np.float32).reshape(2, 3)
+    asked = []
+
+    def lend(node: Node, inputs: Sequence[np.ndarray], fixed: Sequence[bool]) -> list[np.ndarray]:
+        asked.append((node.name, list(fixed)))
+        return [inputs[0] * 2 + inputs[1]]
+
+    found = Executor(g, run_op=lend).run({"data": x})
+    assert (found[0] == np.maximum(x * 2 + g.params["w"], 0)).all()
+    assert (found[1] == np.tanh(x)).all()
+    assert asked == [("odd", [False, True])]
+
+
+def test_what_cannot_be_lent_is_unknown_with_all_that_depends_on_it() -> None:
+    g = Graph.parse(LENT)
+
+    def refuse(*_: object) -> list[np.ndarray]:
+        raise UnsupportedError("no")
+
+    executor = Executor(g, run_op=refuse)
+    assert list(executor.known_tensors({"data": np.ones((2, 3))})) == [Port(g.find("n"))]
+    with pytest.raises(UnsupportedError, match="r: its value is unknown"):
+        executor.run({"data": np.ones((2, 3))})
 
 
 def test_errors_name_the_node() -> None:
