@@ -9,6 +9,7 @@ import click
 from qgraph.cli import console
 from qgraph.cli.options import (
     exclude_option,
+    float_check_option,
     image_options,
     input_shape_option,
     model_options,
@@ -44,6 +45,7 @@ from qgraph.cli.target_options import chosen_targets, targets_options
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @image_options
 @runtime_option
+@float_check_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
 @click.option("--pass", "user_passes", multiple=True, metavar="MODULE:CLASS@AFTER",
@@ -131,7 +133,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         found = report["agreement"]
         alike = "" if found["top1"] is None else f"{found['top1']:g} % top-1 on {found['images']} images, "
         sqnr = "exact" if found["sqnr_db"] is None else f"{found['sqnr_db']:g} dB"
-        lines.append(f"agreement   {alike}output {sqnr} (with the float model)")
+        lines.append(f"agreement   {alike}output {sqnr} (with {found.get('with', 'the float model')})")
         if report["calibration"] and report["calibration"]["data"].startswith(DISTILLED):
             lines.append("            distilled images belong to no class: judge it on real ones (qgraph eval)")
     for found in report["saturation"]:

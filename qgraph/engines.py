@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, Callable, Optional
 
 from qgraph.arrays import Array
@@ -22,11 +24,13 @@ class Engine:
     """Runs graphs of MXNet's float ops, with fake_quantize nodes or without.
 
     any_quantizer: also ones with ranges of the running batch, and with activations of more than 8 bits.
+    exact: makes an Executor of a graph whose kernels, if they are of integers, never saturate.
     """
 
     name: str
     make: Callable[..., Executor]
     any_quantizer: bool
+    exact: Callable[[Graph], Executor]
     _failed: dict[str, str] = field(default_factory=dict, compare=False)  # op -> why it does not run alone
 
     def __call__(self, g: Graph, watch: Optional[Sequence[Port]] = None, fused: bool = False) -> Executor:
@@ -65,9 +69,19 @@ def runtime(what_for: str, name: str = "auto") -> Engine:
     from qgraph.targets.onnx.engine import GraphExecutor
 
     if name == "onnxruntime" or (name == "auto" and not mxnet.is_installed()):
-        return Engine("onnxruntime", GraphExecutor, any_quantizer=False)
+        return Engine("onnxruntime", GraphExecutor, any_quantizer=False, exact=partial(GraphExecutor, exact=True))
     mxnet.import_mxnet(what_for)
-    return Engine("mxnet", mxnet.Executor, any_quantizer=True)
+    advised = partial(mxnet.Executor, way_out=_on_onnxruntime)
+    return Engine("mxnet", advised, any_quantizer=True, exact=advised)
+
+
+def _on_onnxruntime(g: Graph) -> str:
+    """Advice to take onnxruntime, where it is installed and carries every op of the graph; else ""."""
+    from qgraph.targets.onnx.emit import carried_ops
+
+    carried = {*carried_ops(), "null", "fake_quantize"}
+    there = all(find_spec(package) for package in ("onnx", "onnxruntime"))
+    return "--runtime onnxruntime runs it, or " if there and all(n.op in carried for n in g.toposort()) else ""
 
 
 def executor(model: Model, what_for: str, name: str = "auto", watch: Sequence[Hashable] | None = None) -> Executor:

@@ -15,6 +15,12 @@ def quantizer_name(port: Port) -> str:
     return port.key.replace(":", "_") + "_q"
 
 
+def ranged(g: Graph, fq: Node) -> tuple[str, ...]:
+    """Names of the tensors whose ranges a quantizer of activations is given."""
+    assert fq.quant is not None
+    return fq.quant.source or (g.inputs(fq)[0].key,)
+
+
 def passes_integers(node: Node) -> bool:
     """Ops that the integer kernels run on codes as they are."""
     return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qgraph.analysis.codes import ranged
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
@@ -57,5 +58,5 @@ def wanted_ranges(g: Graph) -> list[str]:
     wanted: dict[str, None] = {}
     for fq in g.nodes("fake_quantize"):
         if fq.quant is not None and not isinstance(fq.quant, QParams) and g.param(g.inputs(fq)[0]) is None:
-            wanted.update(dict.fromkeys(fq.quant.source or (g.inputs(fq)[0].key,)))
+            wanted.update(dict.fromkeys(ranged(g, fq)))
     return list(wanted)

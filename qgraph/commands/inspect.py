@@ -46,7 +46,9 @@ def _float(model: Model, g: Graph, shapes: Shapes, target: str, exclude: Sequenc
     for step in PIPELINES["float"]:
         step.run(g)
     known = infer(g, {**hinted_shapes(g), **shapes})
-    layers = [_layer(g, node, why, known) for node, why in layer_verdicts(g, chosen, tuple(exclude)).items()]
+    doubts = chosen.doubts(g)
+    layers = [_layer(g, node, why or doubts.get(node, ""), known)
+              for node, why in layer_verdicts(g, chosen, tuple(exclude)).items()]
     found.body.update(target=target, layers=layers, ops_after_folding=MxnetModel(g).op_counts)
     found.columns = ("layer", "op", "weight", "output", f"for {target}")
     found.rows = [(row["name"], row["op"], shown_shape(row["weight"]), shown_shape(row["output"]),

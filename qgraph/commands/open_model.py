@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, UnsupportedError
 from qgraph.formats.mxnet import SYMBOL_SUFFIX, load
 from qgraph.formats.mxnet_marks import is_frozen_op
 from qgraph.formats.paths import close_paths, find_params, missing_file
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph
+from qgraph.semantics.infer import value_nodes
 from qgraph.targets import registry
 from qgraph.targets.base import Model, Target, model_of
 from qgraph.targets.mxnet.model import MxnetModel
@@ -21,6 +23,9 @@ _BESIDE = {  # what lies beside a model -> what it is, and what to give instead
     ".calib.json": f"this is a table of ranges (for --calib-table), give a MODEL{SYMBOL_SUFFIX}",
     ".report.json": f"this is the report of an earlier run, give a MODEL{SYMBOL_SUFFIX}",
 }
+
+
+_INSTEAD = ("", 'give the node "mode": "training" in the symbol file, which leaves it out at inference, or ')
 
 
 @dataclass
@@ -56,6 +61,16 @@ class Opened:
         for node in self.as_graph("quantizing").dag:
             if is_frozen_op(node):
                 raise OptionError(f"{self.name}: is quantized already ({node}), want the float model")
+
+    def refuse_random(self) -> None:
+        """Raise UnsupportedError for a model whose outputs are drawn at random, which nothing can be compared with."""
+        g = self.as_graph("quantizing")
+        reached = value_nodes(g)
+        for node in g.toposort():
+            if node in reached and (why := ops.randomness(node)):
+                before = next((p.node.name for p in g.inputs(node) if p.node.op != "null"), "NAME")
+                raise UnsupportedError(f"{node}: {why}, so its outputs are random: {_INSTEAD[node.op == 'Dropout']}"
+                                       f"--outputs {before} ends the model before it")
 
 
 def open_model(model: Any, params: str | None = None, epoch: int | None = None,

@@ -127,6 +127,7 @@ class _Bench:
         opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
         self.source = opened.as_graph("simulating").copy()
         opened.refuse_frozen()
+        opened.refuse_random()
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")
@@ -142,7 +143,8 @@ class _Bench:
             opened.prefix, bare, dataclasses.replace(options, select=calib_select, skip=None), calib_data,
             needed=len(online) < len(strategies), progress=progress)
         self.calib = images.data if images is not None else None
-        self.feeds = floatcheck.random_feeds(shapes, options.seed, images.first.feeds if images is not None else None)
+        like = images.first.feeds if images is not None else None
+        self.feeds = floatcheck.random_feeds(bare, shapes, options.seed, like)
         self.sample = images.sample if images is not None else None
         self.rounds = self.round = 0
         self._float_graphs: dict[Any, Graph] = {}

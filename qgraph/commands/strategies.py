@@ -142,7 +142,7 @@ class Simulation:
                     raise ValueError(f"{row['images']} images, and classes of the shape {found.classes.shape}")
             for row in body["rows"]:
                 found.add(_strategy(row), {key: _number(row[key], key) for key in _RESULT})
-        except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, OverflowError, OptionError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise FormatError(f"{where}: not the finished rows of a simulation: {what}") from None
         found.strategies = list(found._rows)
@@ -153,11 +153,14 @@ _RESULT = ("images", "top1", "top5", "agreement", "ms_per_image")
 
 
 def _strategy(row: Mapping[str, Any]) -> Strategy:
+    """Raises KeyError, ValueError, OptionError for a row that is none."""
     values = {f.name: row[f.name] for f in dataclasses.fields(Strategy)}
     for name, value in values.items():
         if type(value) is not type(getattr(Strategy, name)):
             raise ValueError(f"{name} is {value!r:.40}")
-    return Strategy(**values)
+    found = Strategy(**values)
+    found.apply(FreezeOptions())
+    return found
 
 
 def _number(value: Any, name: str) -> float | None:

@@ -267,7 +267,7 @@ def _attach(g: Graph, arrays: dict[str, np.ndarray], source: str) -> None:
     for node in order:
         for slot, port in zip(_slot_names(node), g.inputs(node)):
             if slot in _PARAM_SLOTS and port.node.op == "null" and port.node.name not in arrays:
-                missing.setdefault(port.node.name, f"{port.node.name} ({slot} of {node.name})")
+                missing.setdefault(port.node.name, f"{port.node.name[:60]} ({slot} of {node.name[:60]})")
     if missing:
         hint = ""
         if not g.params and arrays:

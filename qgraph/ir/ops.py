@@ -227,6 +227,8 @@ NONNEGATIVE_ACTS = frozenset({"relu", "sigmoid", "softrelu"})
 CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
 """Layouts with the channels in axis 1."""
 
+_RANDOM = ("_random_", "_sample_", "random_", "sample_", "_npi_uniform", "_npi_normal", "_shuffle")
+
 _LONGEST_NUMBER = 40  # characters of one; int() takes quadratic time
 
 CALIBRATED = ("min_calib_range", "max_calib_range")
@@ -250,6 +252,13 @@ def kind(node: Node) -> str:
 def head(node: Node) -> str:
     """What this node does with its first input if it is a head of the training, by whatever name; "" if it is none."""
     return info(ALIASES.get(node.op, node.op)).head
+
+
+def randomness(node: Node) -> str:
+    """How this node draws random numbers at inference; "" if it does not."""
+    if node.op == "Dropout" and attr(node, "mode") == "always":
+        return "drops at inference, too (mode=always)"
+    return "draws random numbers" if node.op.startswith(_RANDOM) else ""
 
 
 def channels_first(node: Node) -> bool:

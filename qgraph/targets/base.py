@@ -276,6 +276,7 @@ class Target(ABC):
     float_passes: the line of `qgraph.passes.PIPELINES` that `convert` runs.
     keeps_simulation: it carries the float ops that simulate a quantization (mxnet-sim).
     reads: what `open` reads, such as "an .onnx model", "" if it reads nothing.  holds: where its parameters are.
+    open_sizes: its files may leave sizes of inputs open (0 in a shape).
     beside: suffixes of further files that `open` needs.
     companions: suffix of a file that is written beside a model -> what it is.
     """
@@ -290,6 +291,7 @@ class Target(ABC):
     rewrites: ClassVar[bool] = True
     float_passes: ClassVar[str] = "float"
     keeps_simulation: ClassVar[bool] = False
+    open_sizes: ClassVar[bool] = False
     reads: ClassVar[str] = ""
     holds: ClassVar[str] = "inside"
     beside: ClassVar[tuple[str, ...]] = ()
@@ -320,6 +322,10 @@ class Target(ABC):
     def refuse(self, g: Graph, layer: Node) -> str:
         """Why this layer stays in float, "" if it need not."""
         return ""
+
+    def doubts(self, g: Graph) -> dict[Node, str]:
+        """Layer that it does not refuse -> why it stays in float where its input is found to be signed."""
+        return {}
 
     def check_integer(self, g: Graph, node: Node) -> None:
         """Raise UnsupportedError for a node that a model without floats cannot have."""

@@ -41,7 +41,7 @@ def frozen() -> dict[str, Frozen]:
 
 @pytest.mark.parametrize("options", [
     {"target": ["mxnet", "onnx"]}, {"exclude": None}, {"calib": None}, {"input_shape": (1, 1, 24, 24)},
-    {"input_shape": {"data": (1, 1, 24, 24)}}, {"int4": "no"}, {"runtime": 3}])
+    {"input_shape": {"data": (1, 1, 24, 24)}}, {"merge_bn": "no"}, {"runtime": 3}])
 def test_options_of_the_wrong_kind_are_named(options: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         FreezeOptions(**options)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qgraph.analysis.codes import nonnegative
 from qgraph.errors import OptionError
 from qgraph.formats.mxnet import SYMBOL_SUFFIX
 from qgraph.ir import ops
@@ -60,6 +61,12 @@ class Mxnet(Target):
         if ops.attr(layer, "act_type") not in ("", "relu", "clip"):
             return f"MXNet's int8 kernel is not used with {ops.attr(layer, 'act_type')}"
         return ""
+
+    def doubts(self, g: Graph) -> dict[Node, str]:
+        """Fully connected layers that pass signed-dense leaves in float."""
+        unsigned = nonnegative(g)
+        return {layer: "MXNet's int8 dense kernel reads unsigned values, and its input can be negative"
+                for layer in g.nodes("FullyConnected") if g.inputs(layer)[0] not in unsigned}
 
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.mxnet.int8 import lower_with_codes
