@@ -15,6 +15,7 @@ from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes._in_float import leave_in_float
 from qgraph.quant.spec import QParams
+from qgraph.semantics.interpreter import RunOp
 from qgraph.semantics.saturation import Layer, pair_excess, pairs, sample_layers
 
 log = logging.getLogger("qgraph")
@@ -52,6 +53,7 @@ class LimitSaturation(Pass):
     part of the network, so there is no choice; a layer that loses more than a bit then is left in float (exact).
 
     feeds: some calibration images; without them the pass does nothing.  findings: what was measured, for the report.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     trained: tensors whose range was chosen in training.  exact: only what changes no value, as in `IntegerFlow`.
     """
 
@@ -59,6 +61,7 @@ class LimitSaturation(Pass):
     requires = ("calibrate",)
     rounding: str = "mxnet"
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    run_op: Optional[RunOp] = None
     findings: list = field(default_factory=list, compare=False)
     trained: frozenset[str] = frozenset()
     exact: bool = False
@@ -69,7 +72,7 @@ class LimitSaturation(Pass):
         by_source: dict[tuple[Node, ...], list[Layer]] = {}
         sharing = _sharing(g)
         position = {fq: i for i, fq in enumerate(sharing)}
-        for layer in sample_layers(g, self.feeds, self.rounding):
+        for layer in sample_layers(g, self.feeds, self.rounding, run_op=self.run_op):
             read = quantizers_behind(g, g.inputs(layer.node)[0])
             together = {fq for one in read for fq in sharing[one]}
             by_source.setdefault(tuple(sorted(together, key=position.__getitem__)), []).append(layer)

@@ -15,7 +15,6 @@ from qgraph.commands import departure
 from qgraph.commands.network import FloatNetwork
 from qgraph.data.open import Batch
 from qgraph.engines import Engine
-from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.base import Executor, Model, Target
@@ -51,7 +50,7 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
         else:
             log.warning("warning: the files for %s are judged by simulation, in NumPy on one batch: this runtime has "
                         "no ranges of the running batch, and no activations of more than 8 bits", model.engine)
-            simulated, batches = Reference(g, rounding=target.spec.rounding), batches[:1]
+            simulated, batches = Reference(g, rounding=target.spec.rounding, run_op=engine.run_op), batches[:1]
         return {**_NOT_JUDGED, "agreement": agreement(simulated, batches)}
     if why := model.absent():
         log.warning("warning: the files for %s were not run: %s, with which freezing checks them", target.name, why)
@@ -60,18 +59,16 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
     def run(model: Model, watch: Sequence[Hashable] | None = None) -> Executor:
         return engines.executor(model, "judging the frozen model", watch=watch)
 
-    return {"agreement": agreement(run(model), batches), "departure": _kernels(g, model, images, target, run)}
+    return {"agreement": agreement(run(model), batches),
+            "departure": _kernels(g, model, images, target, engine, run)}
 
 
-def _kernels(g: Graph, model: Model, images: CalibrationImages, target: Target, run: Any) -> dict[str, Any] | None:
+def _kernels(g: Graph, model: Model, images: CalibrationImages, target: Target, engine: Engine,
+             run: Any) -> dict[str, Any] | None:
     if not model.has_kernels:
         return None
     feeds = {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in images.first.feeds.items()}
-    try:
-        return departure.kernel_departure(g, model, feeds, target.spec.rounding, run)
-    except UnsupportedError as error:  # an op that the reference does not know
-        log.warning("warning: the kernels were not compared with exact arithmetic: %s", error)
-        return None
+    return departure.kernel_departure(g, model, feeds, target.spec.rounding, run, engine.run_op)
 
 
 def _is_beyond_codes(g: Graph) -> bool:

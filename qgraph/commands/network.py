@@ -65,8 +65,10 @@ class FloatNetwork:
              records: list[PassRecord]) -> tuple[Graph, Graph]:
         """Run the float passes, checked on `feeds`: (the float graph, the graph to be quantized)."""
         g = self.source.copy()
-        changed = floatcheck.run_checked(self.float_steps, g, feeds, engine, dump_dir, records)
-        log.info("float passes: outputs kept to %.1e of their size on a random batch", changed)
+        changed = floatcheck.run_checked(self.float_steps, g, feeds, engine, dump_dir, records,
+                                         self.options.float_check)
+        if self.options.float_check:
+            log.info("float passes: outputs kept to %.1e of their size on a random batch", changed)
         return g, g.copy()
 
     def verdicts(self, float_graph: Graph) -> dict[str, str]:

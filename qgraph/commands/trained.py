@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.codes import nonnegative, quantizer_name, ranged
+from qgraph.analysis.codes import nonnegative, quantizer_name
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.arrays import Array
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
@@ -100,7 +101,8 @@ class TrainedNetwork(FloatNetwork):
             return without_quantizers(g), g
         cut_below_zero(g)
         codes = take_weights(g)
-        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records)
+        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records,
+                               self.options.float_check)
         float_graph = without_quantizers(g)
         if self.target.trained == KEEP_CODES:
             self.quantizing = self._without_changes(g)
@@ -343,11 +345,7 @@ def _clip(g: Graph, fq: Node) -> Port:
 
 def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
     """Tensors that have a quantizer and no trained range."""
-    wanted: dict[str, None] = {}
-    for fq in g.nodes("fake_quantize"):
-        if fq.quant is not None and not isinstance(fq.quant, QParams) and g.param(g.inputs(fq)[0]) is None:
-            wanted.update(dict.fromkeys(ranged(g, fq)))
-    return [name for name in wanted if name not in entries]
+    return [name for name in wanted_ranges(g) if name not in entries]
 
 
 def joined(base: CalibrationTable | None, entries: Mapping[str, Entry], float_graph: Graph) -> CalibrationTable:

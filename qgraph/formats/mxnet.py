@@ -34,7 +34,6 @@ _SPARSE = {"1": "row_sparse", "2": "csr"}
 _HIDDEN = ("ctx_group", "lr_mult", "wd_mult", "force_mirroring", "mirror_stage")  # as MXNet's legacy_json_util.cc
 _PARAM_SLOTS = frozenset({"weight", "bias", "gamma", "beta", "moving_mean", "moving_var"})
 _MAY_CARRY_ACT = (*ops.FUSING, "broadcast_add")  # as which `targets.mxnet.runtime` runs sums that stay alone
-_ACT_KEYS = ("act_type", "a_min", "a_max")
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -46,6 +45,7 @@ def load(symbol: object, params: object = None) -> Graph:
     symbol: path of a ``-symbol.json``, its text, the parsed dict, or an `mx.sym.Symbol`.
     params: path of a ``.params`` file, or arrays by name (NumPy or `mx.nd.NDArray`, with or without ``arg:``/``aux:``);
         None gives a graph whose variables are all inputs. Floating arrays become float32, integers stay.
+    What was trained in float16 becomes float32 throughout: arrays, casts and what is made.
     Auxiliary inputs (0.8 leaves them out) and labels are filled in, duplicate op names get a number, variables of one
     name become one; what no head needs is dropped. Attributes of training (``lr_mult``, ``__init__``) are left out; an
     input keeps ``__shape__`` as a hint, which may hold the batch size of the training.
@@ -193,6 +193,8 @@ def _variable_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
 
 def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
     attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (*attributes.IN_FILES, MARK)}
+    if attrs.get("dtype") in ("float16", "bfloat16"):
+        attrs["dtype"] = "float32"  # as the parameters
     if version < 905 and item.op in ("argmax", "argmin") and attrs.get("axis") == "-1":
         del attrs["axis"]  # meant "all axes" then
     if item.subgraphs:
@@ -267,7 +269,7 @@ def _attach(g: Graph, arrays: dict[str, np.ndarray], source: str) -> None:
     for node in order:
         for slot, port in zip(_slot_names(node), g.inputs(node)):
             if slot in _PARAM_SLOTS and port.node.op == "null" and port.node.name not in arrays:
-                missing.setdefault(port.node.name, f"{port.node.name} ({slot} of {node.name})")
+                missing.setdefault(port.node.name, f"{port.node.name[:60]} ({slot} of {node.name[:60]})")
     if missing:
         hint = ""
         if not g.params and arrays:
@@ -299,22 +301,20 @@ def lower_float(g: Graph) -> Graph:
             raise UnsupportedError(f"{node}: simulated quantization is no op of MXNet; freeze the graph for a target "
                                    "first (mxnet, mxnet-sim)")
     twin = g.copy()
-    if not any(_carries_act(n) for n in twin.dag):
+    if not any(n.fused for n in twin.dag):
         return twin
     names = {n.name for n in twin.dag}
-    for node in filter(_carries_act, twin.toposort()):
-        act = {key: node.attrs.pop(key) for key in _ACT_KEYS if key in node.attrs}
+    for node in twin.toposort():
+        if node.fused is None:
+            continue
+        act, node.fused = node.fused, None
         name = node.origin[-1] if node.origin and node.origin[-1] not in names else f"{node.name}_act"
-        if act["act_type"] == "clip":
-            new = twin.insert_after(node, "clip", name, a_min=act.get("a_min", "0.0"), a_max=act.get("a_max", "0.0"))
+        if act.act == "clip":
+            new = twin.insert_after(node, "clip", name, a_min=act.low, a_max=act.high)
         else:
-            new = twin.insert_after(node, "Activation", name, act_type=act["act_type"])
+            new = twin.insert_after(node, "Activation", name, act_type=act.act)
         names.add(new.name)
     return twin
-
-
-def _carries_act(node: Node) -> bool:
-    return node.op in _MAY_CARRY_ACT and "act_type" in node.attrs
 
 
 @collector_paused()

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from qgraph.ir import ops
 from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import Shape, axis_of, need, one_axis
 from qgraph.semantics.infer import rule
+from qgraph.semantics.kernels import kernel
 
 
 @rule("take")
 def _take_shape(node: Node, shapes: list[Shape]) -> Shape:
     axis = axis_of(node, ops.attr(node, "axis"), len(shapes[0]))
     return (*shapes[0][:axis], *shapes[1], *shapes[0][axis + 1:])
+
+
+@kernel("take")
+def _take(node: Node, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    mode = ops.attr(node, "mode")
+    return x.take(indices.astype(np.int64), ops.attr(node, "axis"), mode="wrap" if mode == "wrap" else "clip")
 
 
 @rule("Embedding")
@@ -23,9 +32,20 @@ def _embedding_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (*shapes[0], want[1])
 
 
+@kernel("Embedding")
+def _embedding(node: Node, indices: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return weight.take(indices.astype(np.int64), 0, mode="clip")
+
+
 @rule("pick")
 def _pick_shape(node: Node, shapes: list[Shape]) -> Shape:
     return _without(shapes[0], one_axis(node, len(shapes[0])), ops.attr(node, "keepdims"))
+
+
+@rule("batch_take")
+def _batch_take_shape(node: Node, shapes: list[Shape]) -> Shape:
+    need(node, len(shapes[0]) == 2 and shapes[1] == shapes[0][:1], "shapes", shapes, "(rows, columns) and (rows,)")
+    return shapes[1]
 
 
 @rule("argmax", "argmin")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph
 from qgraph.semantics.infer import value_nodes
+
+_SIZES = ((224, 256), (256, 288))  # for dimensions that are left open; multiples of the strides of most networks
 
 
 def inputs_of(g: Graph) -> list[str]:
@@ -23,14 +28,20 @@ def hinted_shapes(g: Graph) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def closed(shape: Sequence[int], choice: int = 0) -> tuple[int, ...]:
+    """A shape with numbers for the sizes that are left open (0): one of two choices, which differ in each of them."""
+    sizes = itertools.cycle(_SIZES[choice])
+    return tuple(d if d or axis == 0 else next(sizes) for axis, d in enumerate(shape))
+
+
 def known_channels(g: Graph) -> dict[str, tuple[int, ...]]:
-    """Input name -> (0, C, 0, 0) where 2-D convolutions read the input directly, else (): all that the weights tell."""
+    """Input name -> (0, C, 0, 0) where (2-D) convolutions read it directly, else (): all that the weights tell."""
     found: dict[str, tuple[int, ...]] = {}
     for node in g.data_inputs():
         found[node.name] = ()
         for reader, slot in g.uses(node):
             if reader.op == "Convolution" and slot == 0:
                 weight = g.param(g.inputs(reader)[1])
-                if weight is not None and weight.ndim == 4:
-                    found[node.name] = (0, weight.shape[1] * ops.attr(reader, "num_group"), 0, 0)
+                if weight is not None and weight.ndim > 2:
+                    found[node.name] = (0, weight.shape[1] * ops.attr(reader, "num_group"), *[0] * (weight.ndim - 2))
     return found

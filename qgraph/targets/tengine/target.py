@@ -55,6 +55,11 @@ class Tengine(Target):
 
         return carried_ops()
 
+    def refused(self, g: Graph, shapes: Shapes, *, integer: bool) -> Mapping[Node, str]:
+        from qgraph.targets.tengine.emit import refused
+
+        return refused(g, shapes, self.refuse if integer else None)
+
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.tengine.emit import frozen_tengine
 
