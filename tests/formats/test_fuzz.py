@@ -157,6 +157,7 @@ def test_the_seed_loads():
     assert set(read_params(PARAMS)) > {"v0", "v3", "arg:i8", "aux:bn_var"}
 
 
+@pytest.mark.slow
 def test_mutated_symbols(tmp_path, traced):
     path, data, outcomes = tmp_path / "m-symbol.json", TEXT.encode(), {}
     arrays = read_params(PARAMS)
@@ -178,6 +179,7 @@ def test_mutated_symbols(tmp_path, traced):
     assert "FormatError" in outcomes["nest"] and "FormatError" in outcomes["truncate"]
 
 
+@pytest.mark.slow
 def test_mutated_params(tmp_path, traced):
     path, outcomes = tmp_path / "m-0000.params", {}
     mutations = [flip_bits, truncate, splice, lie, lie]
