@@ -7,7 +7,14 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import float_check_option, input_shape_option, model_options, output_options, runtime_option
+from qgraph.cli.options import (
+    float_check_option,
+    input_shape_option,
+    model_options,
+    output_options,
+    outputs_option,
+    runtime_option,
+)
 from qgraph.targets.registry import formats, get_target
 
 
@@ -19,8 +26,7 @@ from qgraph.targets.registry import formats, get_target
 @model_options
 @click.option("--output", metavar="PREFIX",
               help="Prefix of the files that are written.  [default: MODEL, for mxnet MODEL-converted]")
-@click.option("--outputs", multiple=True, metavar="NAME",
-              help="End the network at this node: NAME, NAME:INDEX or NAME_output. Can be repeated.")
+@outputs_option
 @input_shape_option
 @runtime_option
 @float_check_option

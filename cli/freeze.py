@@ -14,6 +14,7 @@ from qgraph.cli.options import (
     input_shape_option,
     model_options,
     output_options,
+    outputs_option,
     runtime_option,
 )
 from qgraph.cli.target_options import chosen_targets, targets_options
@@ -24,6 +25,7 @@ from qgraph.cli.target_options import chosen_targets, targets_options
 @model_options
 @click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-quantized]")
 @targets_options
+@outputs_option
 @input_shape_option
 @exclude_option
 @click.option("--granularity", type=click.Choice(["layer", "group", "channel", "tensor"]), default="channel",
@@ -68,6 +70,7 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
       qgraph freeze net-symbol.json --target onnx --calib kl --calib-data images/ --preprocess imagenet
       qgraph freeze net-symbol.json --target onnx --target ncnn --calib kl --calib-data val.rec --preprocess imagenet
       qgraph freeze net-symbol.json --target mxnet-sim --weight-bits 4 --granularity layer
+      qgraph freeze ssd-symbol.json --target ncnn --outputs cls_pred --outputs loc_pred
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose)

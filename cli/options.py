@@ -53,5 +53,8 @@ float_check_option = click.option(
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")
+outputs_option = click.option(
+    "--outputs", multiple=True, metavar="NAME",
+    help="End the network at this node: NAME, NAME:INDEX or NAME_output. Can be repeated.")
 input_shape_option = click.option(
     "--input-shape", multiple=True, metavar="NAME:N,C,H,W", help="Where the data do not say it: data:1,3,224,224.")

@@ -54,6 +54,7 @@ class DataOptions:
 class FreezeOptions(DataOptions):
     """What `qgraph freeze` does. Every field is a flag of the command line, with ``-`` for ``_``.
 
+    outputs: where the network ends, before anything else happens: a node's name, ``name:index`` or ``name_output``.
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.ir.select`.
     calib: a method of `qgraph.quant.ranges`, or online.  merge_bn: fold BatchNorms before weights are quantized.
     target: its name, with options or without: ``onnx``, ``onnx{isa=avx2}``.
@@ -68,6 +69,7 @@ class FreezeOptions(DataOptions):
     epoch: int | None = None
     output: str | None = None
     target: str = "mxnet"
+    outputs: tuple[str, ...] = ()
     input_shape: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     granularity: str = "channel"
@@ -88,7 +90,7 @@ class FreezeOptions(DataOptions):
     float_check: bool = True
 
     def __post_init__(self) -> None:
-        for name, example in (("input_shape", "data:1,3,224,224"), ("exclude", "conv0"),
+        for name, example in (("outputs", "fc1"), ("input_shape", "data:1,3,224,224"), ("exclude", "conv0"),
                               ("user_passes", "my_passes:MyPass@canonicalize")):
             value = getattr(self, name)
             texts = (value,) if isinstance(value, str) else value

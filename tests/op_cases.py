@@ -18,6 +18,8 @@ class Case(NamedTuple):
     shapes: list[tuple[int, ...]]
     low: float = -2.0
     n_out: int = 1
+    high: float = 2.0
+    whole: bool = False
 
     def __str__(self) -> str:
         words = " ".join(f"{k}={v}".replace(" ", "") for k, v in self.attrs.items())
@@ -27,7 +29,8 @@ class Case(NamedTuple):
         """The graph, all inputs fed, and the feeds."""
         rng, g, feeds = np.random.default_rng(3), Graph(), {}
         for slot, shape in enumerate(self.shapes):
-            feeds[f"x{slot}"] = rng.uniform(self.low, 2, shape).astype(np.float32)
+            x = rng.uniform(self.low, self.high, shape)
+            feeds[f"x{slot}"] = (np.floor(x) if self.whole else x).astype(np.float32)
         node = g.add(self.op, [g.add("null", name=name) for name in feeds], "node", n_out=self.n_out, **self.attrs)
         g.heads = [Port(node, index) for index in range(self.n_out)]
         return g, feeds
@@ -70,6 +73,8 @@ def one(op: str, data: Any = IMAGE, low: float = -2.0, **attrs: Any) -> Case:
     return Case(op, attrs, [data], low)
 
 
+LOGIC = ("equal", "not_equal", "greater", "greater_equal", "lesser", "lesser_equal", "logical_and", "logical_or",
+         "logical_xor")
 TABLE = [
     conv(), conv(pad=(1, 1), stride=(2, 2)), conv(kernel=(1, 1)), conv(kernel=(1, 1), stride=(2, 2), bias=False),
     conv(dilate=(2, 2), pad=(2, 1)), conv(kernel=(3, 2), pad=(0, 1), stride=(1, 3)), conv(num_group=2),
@@ -151,8 +156,59 @@ TABLE = [
     one("_contrib_BilinearResize2D", height=13, width=5), one("_contrib_BilinearResize2D", height=1, width=20),
     one("_contrib_BilinearResize2D", height=13, width=5, align_corners=False),
     one("_contrib_BilinearResize2D", scale_height=2.0, scale_width=1.5),
+    one("_contrib_BilinearResize2D", mode="odd_scale", scale_height=2.0, scale_width=0.5, data=(2, 3, 5, 6)),
+    *(one("_contrib_BilinearResize2D", mode=f"to_{parity}_{way}", data=(2, 3, 5, 6)) for parity in ("even", "odd")
+      for way in ("down", "up")),
+    Case("_contrib_BilinearResize2D", {"mode": "like"}, [IMAGE, (2, 3, 5, 4)]),
     *(one(op, axis=axis, keepdims=keep) for op in ("sum", "mean", "max")
       for axis, keep in (("(2, 3)", True), ("1", False), ("()", False))),
     one("mean", axis=(1,), exclude=True),
-    *(one(op) for op in ("BlockGrad", "_copy", "identity", "make_loss", "Dropout")), one("Cast", dtype="float16"),
+    *(one(op) for op in ("BlockGrad", "_copy", "identity", "make_loss", "MakeLoss", "Dropout")),
+    one("Cast", dtype="float16"),
+    # carried in float
+    *(one(op) for op in ("softsign", "square", "sign", "floor", "ceil", "trunc", "fix", "round", "rint", "negative",
+                         "erf", "sin", "cos", "tan", "arctan", "sinh", "cosh", "arcsinh", "cbrt", "expm1")),
+    *(one(op, low=0.1) for op in ("log", "log2", "log10", "log1p", "rsqrt", "rcbrt", "reciprocal")),
+    *(Case(op, {}, [IMAGE], -0.9, high=0.9) for op in ("arcsin", "arccos", "arctanh")), one("arccosh", low=1.1),
+    one("logical_not")._replace(whole=True),
+    *(one(f"_{word}_scalar", low=0.1, scalar=0.7) for word in ("rpower", "mod", "rmod", "hypot")),
+    *(one(f"_{word}_scalar", scalar=float(word == "logical_and"))._replace(whole=True) for word in LOGIC),
+    one("smooth_l1", scalar=1.3), one("LeakyReLU", act_type="rrelu"),
+    *(Case(f"_{word}", {}, [IMAGE, IMAGE], 0.1) for word in ("maximum", "minimum", "mod", "power", "hypot")),
+    *(Case(f"broadcast_{word}", {}, [IMAGE, (1, 6, 1, 9)], 0.1) for word in ("maximum", "minimum", "mod", "power",
+                                                                             "hypot")),
+    *(Case(f"{family}_{word}", {}, [IMAGE, IMAGE], whole=True) for family in ("", "broadcast") for word in LOGIC),
+    Case("where", {}, [(3, 4)] * 3, whole=True), Case("where", {}, [(3,), (3, 4), (3, 4)], 0.0, whole=True),
+    Case("stack", {"num_args": 2}, [(2, 3)] * 2), Case("stack", {"num_args": 3, "axis": -1}, [(2, 3)] * 3),
+    Case("_split_v2", {"indices": "(0, 2)", "axis": 1}, [IMAGE], n_out=2),
+    Case("_split_v2", {"sections": 6, "indices": "()", "axis": 1, "squeeze_axis": True}, [IMAGE], n_out=6),
+    Case("reshape_like", {}, [(2, 6), (3, 4)]),
+    Case("reshape_like", {"lhs_begin": 1, "lhs_end": 2, "rhs_begin": 0, "rhs_end": 2}, [(2, 6), (3, 2, 9)]),
+    *(Case(op, {"block_size": 2}, [(2, 8, 4, 6)]) for op in ("depth_to_space", "space_to_depth")),
+    one("reverse", axis=(1, 3)), one("tile", (2, 3), reps=(2, 1, 3)), one("repeat", (2, 3), repeats=2, axis=1),
+    one("repeat", (2, 3), repeats=3), one("broadcast_axis", (2, 1, 3), axis=1, size=4),
+    one("broadcast_to", (2, 1, 3), shape=(0, 4, 0)), Case("broadcast_like", {}, [(2, 1, 3), (2, 4, 3)]),
+    Case("take", {}, [(5, 3), (2, 4)], 0.0), Case("take", {"axis": 1, "mode": "wrap"}, [(2, 3), (7,)], 0.0, high=6.0),
+    Case("Embedding", {"input_dim": 5, "output_dim": 3}, [(2, 7), (5, 3)], -3.0, high=8.0),
+    Case("dot", {}, [(3, 4), (4, 5)]), Case("dot", {"transpose_a": True, "transpose_b": True}, [(4, 3), (5, 4)]),
+    Case("dot", {}, [(2, 3, 4), (4, 5)]), Case("batch_dot", {}, [(2, 3, 4), (2, 4, 5)]),
+    Case("batch_dot", {"transpose_a": True, "transpose_b": True}, [(2, 4, 3), (2, 5, 4)]),
+    Case("GroupNorm", {"num_groups": 2}, [IMAGE, (2,), (2,)]),
+    *(one(op, low=0.5, axis="(1, 3)") for op in ("min", "prod")), one("norm"), one("norm", ord=1, axis=(1,)),
+    one("softmin", axis=1),
+    *(Case("UpSampling", {"scale": n, "sample_type": "bilinear", "num_filter": 3, "num_args": 2},
+           [(2, 3, 4, 5), (3, 1, 2 * n - n % 2, 2 * n - n % 2)]) for n in (1, 2, 3, 4)),
+    *(Case("_contrib_DeformableConvolution", {"kernel": (3, 3), "pad": (1, 1), "num_filter": 4, **more},
+           [(2, 4, 6, 7), (2, 18 * more.get("num_deformable_group", 1), 6, 7), (4, 4 // more.get("num_group", 1), 3, 3),
+            (4,)]) for more in ({}, {"num_deformable_group": 2}, {"num_group": 2})),
+    *(Case("_contrib_ModulatedDeformableConvolution", {"kernel": (3, 3), "pad": (1, 1), "num_filter": 4, **more},
+           [(2, 4, 6, 7), (2, 18 * more.get("num_deformable_group", 1), 6, 7),
+            (2, 9 * more.get("num_deformable_group", 1), 6, 7), (4, 4, 3, 3), (4,)])
+      for more in ({}, {"num_deformable_group": 2})),
+    one("_contrib_div_sqrt_dim"),
+    Case("_contrib_interleaved_matmul_selfatt_qk", {"heads": 2}, [(5, 3, 24)]),
+    Case("_contrib_interleaved_matmul_selfatt_valatt", {"heads": 2}, [(5, 3, 24), (6, 5, 5)]),
+    Case("_contrib_interleaved_matmul_encdec_qk", {"heads": 2}, [(4, 3, 8), (5, 3, 16)]),
+    Case("_contrib_interleaved_matmul_encdec_valatt", {"heads": 2}, [(5, 3, 16), (6, 4, 5)]),
+    Case("_contrib_SyncBatchNorm", {"fix_gamma": False, "key": "k"}, [IMAGE] + [(6,)] * 4, 0.1),
 ]

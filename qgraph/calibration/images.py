@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy as np
 from qgraph.arrays import Array
 from qgraph.data.open import Batch, Data
 from qgraph.engines import Engine
-from qgraph.errors import CalibrationError, GraphError, OptionError, QGraphError
+from qgraph.errors import CalibrationError, DataError, GraphError, MissingInputError, OptionError, QGraphError
 from qgraph.ir.graph import Graph
 from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
+from qgraph.semantics.cut import cuts, flags
 from qgraph.semantics.infer import infer
 from qgraph.semantics.inputs import closed, hinted_shapes, inputs_of, known_channels
 from qgraph.semantics.legal import legal_values
@@ -32,12 +33,16 @@ CHECK_IMAGES = 4
 class CalibrationImages:
     """Images for calibration. What only the first of them are asked for is read once, whoever asks.
 
-    single: the network takes one image at a time.
+    given: the data, or what makes them when they are first asked for.  single: the network takes one image at a time.
     Raises CalibrationError where there is no image.
     """
 
-    def __init__(self, data: Data, single: bool = False) -> None:
-        self.data, self.single = data, single
+    def __init__(self, given: Data | Callable[[], Data], single: bool = False) -> None:
+        self._given, self.single = given, single
+
+    @cached_property
+    def data(self) -> Data:
+        return self._given if isinstance(self._given, Data) else self._given()
 
     @cached_property
     def _head(self) -> list[Batch]:
@@ -84,7 +89,12 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
         log.info("calibration data: %s", beside)
     limit = options.num_calib or DEFAULT_IMAGES
     if source is not None:
-        images = CalibrationImages(options.open(source, wanted, limit))
+        try:
+            images = CalibrationImages(options.open(source, wanted, limit))
+        except MissingInputError as error:
+            readers = {node.name for node in bare.dag if any(p.node.name in error.names for p in bare.inputs(node))}
+            way = f"; or end the network before they are read: {flags(ends)}" if (ends := cuts(bare, readers)) else ""
+            raise DataError(f"{error}{way}") from None
         return images, images.shapes(names)
     shapes = {**hinted_shapes(bare), **given}
     unknown = [name for name in names if name not in shapes]
@@ -94,7 +104,8 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     shapes = {name: closed(shapes[name]) for name in names}
     if not needed:
         return None, shapes
-    return CalibrationImages(_distilled(bare, shapes, options, progress)), shapes
+    _check_distilled(bare, shapes)
+    return CalibrationImages(lambda: _distilled(bare, shapes, options, progress)), shapes
 
 
 def as_the_network_takes_them(images: CalibrationImages, g: Graph, engine: Engine) -> CalibrationImages:
@@ -137,17 +148,23 @@ def sample_of(model: object) -> Feeds | None:
     return None if control is None else control.feeds() or None
 
 
-def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,
-               progress: Progress | None) -> Data:
+def _check_distilled(bare: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise CalibrationError, MissingDependencyError where no images can be distilled."""
     for name, wanted in legal_values(bare, shapes).items():
         raise CalibrationError(f"there are no calibration data, and input {name} is no image: {wanted.reader} reads "
                                f"{wanted.shown()} in it; give --calib-data PATH, an .npz with an array for every input")
     if not bare.nodes("BatchNorm"):
         raise CalibrationError("there are no calibration data, and the network has no BatchNorm to distil images from: "
                                "give --calib-data PATH (.rec, image folder, .npz or .npy)")
-    from qgraph.calibration.distill import distill, need_mxnet
+    from qgraph.calibration.distill import need_mxnet
 
     need_mxnet()
+
+
+def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,
+               progress: Progress | None) -> Data:
+    from qgraph.calibration.distill import distill
+
     count = options.num_calib or DISTILLED_IMAGES
     log.warning("WARNING: no calibration data were given: the ranges come from %d images distilled from the network's "
                 "own BatchNorm statistics. Real images (--calib-data PATH) are better.", count)

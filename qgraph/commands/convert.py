@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from qgraph import engines
 from qgraph.arrays import Array
 from qgraph.commands import floatcheck
-from qgraph.commands.open_model import Opened, find_symbol, open_model
-from qgraph.errors import DataError, OptionError, QGraphError, UnsupportedError, suggest
+from qgraph.commands.carried import refusal
+from qgraph.commands.open_model import Opened, end_at, find_symbol, open_model
+from qgraph.errors import DataError, OptionError, QGraphError, UnsupportedError
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir import ops
@@ -73,16 +73,19 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     g = opened.as_graph("converting")
     _refuse_frozen(opened, target)
     before = MxnetModel(g).op_counts
-    if outputs:
-        g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
-        g.prune()
+    end_at(g, outputs)
     if target.rewrites:
         opened.refuse_random()
         source = g.copy()
         PassManager(PIPELINES[target.float_passes]).run(g)
         names = inputs_of(g)
         shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names, no_open_sizes(target))}
-        converted = target.convert(g, shapes)
+        try:
+            converted = target.convert(g, shapes)
+        except UnsupportedError:
+            if refused := target.refused(g, shapes, integer=False):
+                raise refusal(source, refused) from None
+            raise
         difference, engine = None, ""
         if float_check:
             known = {n: shapes[n] for n in names if n in shapes}
@@ -120,27 +123,6 @@ def destination(model: Any, to: str, output: str | None = None) -> str:
     output = default if output is None else output.removesuffix(target.suffix)
     check_output(output, [output + target.suffix], [symbol])
     return output
-
-
-def find_output(g: Graph, text: str) -> Port:
-    """The tensor that the user calls so: a node's name, ``name:index``, ``name_output`` or ``name_output<index>``.
-
-    Raises OptionError, with names that are close, for what is no operator's output.
-    """
-    nodes = {n.name: n for n in g.toposort() if n.op != "null"}
-    if text in nodes:
-        return Port(nodes[text])
-    match = re.fullmatch(r"(.+?)(?::|_output)(\d*)", text)
-    if match and match[1] in nodes:
-        node, index = nodes[match[1]], int(match[2] or 0)
-        if index >= node.n_out:
-            raise OptionError(f"--outputs {text}: {node} has no output {index}, want 0 to {node.n_out - 1}")
-        return Port(node, index)
-    if any(n.name == text for n in g.dag):
-        raise OptionError(f"--outputs {text}: this is an input or a parameter, want the name of an operator")
-    hint = (suggest(match[1] if match else text, nodes, count=3, cutoff=0.5)
-            or f"the last ones are {', '.join([*nodes][-3:])}")
-    raise OptionError(f"--outputs {text}: no operator is called so; {hint}")
 
 
 def _several(texts: str | Sequence[str]) -> tuple[str, ...]:

@@ -13,10 +13,11 @@ from qgraph import engines
 from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import as_the_network_takes_them, find_images, sample_of
 from qgraph.commands import checks, floatcheck, report
+from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.line import collect_table, pipeline, quantize
 from qgraph.commands.network import FloatNetwork
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
@@ -88,6 +89,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     original = opened.as_graph("freezing").copy()
     opened.refuse_frozen()
     opened.refuse_random()
+    end_at(original, options.outputs)
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()
@@ -96,7 +98,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if network.reads_images(opened.prefix, data):
         images, shapes = find_images(opened.prefix, bare, options, data, progress=progress,
                                      needed=given is None and options.calib != ONLINE)
-
+    check_carried(network, shapes)
     if images is not None:
         images = as_the_network_takes_them(images, bare, engine)
         shapes = images.shapes(shapes)

@@ -18,7 +18,7 @@ from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import Tally, open_for, runnable
 from qgraph.commands.line import collect_table, pipeline, quantize, split
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
@@ -128,6 +128,7 @@ class _Bench:
         self.source = opened.as_graph("simulating").copy()
         opened.refuse_frozen()
         opened.refuse_random()
+        end_at(self.source, options.outputs)
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")
@@ -135,7 +136,7 @@ class _Bench:
         self.original = original.graph
         bare = self.source.copy()
         Canonicalize().run(bare)
-        select_nodes(bare, options.exclude)  # a typing error shall not wait for the first row
+        select_nodes(bare, options.exclude)  # a wrong name is told before the first row is computed
         self.data: Data = open_for(original, data, options)
         if calib_data is None and options.calib_data is None and options.skip is not None:
             calib_data, calib_select = data, options.skip

@@ -22,7 +22,7 @@ import numpy as np
 
 from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
 from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Records, Stream
-from qgraph.errors import DataError, OptionError
+from qgraph.errors import DataError, MissingInputError, OptionError
 
 __all__ = ["PRESETS", "Batch", "Data", "Preprocess", "open_data", "parse_slice"]
 
@@ -270,8 +270,9 @@ def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Item
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
     if kind in ("folder", ".rec") and len(names) > 1:
-        raise DataError(
-            f"{path}: images feed one input, the model reads {', '.join(names)}: give an .npz with an array for each"
+        raise MissingInputError(
+            f"{path}: images feed one input, the model reads {', '.join(names)}: give an .npz with an array for each",
+            names[1:],
         )
     if kind == "folder":
         return Folder(path, preprocess)

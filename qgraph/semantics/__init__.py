@@ -1,6 +1,7 @@
 """What an op computes: its shape rule above its kernel, a file per family. Importing them fills RULES and KERNELS."""
 
 from qgraph.semantics import (  # noqa: F401
+    attention,
     detect,
     elementwise,
     heads,

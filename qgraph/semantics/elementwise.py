@@ -12,16 +12,31 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import Shape, need
 from qgraph.semantics.infer import rule
-from qgraph.semantics.kernels import ACTIVATIONS, activate, kernel, sigmoid
+from qgraph.semantics.kernels import ACTIVATIONS, activate, activation, kernel, sigmoid
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.array([math.erf(v) for v in x.ravel().tolist()], x.dtype).reshape(x.shape)
+
+
+def _mod(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The remainder with the sign of y, 0 for y = 0."""
+    return np.where(y == 0, np.float32(0), np.mod(x, y))
+
 
 _UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "relu": ACTIVATIONS["relu"], "sigmoid": sigmoid, "tanh": np.tanh, "exp": np.exp, "sqrt": np.sqrt, "abs": np.abs}
-_WITH_SCALAR: dict[str, Callable[[np.ndarray, np.float32], np.ndarray]] = {
-    "_plus_scalar": lambda x, s: x + s, "_minus_scalar": lambda x, s: x - s, "_rminus_scalar": lambda x, s: s - x,
-    "_mul_scalar": lambda x, s: x * s, "_div_scalar": lambda x, s: x / s, "_rdiv_scalar": lambda x, s: s / x,
-    "_maximum_scalar": np.maximum, "_minimum_scalar": np.minimum, "_power_scalar": np.power}
+    **{name: getattr(np, name) for name in (
+        "tanh", "exp", "sqrt", "abs", "log", "log2", "log10", "log1p", "expm1", "cbrt", "square", "reciprocal", "sign",
+        "floor", "ceil", "trunc", "negative", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh",
+        "arcsinh", "arccosh", "arctanh", "logical_not")},
+    "relu": ACTIVATIONS["relu"], "sigmoid": sigmoid, "softsign": ACTIVATIONS["softsign"], "erf": _erf, "fix": np.trunc,
+    "rsqrt": lambda x: 1 / np.sqrt(x), "rcbrt": lambda x: 1 / np.cbrt(x),
+    "rint": lambda x: np.ceil(x - np.float32(0.5)), "round": lambda x: np.trunc(x + np.copysign(np.float32(0.5), x))}
 _BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
+    "add": np.add, "plus": np.add, "sub": np.subtract, "minus": np.subtract, "mul": np.multiply, "div": np.divide,
+    "lesser": np.less, "lesser_equal": np.less_equal, "mod": _mod,
+    **{name: getattr(np, name) for name in ("power", "maximum", "minimum", "hypot", "equal", "not_equal", "greater",
+                                            "greater_equal", "logical_and", "logical_or", "logical_xor")}}
 
 
 # ---- one tensor -----------------------------------------------------------------------------------------------------
@@ -34,7 +49,7 @@ def _same_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel("Activation")
 def _activation(node: Node, x: np.ndarray) -> np.ndarray:
-    return activate(node, x)
+    return activation(node, ops.attr(node, "act_type"))(x)
 
 
 @kernel("LeakyReLU")
@@ -51,21 +66,31 @@ def _leaky_relu(node: Node, x: np.ndarray, *gamma: np.ndarray) -> np.ndarray:
         return np.where(x > 0, x, slope * np.expm1(np.minimum(x, 0)))
     if act == "selu":
         return np.float32(1.0507009873554805) * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0)))
-    raise UnsupportedError(f"{node}: found act_type {act!r}, want leaky, prelu, elu, selu or gelu")
-
-
-def _erf(x: np.ndarray) -> np.ndarray:
-    return np.array([math.erf(v) for v in x.ravel().tolist()], x.dtype).reshape(x.shape)
+    if act == "rrelu":  # at inference the leaky one of its mean slope
+        return np.where(x > 0, x, x * np.float32((ops.attr(node, "lower_bound") + ops.attr(node, "upper_bound")) / 2))
+    raise UnsupportedError(f"{node}: found act_type {act!r}, want leaky, prelu, rrelu, elu, selu or gelu")
 
 
 @kernel(*_UNARY)
 def _unary(node: Node, x: np.ndarray) -> np.ndarray:
-    return _UNARY[node.op](x)
+    return _UNARY[node.op](x).astype(np.float32, copy=False)
 
 
-@kernel(*_WITH_SCALAR)
+_REVERSED = tuple(f"_r{word}_scalar" for word in ("minus", "div", "power", "mod"))
+
+
+@kernel(*(op for op in ops.WITH_SCALAR if op != "smooth_l1"))
 def _with_scalar(node: Node, x: np.ndarray) -> np.ndarray:
-    return _WITH_SCALAR[node.op](x, np.float32(ops.attr(node, "scalar")))
+    number = np.array(ops.attr(node, "scalar"), np.float32)
+    if node.op in _REVERSED:
+        return _BINARY[node.op[2:-len("_scalar")]](number, x)
+    return _BINARY[node.op[1:-len("_scalar")]](x, number).astype(np.float32, copy=False)
+
+
+@kernel("smooth_l1")
+def _smooth_l1(node: Node, x: np.ndarray) -> np.ndarray:
+    square, size = np.float32(ops.attr(node, "scalar")) ** 2, np.abs(x)
+    return np.where(size < 1 / square, square * x * x / 2, size - np.float32(0.5) / square)
 
 
 @kernel("clip")
@@ -106,10 +131,10 @@ def _broadcast_shape(node: Node, shapes: list[Shape]) -> Shape:
     return tuple(max(a, b) for a, b in zip(left, right))
 
 
-@kernel(*(f"{family}_{name}" for name in _BINARY for family in ("elemwise", "broadcast")))
+@kernel(*ops.ELEMWISE, *ops.BROADCAST)
 def _binary(node: Node, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    out = _BINARY[node.op.split("_")[1]](x, y)
-    return activate(node, out) if node.op == "elemwise_add" else out
+    out = _BINARY[node.op.split("_", 1)[1]](x, y).astype(np.float32, copy=False)
+    return activate(node, out)
 
 
 @kernel("add_n")
@@ -122,3 +147,8 @@ def _where_shape(node: Node, shapes: list[Shape]) -> Shape:
     condition, x, y = shapes
     need(node, x == y and condition in (x, x[:1]), "shapes", shapes, "equal ones, or a condition for axis 0")
     return x
+
+
+@kernel("where")
+def _where(node: Node, condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)) != 0, x, y)

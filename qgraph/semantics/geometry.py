@@ -7,7 +7,7 @@ for attributes that do not fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qgraph.errors import GraphError
 from qgraph.ir import ops
@@ -196,16 +196,30 @@ def reduced_axes(node: Node, rank: int) -> Shape:
     return axes
 
 
-def resize_output(node: Node, spatial: Shape) -> Shape:
-    """Height and width of an adaptive pooling or a bilinear resize."""
+_RESIZED: dict[str, Callable[[int, float], int]] = {  # mode -> size of an axis and its factor -> its new size
+    "size": lambda size, factor: int(size * factor),
+    "odd_scale": lambda size, factor: int((size - size % 2) * factor) + size % 2,
+    "to_even_down": lambda size, factor: size - size % 2,
+    "to_even_up": lambda size, factor: size + size % 2,
+    "to_odd_down": lambda size, factor: size - (size + 1) % 2,
+    "to_odd_up": lambda size, factor: size + (size + 1) % 2,
+}
+
+
+def resize_output(node: Node, *spatial: Shape) -> Shape:
+    """Height and width of an adaptive pooling or a bilinear resize. spatial: those of its inputs."""
     if node.op == "_contrib_AdaptiveAvgPooling2D":
         size = ops.attr(node, "output_size") or (1,)
         return (size * 2)[:2] if len(size) == 1 else size
-    need(node, ops.attr(node, "mode") == "size", "mode", ops.attr(node, "mode"), "size")
-    sizes = ("height", "width")
-    given = [ops.attr(node, f"scale_{key}") or 0.0 for key in sizes]
-    need(node, all(0 <= f < 1 << 31 for f in given), "scale", given, "finite factors")
-    return tuple(int(i * f) if f else ops.attr(node, key) for i, f, key in zip(spatial, given, sizes))
+    mode, sides = ops.attr(node, "mode"), ("height", "width")
+    need(node, mode in (*_RESIZED, "like"), "mode", mode, f"like or one of {', '.join(_RESIZED)}")
+    if mode == "like":
+        need(node, len(spatial) == 2, "number of inputs", len(spatial), "2 for mode like")
+        return spatial[1]
+    factors = [ops.attr(node, f"scale_{side}") or 0.0 for side in sides]
+    need(node, all(0 <= f < 1 << 31 for f in factors), "scale", factors, "finite factors")
+    return tuple(ops.attr(node, side) if mode == "size" and not factor else _RESIZED[mode](size, factor)
+                 for size, factor, side in zip(spatial[0], factors, sides))
 
 
 def arange_of(node: Node) -> tuple[float, float, float]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from qgraph.ir import ops
 from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import Shape, axis_of, need, one_axis
 from qgraph.semantics.infer import rule
+from qgraph.semantics.kernels import kernel
 
 
 @rule("take")
@@ -16,11 +19,22 @@ def _take_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (*shapes[0][:axis], *shapes[1], *shapes[0][axis + 1:])
 
 
+@kernel("take")
+def _take(node: Node, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    mode = ops.attr(node, "mode")
+    return x.take(indices.astype(np.int64), ops.attr(node, "axis"), mode="wrap" if mode == "wrap" else "clip")
+
+
 @rule("Embedding")
 def _embedding_shape(node: Node, shapes: list[Shape]) -> Shape:
     want = (ops.attr(node, "input_dim"), ops.attr(node, "output_dim"))
     need(node, shapes[1] == want, "weight", shapes[1], want)
     return (*shapes[0], want[1])
+
+
+@kernel("Embedding")
+def _embedding(node: Node, indices: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return weight.take(indices.astype(np.int64), 0, mode="clip")
 
 
 @rule("pick")

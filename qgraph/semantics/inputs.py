@@ -35,13 +35,13 @@ def closed(shape: Sequence[int], choice: int = 0) -> tuple[int, ...]:
 
 
 def known_channels(g: Graph) -> dict[str, tuple[int, ...]]:
-    """Input name -> (0, C, 0, 0) where 2-D convolutions read the input directly, else (): all that the weights tell."""
+    """Input name -> (0, C, 0, 0) where (2-D) convolutions read it directly, else (): all that the weights tell."""
     found: dict[str, tuple[int, ...]] = {}
     for node in g.data_inputs():
         found[node.name] = ()
         for reader, slot in g.uses(node):
             if reader.op == "Convolution" and slot == 0:
                 weight = g.param(g.inputs(reader)[1])
-                if weight is not None and weight.ndim == 4:
-                    found[node.name] = (0, weight.shape[1] * ops.attr(reader, "num_group"), 0, 0)
+                if weight is not None and weight.ndim > 2:
+                    found[node.name] = (0, weight.shape[1] * ops.attr(reader, "num_group"), *[0] * (weight.ndim - 2))
     return found

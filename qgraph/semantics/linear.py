@@ -184,3 +184,50 @@ def _linear(node: Node, x: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> np.n
 def _deformable_shape(node: Node, shapes: list[Shape]) -> Shape:
     need(node, len(shapes[0]) == 4, "data", shapes[0], "4 axes")
     return (shapes[0][0], ops.attr(node, "num_filter"), *conv_output(node, shapes[0][2:]))
+
+
+@kernel("_contrib_DeformableConvolution")
+def _deformable(node: Node, x: np.ndarray, offset: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> np.ndarray:
+    """MXNet reads nothing outside of [0, size), and the edge between size - 1 and size."""
+    size = np.array(x.shape[2:], np.float32).reshape(2, 1, 1)
+    place = _places(node, x, offset)
+    inside = ((place >= 0) & (place < size)).all(3)
+    return _at_places(node, x, np.minimum(place, size - 1), inside.astype(np.float32), w, *bias)
+
+
+@kernel("_contrib_ModulatedDeformableConvolution")
+def _modulated(node: Node, x: np.ndarray, offset: np.ndarray, mask: np.ndarray, w: np.ndarray, *bias: np.ndarray
+               ) -> np.ndarray:
+    place = _places(node, x, offset)
+    return _at_places(node, x, place, mask.reshape(*place.shape[:3], *place.shape[4:]), w, *bias)
+
+
+def _places(node: Node, x: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Where each tap of each window lies: (N, deformable groups, taps, y and x, height, width)."""
+    kernel, stride, dilate, pad = spatial_attrs(node, 2)
+    out = conv_output(node, x.shape[2:])
+    taps, windows = (np.stack(np.meshgrid(*(np.arange(n) * step - start for n, step, start in axes), indexing="ij"))
+                     for axes in (zip(kernel, dilate, (0, 0)), zip(out, stride, pad)))
+    base = taps.reshape(2, -1).T[:, :, None, None] + windows
+    return offset.reshape(len(x), ops.attr(node, "num_deformable_group"), *base.shape) + base.astype(np.float32)
+
+
+def _at_places(node: Node, x: np.ndarray, place: np.ndarray, mask: np.ndarray, w: np.ndarray, *bias: np.ndarray
+               ) -> np.ndarray:
+    """The convolution of what lies at these places, between four elements each, 0 outside, times the mask."""
+    _check_layout(node)
+    groups, deformable = ops.attr(node, "num_group"), place.shape[1]
+    low = np.floor(place)
+    part = place - low
+    flat = x.reshape(len(x), deformable, -1, x.shape[2] * x.shape[3])
+    read = np.zeros((*flat.shape[:3], *place.shape[2:3], *place.shape[4:]), np.float32)
+    for corner in np.ndindex(2, 2):
+        at = low + np.array(corner).reshape(2, 1, 1)
+        weight = np.abs(1 - np.array(corner).reshape(2, 1, 1) - part).prod(3) * mask
+        weight *= ((at >= 0) & (at < np.array(x.shape[2:]).reshape(2, 1, 1))).all(3)
+        y, z = (np.clip(at[:, :, :, i], 0, x.shape[2 + i] - 1).astype(np.int64) for i in range(2))
+        index = (y * x.shape[3] + z).reshape(*place.shape[:2], 1, -1)
+        read += np.take_along_axis(flat, index, 3).reshape(read.shape) * weight[:, :, None]
+    columns = read.reshape(len(x), groups, x.shape[1] // groups * read.shape[3], -1)
+    out = np.matmul(w.reshape(groups, len(w) // groups, -1), columns).reshape(len(x), len(w), *read.shape[4:])
+    return out + along_channels(node, bias[0], 4) if bias else out

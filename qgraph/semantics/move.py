@@ -35,6 +35,11 @@ def _stack_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (*shapes[0][:axis], len(shapes), *shapes[0][axis:])
 
 
+@kernel("stack")
+def _stack(node: Node, *xs: np.ndarray) -> np.ndarray:
+    return np.stack(xs, ops.attr(node, "axis"))
+
+
 @rule("SliceChannel")
 def _slice_channel_shape(node: Node, shapes: list[Shape]) -> list[Shape]:
     axis, count = axis_of(node, ops.attr(node, "axis"), len(shapes[0])), ops.attr(node, "num_outputs")
@@ -62,6 +67,13 @@ def _split_v2_shape(node: Node, shapes: list[Shape]) -> list[Shape]:
     return [(*shape[:axis], *(() if squeeze else (size,)), *shape[axis + 1:]) for size in sizes]
 
 
+@kernel("_split_v2")
+def _split_v2(node: Node, x: np.ndarray) -> list[np.ndarray]:
+    axis = axis_of(node, ops.attr(node, "axis"), x.ndim)
+    parts = np.split(x, np.cumsum(split_sizes(node, x.shape[axis]))[:-1], axis)
+    return [part.squeeze(axis) for part in parts] if ops.attr(node, "squeeze_axis") else parts
+
+
 # ---- other shapes ---------------------------------------------------------------------------------------------------
 
 @rule("Flatten")
@@ -86,10 +98,19 @@ def _reshape(node: Node, x: np.ndarray) -> np.ndarray:
 
 @rule("reshape_like")
 def _reshape_like_shape(node: Node, shapes: list[Shape]) -> Shape:
-    (a, b), (i, j) = (like_range(node, side, len(shape)) for side, shape in zip(("lhs", "rhs"), shapes))
-    out = (*shapes[0][:a], *shapes[1][i:j], *shapes[0][b:])
-    need(node, math.prod(out) == math.prod(shapes[0]), "shapes", shapes, "as many elements")
+    return _reshaped(node, *shapes)
+
+
+def _reshaped(node: Node, shape: Shape, like: Shape) -> Shape:
+    (a, b), (i, j) = like_range(node, "lhs", len(shape)), like_range(node, "rhs", len(like))
+    out = (*shape[:a], *like[i:j], *shape[b:])
+    need(node, math.prod(out) == math.prod(shape), "shapes", (shape, like), "as many elements")
     return out
+
+
+@kernel("reshape_like")
+def _reshape_like(node: Node, x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return x.reshape(_reshaped(node, x.shape, like.shape))
 
 
 @rule("transpose")
@@ -153,11 +174,28 @@ def _space_depth_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (n, c * block ** 2, h // block, w // block)
 
 
+@kernel("depth_to_space", "space_to_depth")
+def _space_depth(node: Node, x: np.ndarray) -> np.ndarray:
+    """The offsets in a block are in front of the channels."""
+    n, c, h, w = x.shape
+    block = ops.attr(node, "block_size")
+    if node.op == "depth_to_space":
+        parts = x.reshape(n, block, block, c // block ** 2, h, w)
+        return parts.transpose(0, 3, 4, 1, 5, 2).reshape(n, c // block ** 2, h * block, w * block)
+    parts = x.reshape(n, c, h // block, block, w // block, block)
+    return parts.transpose(0, 3, 5, 1, 2, 4).reshape(n, c * block ** 2, h // block, w // block)
+
+
 @rule("reverse")
 def _reverse_shape(node: Node, shapes: list[Shape]) -> Shape:
     for axis in ops.attr(node, "axis"):
         axis_of(node, axis, len(shapes[0]))
     return shapes[0]
+
+
+@kernel("reverse")
+def _reverse(node: Node, x: np.ndarray) -> np.ndarray:
+    return np.flip(x, ops.attr(node, "axis"))
 
 
 # ---- parts and copies -----------------------------------------------------------------------------------------------
@@ -199,6 +237,11 @@ def _tile_shape(node: Node, shapes: list[Shape]) -> Shape:
     return tuple(a * b for a, b in zip(left, right))
 
 
+@kernel("tile")
+def _tile(node: Node, x: np.ndarray) -> np.ndarray:
+    return np.tile(x, ops.attr(node, "reps"))
+
+
 @rule("repeat")
 def _repeat_shape(node: Node, shapes: list[Shape]) -> Shape:
     count, axes = ops.attr(node, "repeats"), ops.attr(node, "axis")
@@ -206,6 +249,12 @@ def _repeat_shape(node: Node, shapes: list[Shape]) -> Shape:
         return (math.prod(shapes[0]) * count,)
     axis = axis_of(node, axes[0], len(shapes[0]))
     return (*shapes[0][:axis], shapes[0][axis] * count, *shapes[0][axis + 1:])
+
+
+@kernel("repeat")
+def _repeat(node: Node, x: np.ndarray) -> np.ndarray:
+    axes = ops.attr(node, "axis")
+    return np.repeat(x, ops.attr(node, "repeats"), axes[0] if axes else None)
 
 
 @rule("broadcast_axis")
@@ -240,3 +289,14 @@ def _broadcast_like_shape(node: Node, shapes: list[Shape]) -> Shape:
         need(node, shapes[0][a] in (1, size), "shapes", shapes, f"1 or {size} in axis {a}")
         out[a] = size
     return tuple(out)
+
+
+@kernel("broadcast_axis", "broadcast_to", "broadcast_like")
+def _broadcast(node: Node, *xs: np.ndarray) -> np.ndarray:
+    shape = _BROADCASTS[node.op](node, [x.shape for x in xs])
+    assert isinstance(shape, tuple)
+    return np.broadcast_to(xs[0], shape).copy()
+
+
+_BROADCASTS = {"broadcast_axis": _broadcast_axis_shape, "broadcast_to": _broadcast_to_shape,
+               "broadcast_like": _broadcast_like_shape}

@@ -20,7 +20,7 @@ def _normalization_shape(node: Node, shapes: list[Shape]) -> Shape:
     return shapes[0]
 
 
-@kernel("BatchNorm", "_contrib_BatchNormWithReLU")
+@kernel("BatchNorm", "_contrib_BatchNormWithReLU", "_contrib_SyncBatchNorm")
 def _batch_norm(node: Node, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray,
                 var: np.ndarray) -> np.ndarray:
     axis = axis_of(node, ops.attr(node, "axis"), x.ndim)
@@ -58,6 +58,14 @@ def _group_norm_shape(node: Node, shapes: list[Shape]) -> Shape:
     need(node, groups >= 1 and channels % groups == 0, "num_groups", groups, f"a divisor of {channels} channels")
     need(node, shapes[1] == shapes[2] == (groups,), "gamma and beta", shapes[1:], f"one value for each of {groups}")
     return shapes[0]
+
+
+@kernel("GroupNorm")
+def _group_norm(node: Node, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """gamma and beta have one value for each group."""
+    groups = x.reshape(len(x), ops.attr(node, "num_groups"), -1)
+    mean, var = (f(groups, axis=2, keepdims=True, dtype=np.float64) for f in (np.mean, np.var))
+    return _normalize(groups, mean, var, ops.attr(node, "eps"), gamma, beta, 1).reshape(x.shape)
 
 
 @rule("L2Normalization")

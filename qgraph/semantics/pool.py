@@ -10,7 +10,7 @@ from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import Shape, check_work, need, pool_geometry, resize_output
 from qgraph.semantics.infer import rule
 from qgraph.semantics.kernels import kernel
-from qgraph.semantics.linear import window
+from qgraph.semantics.linear import convolve, window
 
 
 @rule("Pooling")
@@ -62,10 +62,9 @@ def _pool_divisor(node: Node, spatial: tuple, size: tuple, stride: tuple, pad: t
 
 @rule("_contrib_AdaptiveAvgPooling2D", "_contrib_BilinearResize2D")
 def _resize_shape(node: Node, shapes: list[Shape]) -> Shape:
-    need(node, len(shapes[0]) == 4, "data", shapes[0], "4 axes")
-    if len(shapes) > 1 and ops.attr(node, "mode") == "like":
-        return (*shapes[0][:2], *shapes[1][2:])
-    return (*shapes[0][:2], *resize_output(node, shapes[0][2:]))
+    for shape in shapes:
+        need(node, len(shape) == 4, "data", shape, "4 axes")
+    return (*shapes[0][:2], *resize_output(node, *(shape[2:] for shape in shapes)))
 
 
 @kernel("_contrib_AdaptiveAvgPooling2D")
@@ -79,9 +78,9 @@ def _adaptive_pooling(node: Node, x: np.ndarray) -> np.ndarray:
 
 
 @kernel("_contrib_BilinearResize2D")
-def _bilinear(node: Node, x: np.ndarray) -> np.ndarray:
+def _bilinear(node: Node, x: np.ndarray, *like: np.ndarray) -> np.ndarray:
     aligned = ops.attr(node, "align_corners")
-    for axis, count in zip((2, 3), resize_output(node, x.shape[2:])):
+    for axis, count in zip((2, 3), resize_output(node, *(array.shape[2:] for array in (x, *like)))):
         size = x.shape[axis]
         if aligned:
             place = np.arange(count) * ((size - 1) / (count - 1) if count > 1 else 0.0)
@@ -107,7 +106,18 @@ def _up_sampling_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel("UpSampling")
 def _up_sampling(node: Node, *xs: np.ndarray) -> np.ndarray:
+    scale = ops.attr(node, "scale")
     if ops.attr(node, "sample_type") != "nearest":
-        raise UnsupportedError(f"{node}: found sample_type bilinear, want nearest")
-    height, width = (d * ops.attr(node, "scale") for d in xs[0].shape[2:])
+        return _grown_by_weight(*xs, scale=scale)
+    height, width = (d * scale for d in xs[0].shape[2:])
     return np.concatenate([x.repeat(height // x.shape[2], 2).repeat(width // x.shape[3], 3) for x in xs], 1)
+
+
+def _grown_by_weight(x: np.ndarray, w: np.ndarray, *, scale: int) -> np.ndarray:
+    """A transposed depthwise convolution, of a stride of `scale`. w: (C, 1, kernel, kernel)."""
+    kernel, pad = 2 * scale - scale % 2, scale // 2
+    reach = [scale * (i - 1) + kernel for i in x.shape[2:]]
+    canvas = np.zeros((*x.shape[:2], *(n + kernel - 1 for n in reach)), x.dtype)
+    canvas[:, :, kernel - 1:reach[0]:scale, kernel - 1:reach[1]:scale] = x
+    full = convolve(canvas, w[:, :, ::-1, ::-1], (1, 1), (1, 1), len(w))
+    return full[:, :, pad:reach[0] - pad, pad:reach[1] - pad]

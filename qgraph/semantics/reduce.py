@@ -17,11 +17,11 @@ def _reduce_shape(node: Node, shapes: list[Shape]) -> Shape:
     return tuple(1 if i in axes else d for i, d in enumerate(shapes[0]) if keep or i not in axes) or (1,)
 
 
-@kernel("sum", "mean", "max")
+@kernel("sum", "mean", "max", "min", "prod")
 def _reduce(node: Node, x: np.ndarray) -> np.ndarray:
     axes, keep = reduced_axes(node, x.ndim), ops.attr(node, "keepdims")
-    out = x.max(axes, keepdims=keep) if node.op == "max" else getattr(x, node.op)(axes, keepdims=keep, dtype=np.float64)
-    return np.atleast_1d(out).astype(np.float32)
+    more = {} if node.op in ("max", "min") else {"dtype": np.float64}
+    return np.atleast_1d(getattr(x, node.op)(axes, keepdims=keep, **more)).astype(np.float32)
 
 
 @rule("norm")
@@ -29,3 +29,11 @@ def _norm_shape(node: Node, shapes: list[Shape]) -> Shape:
     rank, keep = len(shapes[0]), ops.attr(node, "keepdims")
     axes = tuple(axis_of(node, a, rank) for a in ops.attr(node, "axis")) or tuple(range(rank))
     return tuple(1 if i in axes else d for i, d in enumerate(shapes[0]) if keep or i not in axes) or (1,)
+
+
+@kernel("norm")
+def _norm(node: Node, x: np.ndarray) -> np.ndarray:
+    axes, keep = ops.attr(node, "axis") or None, ops.attr(node, "keepdims")
+    size = np.abs(x).astype(np.float64)
+    out = size.sum(axes, keepdims=keep) if ops.attr(node, "ord") == 1 else np.sqrt((size ** 2).sum(axes, keepdims=keep))
+    return np.atleast_1d(out).astype(np.float32)

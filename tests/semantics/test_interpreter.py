@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CASES, calls
+from helpers import CASES, calls, run_mxnet
 from op_cases import IMAGE, TABLE, Case, conv, deconv, dense, one, pool
 
 from qgraph.analysis.codes import channel_scales
@@ -16,14 +16,14 @@ from qgraph.data.open import Preprocess, open_data
 from qgraph.errors import DataError, GraphError, UnsupportedError
 from qgraph.formats.mxnet import load
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.quant.spec import QParams, quantize
 from qgraph.semantics import interpreter as reference
 from qgraph.semantics import linear
 from qgraph.semantics.interpreter import Executor, Tensor, accumulate, partial_sum_bound, run
 from qgraph.semantics.kernels import KERNELS, kernel
 from qgraph.targets.mxnet import runtime as mxnet_runtime
-from qgraph.targets.onnx.emit import CONVERTERS
+from qgraph.targets.onnx.emit import CONVERTERS, to_onnx
 
 IMAGES = CASES / "imagenet1k_sample" / "val.rec"
 
@@ -46,6 +46,21 @@ def test_kernel_equals_mxnet(case: Case, monkeypatch: pytest.MonkeyPatch) -> Non
         assert a.dtype == np.float32
         assert b.std() > 0 or b.size == 1, "the case says nothing: its output is constant"
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(b).max())) * 0.2)
+
+
+@pytest.mark.mxnet
+@pytest.mark.parametrize("attrs", [{}, {"axis": 1, "temperature": 2.0}], ids=str)
+def test_softmax_over_lengths(attrs: dict[str, Any]) -> None:
+    """In MXNet, in the reference and in ONNX; MXNet takes lengths as integers."""
+    g = Graph()
+    lengths = g.add("Cast", [g.add("null", name="lengths")], dtype="int32")
+    g.heads = [Port(g.add("softmax", [g.add("null", name="data"), lengths], use_length=True, attrs=attrs))]
+    x = np.random.default_rng(0).normal(size=(2, 5, 5)).astype(np.float32)
+    feeds = {"data": x, "lengths": np.array([[1, 2, 3, 4, 5], [5, 1, 5, 2, 1]], np.float32)}
+    (want,) = run_mxnet(g, feeds)
+    assert (want == 0).any() and want.std() > 0
+    for found in (run(g, feeds), to_onnx(g, {name: v.shape for name, v in feeds.items()}).executor().run(feeds)):
+        np.testing.assert_allclose(found[0], want, rtol=1e-5, atol=1e-6)
 
 
 def test_target_shape_of_a_deconvolution() -> None:
@@ -137,11 +152,12 @@ def test_accumulation_equals_python_integers(case: Case, granularity: str) -> No
     assert len(np.unique(found)) > 10
 
 
-def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int, **fused: Any) -> tuple[Graph, dict, QParams]:
+def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int,
+              fused: Fused | None = None) -> tuple[Graph, dict, QParams]:
     """x -> fake_quantize -> op(fake-quantized weight and bias)."""
     g, feeds = case.graph()
     node, wp = g.find("node"), weight_params(case, granularity)
-    node.attrs.update({k: str(v) for k, v in fused.items()})
+    node.fused = fused
     g.insert_after(g.find("x0"), "fake_quantize", "xq", quant=xp)
     g.insert_after(g.find("x1"), "fake_quantize", "wq", quant=wp)
     for name in [name for name in feeds if name != "x0"]:
@@ -160,7 +176,7 @@ def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int, **fused
 def test_integer_path_of_a_graph(case: Case, granularity: str, bias_bits: int) -> None:
     """real = relu((acc + bias codes) * (s_x s_w[c]) + float bias), each rounded to float32, not by the float path."""
     xp = qparams(8, False, 0.02, 50)
-    g, feeds, wp = quantized(case, granularity, xp, bias_bits, act_type="relu")
+    g, feeds, wp = quantized(case, granularity, xp, bias_bits, Fused("relu"))
     node = g.find("node")
     tensors = {n.name: out[0] for n, _, out in Executor(g).walk(feeds)}
     acc = accumulate(node, tensors["xq"], tensors["wq"])
@@ -261,16 +277,16 @@ def test_concat_keeps_codes_only_of_equal_params() -> None:
 
 
 @pytest.mark.parametrize("op,fused,want", [
-    ("Convolution", {"act_type": "relu"}, lambda y: np.maximum(y, 0)),
-    ("Convolution", {"act_type": "clip", "a_min": "0.5", "a_max": "1.5"}, lambda y: np.clip(y, 0.5, 1.5)),
-    ("Convolution", {"act_type": "tanh"}, np.tanh),
-    ("elemwise_add", {"act_type": "clip", "a_min": "0.5", "a_max": "3"}, lambda y: np.clip(y, 0.5, 3)),
-    ("FullyConnected", {"act_type": "clip", "a_min": "0", "a_max": "6"}, lambda y: np.clip(y, 0, 6)),
-    ("Deconvolution", {"act_type": "sigmoid"}, lambda y: 1 / (1 + np.exp(-y)))])
-def test_fused_activations(op: str, fused: dict[str, str], want: Any) -> None:
+    ("Convolution", Fused("relu"), lambda y: np.maximum(y, 0)),
+    ("Convolution", Fused("clip", 0.5, 1.5), lambda y: np.clip(y, 0.5, 1.5)),
+    ("Convolution", Fused("tanh"), np.tanh),
+    ("elemwise_add", Fused("clip", 0.5, 3), lambda y: np.clip(y, 0.5, 3)),
+    ("FullyConnected", Fused("clip", 0, 6), lambda y: np.clip(y, 0, 6)),
+    ("Deconvolution", Fused("sigmoid"), lambda y: 1 / (1 + np.exp(-y)))])
+def test_fused_activations(op: str, fused: Fused, want: Any) -> None:
     g, feeds = next(case for case in TABLE if case.op == op).graph()
     plain = run(g, feeds)[0]
-    g.find("node").attrs.update(fused)
+    g.find("node").fused = fused
     found = run(g, feeds)[0]
     np.testing.assert_allclose(found, want(plain), rtol=1e-6)
     assert (found != plain).any()

@@ -95,7 +95,9 @@ class CodesWriter:
         return Port(self.out.add(kind, inputs, f"{fq.name}_{name}", origin=fq.origin, attrs={**(attrs or {}), **more}))
 
     def _rounded(self, fq: Node, x: Port, inverse: Step, spec: QSpec | QParams) -> Port:
-        channels = _channels(self.out, fq) if _has_own_layout(x.node, self.out) else None
+        layer = _layer_behind(self.out, fq)
+        planar = layer is not None and len(ops.attr(layer, "kernel")) == 2  # BatchNormWithReLU is for images alone
+        channels = _channels(self.out, fq) if planar and _has_own_layout(x.node, self.out) else None
         mark = {MARK: AS_IS} if self.marked else {}
         if channels is None:
             def op(kind: str, port: Port, name: str, scalar: float) -> Port:

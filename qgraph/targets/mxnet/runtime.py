@@ -56,11 +56,11 @@ def _leaves_alone(layer: Node, reader: Node) -> bool:
     """Whether MXNet fuses the two in no way, or in one that changes nothing."""
     if reader.op == "LeakyReLU":
         return bool(ops.attr(reader, "act_type") == "leaky" and ops.attr(reader, "slope") == 1)
-    return reader.op in _READS or (reader.op == "BatchNorm" and "act_type" in layer.attrs)
+    return reader.op in _READS or (reader.op == "BatchNorm" and layer.fused is not None)
 
 
 def _let_fuse(g: Graph) -> bool:
-    """Make `g` one whose layers MXNet fuses with their own activation and nothing else; False if that cannot be had.
+    """Rewrite `g` so that MXNet fuses each layer with its activation only. Returns False if that is not possible.
 
     MXNet fuses without regard to which tensors are watched, and its conv + sum is wrong in some graphs; a broadcast_add
     is the same sum, and is left alone.  The numbers are those of the graph that is not fused, bit for bit.

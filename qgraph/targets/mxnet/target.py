@@ -58,8 +58,8 @@ class Mxnet(Target):
                 return "MXNet's int8 convolution is 2-D, NCHW"
             if not is_dense_or_depthwise(g, layer):
                 return "MXNet's int8 kernel computes grouped convolutions with wrong scales"
-        if ops.attr(layer, "act_type") not in ("", "relu", "clip"):
-            return f"MXNet's int8 kernel is not used with {ops.attr(layer, 'act_type')}"
+        if layer.fused is not None and layer.fused.act not in ("relu", "clip"):
+            return f"MXNet's int8 kernel is not used with {layer.fused.act}"
         return ""
 
     def doubts(self, g: Graph) -> dict[Node, str]:

@@ -5,7 +5,8 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in `nn`, `math`, `shape`, `resample` and `detect`; see `convert` to add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `detect` and `boxes`; see `convert` to
+add one.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
+from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import closed, known_channels
-from qgraph.targets.onnx import detect, nn, resample  # noqa: F401  (the import fills the table)
+from qgraph.targets.onnx import attention, boxes, detect, nn, resample  # noqa: F401  (the import fills the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
@@ -87,6 +89,12 @@ def _first_difference(first: GraphProto, second: GraphProto) -> int | None:
     return None if len(first.node) == len(second.node) else min(len(first.node), len(second.node))
 
 
+def refused(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Node, str]:
+    """Node -> why it cannot be carried, see `Target.refused`."""
+    table = _shapes(g, {name: closed(shape) for name, shape in shapes.items()})
+    return refused_by(g, _Emitter(g, table, int4=False).carry)
+
+
 def carried_ops() -> dict[str, str]:
     """Op -> how an ONNX file carries it: "yes"."""
     return dict.fromkeys(CONVERTERS, "yes")
@@ -100,6 +108,7 @@ class _Emitter:
         self.g, self.int4 = g, int4
         self.order = g.toposort()
         self.shapes, self._shown = shapes, shapes if shown is None else shown
+        self.varying = {port for port, shape in shapes.items() if self._shown.get(port) != shape}
         self.nodes: list[NodeProto] = []
         self.makers: list[Node] = []
         self.constants: dict[str, TensorProto] = {}
@@ -118,11 +127,8 @@ class _Emitter:
         feeds = [n for n in self.order if n.op == "null" and n.name not in self.g.params]
         reached = value_nodes(self.g)
         for node in self.order:
-            if node.op == "null":
-                if node.name not in self.g.params:
-                    self.tensors[Port(node)] = node.name
-            elif node in reached:
-                self._node(node)
+            if node in reached:
+                self.carry(node)
                 self.makers += [node] * (len(self.nodes) - len(self.makers))
         outputs = [self._output(i, head) for i, head in enumerate(self.g.heads)]
         proto = helper.make_model(
@@ -205,14 +211,14 @@ class _Emitter:
         return self.tensors[port]
 
     def read(self, reader: Node, port: Port) -> str:
-        """`tensor`, past two things that onnxruntime does.
+        """Return `tensor(port)`, working around two onnxruntime behaviours.
 
-        A quantized parameter that several layers read is written for each of them: with x64quantprecision such
-        initializers are rewritten layer by layer, and the second fails.
-        In front of a layer that is to stay in float there is a Clip without bounds: where such a layer reads from a
-        DequantizeLinear and is read by a QuantizeLinear its weights are quantized, per tensor.
-        The same in front of a layer with a float bias that reads fewer than 8 bits: there biases are rounded to
-        products of the steps, and these are coarse.
+        1. With x64quantprecision onnxruntime rewrites initializers layer by layer, and fails on the second layer that
+           reads one.  So a quantized parameter is written once for every layer that reads it.
+        2. onnxruntime quantizes the weights of a float layer, per tensor, where the layer reads from a DequantizeLinear
+           and is read by a QuantizeLinear.  So a Clip without bounds stands in front of a layer that stays in float.
+           The same Clip protects a float bias of a layer that reads fewer than 8 bits: onnxruntime would round the bias
+           to products of the steps, which are coarse.
         """
         fq = port.node
         if fq.op != "fake_quantize":
@@ -269,7 +275,12 @@ class _Emitter:
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def _node(self, node: Node) -> None:
+    def carry(self, node: Node) -> None:
+        """Add what stands for this node. Raises UnsupportedError."""
+        if node.op == "null":
+            if node.name not in self.g.params:
+                self.tensors[Port(node)] = node.name
+            return
         if node.op == "fake_quantize":
             self._quantizer(node)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph.ir import ops
-from qgraph.semantics.geometry import deconv_geometry
+from qgraph.semantics.geometry import axis_of, deconv_geometry
 from qgraph.targets.onnx.convert import Context, converter
 
 _KEEPS_RANK = ops.IDENTITIES | {"fake_quantize", "Activation", "LeakyReLU", "BatchNorm", "clip", "relu", "sigmoid",
@@ -207,16 +207,28 @@ def _clip(c: Context, x: str) -> str:
 # ---- softmax and outputs --------------------------------------------------------------------------------------------
 
 @converter("softmax", "log_softmax", "softmin")
-def _softmax(c: Context, x: str) -> str:
-    """Softmax or LogSoftmax, of data divided by `temperature`, negated for softmin."""
-    if c.attr("use_length"):
-        raise c.refuse("use_length masks every row in its own way")
+def _softmax(c: Context, x: str, *length: str) -> str:
+    """Softmax or LogSoftmax, of data divided by `temperature`, negated for softmin; 0 beyond the length of a row."""
     temperature = 1.0 if c.attr("temperature") is None else c.attr("temperature")
     if c.node.op == "softmin":
         temperature = -temperature
     if temperature != 1.0:
         x = c.op("Div", x, c.const(np.float32(temperature)))
-    return str(c.op("LogSoftmax" if c.node.op == "log_softmax" else "Softmax", x, axis=c.attr("axis")))
+    op = "LogSoftmax" if c.node.op == "log_softmax" else "Softmax"
+    if not c.attr("use_length"):
+        return str(c.op(op, x, axis=c.attr("axis")))
+    axis = axis_of(c.node, c.attr("axis"), len(c.shape()))
+    places = np.arange(_fixed_length(c, axis), dtype=np.float32).reshape([-1] + [1] * (len(c.shape()) - axis - 1))
+    inside = c.op("Less", c.const(places, "places"), c.op("Unsqueeze", length[0], c.const([axis], "axis")))
+    least = c.const(np.finfo(np.float32).min, "least")
+    found = c.op(op, c.op("Where", inside, x, least), axis=axis)
+    return str(c.op("Where", inside, found, c.const(np.float32(0), "none")))
+
+
+def _fixed_length(c: Context, axis: int) -> int:
+    if c.shape()[axis] == -1:
+        raise c.refuse(f"axis {axis} depends on the batch size")
+    return c.shape()[axis]
 
 
 @converter("SoftmaxActivation")

@@ -124,17 +124,15 @@ def _fixed(c: Context, slot: int = 0) -> tuple[int, ...]:
 
 @converter("_contrib_BilinearResize2D")
 def _bilinear(c: Context, x: str, *like: str) -> str:
-    """Resize (linear)."""
+    """Resize (linear) to sizes of all axes: onnxruntime fails on `axes` where it moves a Transpose through."""
     place = "align_corners" if c.attr("align_corners") else "pytorch_half_pixel"
-    if c.attr("mode") not in ("size", "like"):
-        raise c.refuse(f"found mode {c.attr('mode')}, want size or like")
     if c.attr("mode") == "like":
         size = c.op("Shape", like[0], start=2)
-    elif c.attr("scale_height") or c.attr("scale_width"):
-        size = c.const(list(resize_output(c.node, _fixed(c))), "size")
     else:
-        size = c.const([c.attr("height"), c.attr("width")], "size")
-    return str(c.op("Resize", x, "", "", size, axes=[2, 3], mode="linear", coordinate_transformation_mode=place))
+        fixed = c.attr("mode") == "size" and not (c.attr("scale_height") or c.attr("scale_width"))
+        size = c.const(list(resize_output(c.node, (0, 0) if fixed else _fixed(c))), "size")
+    sizes = c.op("Concat", c.op("Shape", x, end=2), size, axis=0)
+    return str(c.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode=place))
 
 
 @converter("UpSampling")

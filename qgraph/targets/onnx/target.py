@@ -66,6 +66,11 @@ class Onnx(Target):
 
         return carried_ops()
 
+    def refused(self, g: Graph, shapes: Shapes, *, integer: bool) -> Mapping[Node, str]:
+        from qgraph.targets.onnx.emit import refused
+
+        return refused(g, shapes)
+
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.onnx.emit import to_onnx
 

@@ -247,7 +247,7 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
     frozen.save(tmp_path / "q")
     folded = qgraph.load(tmp_path / "q-folded-symbol.json", tmp_path / "q-folded-0000.params")
     assert not folded.nodes("BatchNorm") and not folded.nodes("fake_quantize")
-    assert all("act_type" not in node.attrs for node in folded.nodes("Convolution"))
+    assert all(node.fused is None for node in folded.nodes("Convolution"))
     for layer in frozen.model.int8_layers:
         scales = layer.weights[-3 if layer.number(8) > 100 else -2].array
         codes = layer.weights[0].array

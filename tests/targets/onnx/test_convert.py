@@ -10,6 +10,7 @@ import pytest
 from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
+from qgraph.ir import attributes
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.infer import infer
 from qgraph.targets.onnx.emit import to_onnx  # noqa: E402
@@ -170,6 +171,7 @@ def build(case: Case, batch: int = 0) -> tuple[Graph, dict[str, tuple[int, ...]]
     params = [g.add_param(f"p{i}", array) for i, array in enumerate(case.params)]
     counted = {"num_args": len(inputs)} if case.op in ("Concat", "stack", "add_n") else {}
     node = g.add(case.op, [*inputs, *params], "node", n_out=case.n_out, attrs={**case.attrs, **counted})
+    attributes.take(node)
     g.heads = [Port(node, i) for i in range(case.n_out)]
     return g, {x.name: (batch, *shape) for x, shape in zip(inputs, case.shapes)}
 
@@ -183,7 +185,8 @@ def feeds_of(case: Case, shapes: dict[str, tuple[int, ...]], seed: int) -> Feeds
 def plain(g: Graph) -> Graph:
     """The graph for MXNet itself, which has no fused activations."""
     node = g.find("node")
-    if node.attrs.pop("act_type", ""):
+    if node.fused is not None:
+        node.fused = None
         g.insert_after(node, "Activation", act_type="relu")
     return g
 

@@ -11,6 +11,7 @@ import pytest
 from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
+from qgraph.ir import attributes
 from qgraph.ir.graph import Graph, Port
 from qgraph.targets.onnx.emit import to_onnx
 from qgraph.targets.onnx.model import OnnxModel
@@ -54,7 +55,9 @@ def build(case: Case) -> Graph:
         inputs.append(g.add_param(name, np.abs(value) + 0.1 if name in case.positive else value))
     if case.op.endswith("Output"):
         inputs.append(g.add("null", name="label"))
-    g.heads = [Port(g.add(case.op, inputs, "out", attrs=case.attrs))]
+    node = g.add(case.op, inputs, "out", attrs=case.attrs)
+    attributes.take(node)
+    g.heads = [Port(node)]
     return g
 
 
@@ -212,6 +215,8 @@ RESIZING = [
       for aligned in ({}, {"align_corners": True}, {"align_corners": False})],
     Case(_RESIZE, (3, 6, 7), {"scale_height": 2.0, "scale_width": 1.5}),
     Case(_RESIZE, (3, 6, 7), {"scale_height": 0.5, "scale_width": 0.5, "align_corners": False}),
+    Case(_RESIZE, (3, 6, 7), {"mode": "odd_scale", "scale_height": 2.0, "scale_width": 0.5}),
+    Case(_RESIZE, (3, 6, 7), {"mode": "to_even_up"}),
     Case(_RESIZE, (3, 6, 7), {"mode": "like"}, more=((2, 9, 5),)),
     Case(_RESIZE, (3, 6, 7), {"mode": "like", "align_corners": False}, more=((2, 9, 5),), blind=True),
     *[Case("UpSampling", (3, 4, 5), {"scale": n, "sample_type": "nearest", "num_args": 1}, blind=True)
@@ -314,9 +319,8 @@ REFUSED = [
     (Case("BatchNorm", (4, 5), {"output_mean_var": True}, _BN), "output_mean_var"),
     (Case("Activation", (4, 5), {"act_type": "swish"}), "act_type 'swish'"),
     (Case("LeakyReLU", (4, 5), {"act_type": "celu"}), "act_type 'celu'"),
-    (Case("softmax", (4, 5), {"use_length": True}), "use_length"),
     (Case("SoftmaxOutput", (4, 3, 2)), "four axes"),
-    (Case(_RESIZE, (3, 6, 7), {"mode": "odd_scale"}, blind=True), "odd_scale"),
+    (Case(_RESIZE, (3, 6, 7), {"mode": "odd_scale"}, blind=True), "needs the shape"),
     (Case("_contrib_ROIAlign", (8, 9, 9), {"pooled_size": (2, 2), "position_sensitive": True}, more=((5,),),
           blind=True), "position_sensitive"),
 ]
