@@ -236,7 +236,7 @@ ALIASES = {
     "_Power": "_power", "_Maximum": "_maximum", "_Minimum": "_minimum", "_Mod": "_mod", "_Hypot": "_hypot",
     "_RPowerScalar": "_rpower_scalar", "_ModScalar": "_mod_scalar", "_RModScalar": "_rmod_scalar",
     "_contrib_box_non_maximum_suppression": "_contrib_box_nms",
-    "broadcast_axes": "broadcast_axis", "flip": "reverse",
+    "amp_cast": "Cast", "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
 SHAPE_ONLY: dict[str, tuple[int, ...]] = {
