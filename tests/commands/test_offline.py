@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ mx = pytest.importorskip("mxnet")  # the networks are blocks of Gluon
 from mxnet.gluon import nn  # noqa: E402
 
 import qgraph  # noqa: E402
+from qgraph.commands.freeze import freeze_all  # noqa: E402
 from qgraph.engines import executor  # noqa: E402
 from qgraph.qat import (  # noqa: E402
     convert_model,
@@ -171,3 +173,13 @@ def test_two_layers_clip_one_tensor_each_in_its_own_way(target: str) -> None:
     """The wider range of the two is wrong for the other."""
     db, _ = frozen_sqnr(*trained("fork", True, "layer", 0.25), target)
     assert db >= 30
+
+
+def test_targets_frozen_together_observe_what_one_of_them_needs(tmp_path: Path) -> None:
+    """The table of the first holds trained ranges alone."""
+    net, _ = trained("residual", "auto", "layer", 0.5)
+    prefix = str(tmp_path / "net")
+    net.export(prefix)
+    np.savez(f"{prefix}-calib.npz", data=IMAGES)
+    frozen, _ = freeze_all(prefix, [qgraph.FreezeOptions(target=name) for name in ("onnx", "tengine")], f"{prefix}-q")
+    assert all(found.report["agreement"]["sqnr_db"] >= 30 for found in frozen)
