@@ -37,20 +37,27 @@ class Engine:
         """An Executor. watch: what to return instead of the heads.  fused: let the engine fuse where that is safe."""
         return self.make(g, watch, fused)
 
-    def run_op(self, node: Node, inputs: Sequence[Array], fixed: Sequence[bool]) -> list[Array]:
+    def run_op(self, node: Node, inputs: Sequence[Array | Node], fixed: Sequence[bool]) -> list[Array]:
         """The outputs of one node: lends the reference an op that it lacks, see `qgraph.semantics.interpreter.RunOp`.
 
         Raises UnsupportedError where the op does not run here; the log tells once for each op.
         """
-        feeds = {f"input{slot}": array for slot, array in enumerate(inputs)}
         g = Graph()
-        ports = [g.add_param(name, array) if constant else g.add("null", name=name)
-                 for (name, array), constant in zip(feeds.items(), fixed)]
-        twin = g.add(node.op, ports, node.name, n_out=node.n_out, attrs=node.attrs)
+        feeds: dict[str, Array] = {}
+        sources = []
+        for value, constant in zip(inputs, fixed):
+            if isinstance(value, Node):
+                sources.append(g.add(value.op, name=value.name, attrs=value.attrs))
+            elif constant:
+                sources.append(g.add_param("constant", value))
+            else:
+                sources.append(g.add("null", name="input"))
+                feeds[sources[-1].name] = value
+        twin = g.add(node.op, sources, node.name, n_out=node.n_out, attrs=node.attrs)
         twin.fused = node.fused
         g.heads = [Port(twin, index) for index in range(node.n_out)]
         try:
-            return self(g).run({n.name: feeds[n.name] for n in g.data_inputs()})
+            return self(g).run(feeds)
         except Exception as error:  # whatever an engine raises: its own classes have no common base
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
         if self._failed.setdefault(node.op, why) is why:

@@ -16,7 +16,7 @@ An op without a kernel, or in a form that its kernel does not know, can be lent 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Callable
+from typing import Callable, Union
 
 import numpy as np
 
@@ -182,8 +182,11 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
 
 # ---- the interpreter ------------------------------------------------------------------------------------------------
 
-RunOp = Callable[[Node, Sequence[np.ndarray], Sequence[bool]], Sequence[np.ndarray]]
-"""(node, its inputs, which of them depend on parameters alone) -> its outputs. Raises UnsupportedError."""
+RunOp = Callable[[Node, Sequence[Union[np.ndarray, Node]], Sequence[bool]], Sequence[np.ndarray]]
+"""(node, its inputs, which of them depend on parameters alone) -> its outputs. Raises UnsupportedError.
+
+An input that is a node has no inputs of its own, and its reader decides on its shape: _zeros() {shape=(0, 8)}.
+"""
 
 
 class Executor:
@@ -238,14 +241,15 @@ class Executor:
         for node in self.order:
             ports = self._inputs[node]
             inputs = [values[port] for port in ports if port in values]
+            unknown = [port.node for port in ports if port not in values]
             if node in self._constants:
                 outputs = self._constants[node]
             elif node.op == "null":
                 outputs = [Tensor(arrays[node.name])]
-            elif len(inputs) < len(ports):
+            elif any(self._inputs[source] for source in unknown):
                 outputs = []
             else:
-                outputs = self._evaluate(node, inputs)
+                outputs = self._evaluate(node, [values.get(port) for port in ports])
                 if outputs and ports and all(port.node in self._constants for port in ports):
                     self._constants[node] = outputs
             yield node, inputs, outputs
@@ -288,15 +292,20 @@ class Executor:
             self._checked.add(key)
         return arrays
 
-    def _evaluate(self, node: Node, inputs: list[Tensor]) -> list[Tensor]:
+    def _evaluate(self, node: Node, inputs: list[Tensor | None]) -> list[Tensor]:
+        known = [tensor for tensor in inputs if tensor is not None]
         try:
-            return self._own(node, inputs)
+            if len(known) == len(inputs):
+                return self._own(node, known)
         except QGraphError:
             if self.run_op is None:
                 raise
-        fixed = [port.node in self._constants for port in self._inputs[node]]
+        if self.run_op is None or not inputs:
+            return []
+        ports = self._inputs[node]
+        values = [port.node if tensor is None else tensor.real for port, tensor in zip(ports, inputs)]
         try:
-            arrays = self.run_op(node, [tensor.real for tensor in inputs], fixed)
+            arrays = self.run_op(node, values, [port.node in self._constants for port in ports])
         except UnsupportedError:
             return []
         return [Tensor(np.asarray(array, np.float32)) for array in arrays]

@@ -376,6 +376,18 @@ def test_an_op_without_a_kernel_is_lent() -> None:
     assert asked == [("odd", [False, True])]
 
 
+def test_what_its_reader_decides_on_is_lent_with_the_reader() -> None:
+    g = Graph.parse("%data = input\n%begin = _zeros() {shape=(0, 3)}\n%sum = broadcast_add(%data, %begin)\nreturn %sum")
+
+    def lend(node: Node, inputs: Sequence[np.ndarray | Node], fixed: Sequence[bool]) -> list[np.ndarray]:
+        assert (node.name, inputs[1]) == ("sum", g.find("begin"))
+        return [inputs[0] + 1]
+
+    assert (Executor(g, run_op=lend).run({"data": np.ones((2, 3))})[0] == 2).all()
+    with pytest.raises(GraphError, match="begin:_zeros: found shape"):
+        Executor(g).run({"data": np.ones((2, 3))})
+
+
 def test_what_cannot_be_lent_is_unknown_with_all_that_depends_on_it() -> None:
     g = Graph.parse(LENT)
 

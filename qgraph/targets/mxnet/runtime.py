@@ -125,7 +125,7 @@ class Executor:
                     bound = self._symbol.bind(mx.current_context(), args, grad_req="null", aux_states=self._aux)
             except mx.MXNetError as error:
                 raise DataError(f"MXNet cannot run this model on inputs of shape {shapes}: "
-                                f"{str(error).splitlines()[0]}") from error
+                                f"{_said(error)}") from error
             self._bound[key] = bound, legal_values(self._source, shapes, crash=True)
         return self._bound[key]
 
