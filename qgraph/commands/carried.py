@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qgraph.commands.network import FloatNetwork
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph, Node
+from qgraph.ir.rewrite import run_pass
 from qgraph.semantics.cut import cuts, flags
 from qgraph.targets.base import Shapes
 
@@ -15,7 +16,7 @@ def check_carried(network: FloatNetwork, shapes: Shapes) -> None:
     """Raise UnsupportedError, naming where the network can end, for nodes that its target cannot write."""
     g = network.bare()
     for step in network.float_steps:
-        step.run(g)
+        run_pass(step, g)
     if refused := network.target.refused(g, shapes, integer=True):
         raise refusal(network.source, refused)
 

@@ -259,11 +259,11 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
 
 @pytest.mark.mxnet
 def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import qgraph.calibration.collect as calibration
+    from qgraph.commands import line
 
     calls: list[int] = []
-    real = calibration.collect
-    monkeypatch.setattr(calibration, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = line.collect
+    monkeypatch.setattr(line, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
     run("freeze", MODEL, "--target", "mxnet", "--target", "onnx", "--target", "ncnn", "--output", tmp_path / "q")
     assert len(calls) == 1
     names = {p.name for p in tmp_path.iterdir()}
