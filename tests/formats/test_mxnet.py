@@ -381,6 +381,7 @@ def test_without_mxnet(monkeypatch):
         from_gluon(None)
 
 
+@pytest.mark.slow
 def test_hundred_thousand_nodes_in_linear_time(tmp_path):
     def seconds(count: int) -> float:
         nodes = [null("data")] + [{"op": "relu", "name": f"r{i}", "inputs": [[i, 0, 0]]} for i in range(count)]

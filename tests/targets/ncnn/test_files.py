@@ -257,6 +257,7 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.trunc(product + np.copysign(np.float32(0.5), product)), codes)
 
 
+@pytest.mark.slow
 @pytest.mark.mxnet
 def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     from qgraph.commands import line
@@ -284,6 +285,7 @@ def test_ranges_are_for_the_codes_of_the_target() -> None:
     assert not any("suit its codes better" in text for text in own.report["ncnn"]["equivalents"])
 
 
+@pytest.mark.slow
 @pytest.mark.ncnn
 def test_convert_eval_and_compare(tmp_path: Path, run: Callable[..., str]) -> None:
     text = run("convert", MODEL, "--to", "ncnn", "--input-shape", SHAPE, "--output", tmp_path / "f")
