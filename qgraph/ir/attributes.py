@@ -19,7 +19,7 @@ import numpy as np
 
 from qgraph.errors import FormatError
 from qgraph.ir import ops
-from qgraph.ir.graph import ChannelOrder, Fused, Node, Rounded
+from qgraph.ir.node import ChannelOrder, Fused, Node, Rounded
 
 LAYOUT, SHIFT, ROUNDED, WIDE = "__channel_order__", "__shift__", "__rounded__", "__wide__"
 IN_FILES = (LAYOUT, SHIFT)

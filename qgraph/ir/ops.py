@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qgraph.errors import FormatError, GraphError
-from qgraph.ir.graph import Node
+from qgraph.ir.node import Node
 
 # What an op means to quantization:
 #   compute   multiplies its data by a weight: data, weight and bias are quantized
