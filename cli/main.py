@@ -6,6 +6,8 @@ failed, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -70,6 +72,7 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. A mistake of the user is one line, a bug of ours a traceback."""
+    _tell_of_signals()
     try:
         code = cli.main(args=None if argv is None else list(argv), prog_name="qgraph", standalone_mode=False)
         sys.stdout.flush()
@@ -94,6 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         return _say("error", f"{error.filename}: {error.strerror}", 1)
+
+
+def _tell_of_signals() -> None:
+    """Where an engine dies of a signal, say in which of our lines; MXNet's own handler knows only its own."""
+    os.environ.setdefault("MXNET_USE_SIGNAL_HANDLER", "0")
+    with contextlib.suppress(ValueError, OSError):  # stderr is no file
+        faulthandler.enable()
 
 
 def _say(what: str, message: object, code: int) -> int:

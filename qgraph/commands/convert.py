@@ -15,7 +15,7 @@ from qgraph import engines
 from qgraph.arrays import Array
 from qgraph.commands import floatcheck
 from qgraph.commands.carried import refusal
-from qgraph.commands.open_model import Opened, end_at, find_symbol, open_model
+from qgraph.commands.open_model import Opened, end_at, find_symbol, open_model, refuse_random
 from qgraph.errors import DataError, OptionError, QGraphError, UnsupportedError
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
@@ -75,7 +75,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     before = MxnetModel(g).op_counts
     end_at(g, outputs)
     if target.rewrites:
-        opened.refuse_random()
+        refuse_random(g)
         source = g.copy()
         PassManager(PIPELINES[target.float_passes]).run(g)
         names = inputs_of(g)
@@ -83,7 +83,8 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         try:
             converted = target.convert(g, shapes)
         except UnsupportedError:
-            if refused := target.refused(g, shapes, integer=False):
+            whole = all(0 not in shape for shape in shapes.values())  # else the sizes may be what is refused
+            if whole and (refused := target.refused(g, shapes, integer=False)):
                 raise refusal(source, refused) from None
             raise
         difference, engine = None, ""

@@ -17,7 +17,7 @@ from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.line import collect_table, pipeline, quantize
 from qgraph.commands.network import FloatNetwork
-from qgraph.commands.open_model import end_at, open_model
+from qgraph.commands.open_model import end_at, open_model, refuse_random
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
@@ -88,8 +88,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
     original = opened.as_graph("freezing").copy()
     opened.refuse_frozen()
-    opened.refuse_random()
     end_at(original, options.outputs)
+    refuse_random(original)
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()

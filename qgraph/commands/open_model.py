@@ -63,15 +63,15 @@ class Opened:
             if is_frozen_op(node):
                 raise OptionError(f"{self.name}: is quantized already ({node}), want the float model")
 
-    def refuse_random(self) -> None:
-        """Raise UnsupportedError for a model whose outputs are drawn at random, which nothing can be compared with."""
-        g = self.as_graph("quantizing")
-        reached = value_nodes(g)
-        for node in g.toposort():
-            if node in reached and (why := ops.randomness(node)):
-                before = next((p.node.name for p in g.inputs(node) if p.node.op != "null"), "NAME")
-                raise UnsupportedError(f"{node}: {why}, so its outputs are random: {_INSTEAD[node.op == 'Dropout']}"
-                                       f"--outputs {before} ends the model before it")
+
+def refuse_random(g: Graph) -> None:
+    """Raise UnsupportedError for a model whose outputs are drawn at random, which nothing can be compared with."""
+    reached = value_nodes(g)
+    for node in g.toposort():
+        if node in reached and (why := ops.randomness(node)):
+            before = next((p.node.name for p in g.inputs(node) if p.node.op != "null"), "NAME")
+            raise UnsupportedError(f"{node}: {why}, so its outputs are random: {_INSTEAD[node.op == 'Dropout']}"
+                                   f"--outputs {before} ends the model before it")
 
 
 def open_model(model: Any, params: str | None = None, epoch: int | None = None,
