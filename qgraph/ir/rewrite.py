@@ -155,7 +155,7 @@ class PassManager(Pass):
             if missing:
                 raise PassError(f"{step.name}: needs {', '.join(missing)} before it in the pipeline")
             started = time.perf_counter()
-            changed = _run(step, g)
+            changed = run_pass(step, g)
             seconds = time.perf_counter() - started
             try:
                 g.verify()
@@ -187,8 +187,8 @@ class PassManager(Pass):
                               "it is not there; give another one") from error
 
 
-def _run(step: Pass, g: Graph) -> int:
-    """PassError for what a pass of the user's own raises; ours show where they broke."""
+def run_pass(step: Pass, g: Graph) -> int:
+    """Run one pass: PassError for what one of the user's own raises; ours show where they broke."""
     if type(step).__module__.startswith("qgraph."):
         return step.run(g)
     try:
