@@ -5,6 +5,7 @@
     SoftmaxOutput(x, label)                                  -> softmax(x), axis 1 under multi_output, else -1
     LogisticRegressionOutput(x, label)                       -> Activation(x) {act_type=sigmoid}
     _contrib_BatchNormWithReLU(x, ...)                       -> BatchNorm, Activation {act_type=relu}
+    Cast(x) of float32 to float32, amp_multicast(x, ...)     -> gone
     relu, LeakyReLU(slope 0), _maximum_scalar(0), clip(0, inf) -> Activation {act_type=relu}
     relu(relu(x)), relu(clip(x, 0, b)), clip(relu(x), a >= 0, b) -> without the relu
     labels and whatever no output depends on                 -> gone
@@ -23,6 +24,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
+from qgraph.semantics.types import type_of
 
 _SYNC_BN_ONLY = ("ndev", "key")
 _NONNEGATIVE_ACTS = ops.NONNEGATIVE_ACTS - {"softrelu"}  # behind a softrelu the relu stays
@@ -80,6 +82,21 @@ def _identity(g: Graph, node: Node) -> bool:
     return changed
 
 
+def _cast(g: Graph, node: Node) -> bool:
+    same = ops.attr(node, "dtype") == "float32" and type_of(g, g.inputs(node)[0]) == "float32"
+    return same and _identity(g, node)
+
+
+def _multicast(g: Graph, node: Node) -> bool:
+    """Brings its inputs to one type, and they have one; each of them that is no output is read itself."""
+    if any(g.is_head(Port(node, index)) for index in range(node.n_out)):
+        return False
+    for index, source in enumerate(g.inputs(node)):
+        g.replace_uses(Port(node, index), source)
+    g.remove(node)
+    return True
+
+
 def _softmax_output(g: Graph, node: Node) -> bool:
     node.attrs = {"axis": "1" if ops.attr(node, "multi_output") else "-1"}
     node.op = "softmax"
@@ -135,6 +152,8 @@ def _relu_like(g: Graph, node: Node) -> bool:
 RULES: dict[str, Callable[[Graph, Node], bool]] = {
     **dict.fromkeys(ops.IDENTITIES, _identity),
     **dict.fromkeys(("relu", "Activation", "LeakyReLU", "_maximum_scalar", "clip"), _relu_like),
+    "Cast": _cast,
+    "amp_multicast": _multicast,
     "_contrib_BatchNormWithReLU": _bn_relu,
     "SoftmaxOutput": _softmax_output,
     "LogisticRegressionOutput": _logistic_output,

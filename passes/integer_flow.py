@@ -12,7 +12,7 @@ from qgraph.quant.spec import QSpec
 
 @register
 class IntegerFlow(Pass):
-    """Move and add fake_quantize nodes until every place where the integer engine rounds has one, and no other has.
+    """Place quantizers for MXNet's kernels (mxnet): one wherever the integer engine rounds, and nowhere else.
 
     Case 1, hoist: a quantizer behind an op that only passes values on goes in front of it (exact), where the layer
     that made the values can produce integers itself.
@@ -62,7 +62,7 @@ class _Flow:
             passed = passes_integers(node) or node.op == "fake_quantize"
             self.end[node] = self.end[g.inputs(node)[0].node] if passed else upper_end(node)
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
-        # what a layer with weights reads, and what only float ops read: towards the heads nothing is clipped
+        # act is for tensors that layers with weights read; a tensor that only float ops read keeps its full range
         self.act = dataclasses.replace(specs[0], source=()) if specs and specs[0] is not None else None
         self.output = dataclasses.replace(self.act, whole=True) if self.act is not None else None
 

@@ -25,7 +25,9 @@ FACTORS = (1.0, 1.125, 1.25, 1.5, 1.75, 2.0)  # on the step; with the last one |
 
 @register
 class LimitWeights(Pass):
-    """fq{scale s[c]}(w)  ->  fq{scale f[c] s[c]}(w), f >= 1 in the channels c that overflow.
+    """Reduce the range of weight codes (reduced range) in the channels that overflow.
+
+        fq{scale s[c]}(w)  ->  fq{scale f[c] s[c]}(w), f >= 1 in the channels c that overflow
 
     isa "auto": where sums overflow on the sample images, the factor with the smallest error, of rounding and overflow
     together.  "avx2": the smallest factor with which no sum can overflow, whatever the layer reads.  "vnni": nothing,

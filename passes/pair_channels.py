@@ -21,7 +21,9 @@ _PARTNERS = 24  # calm pairs that a hot pair tries to trade a channel with
 
 @register
 class PairChannels(Pass):
-    """conv1 -> conv2  ->  the same with the channels between them in another order; exact, and free at run time.
+    """Reorder channels so that fewer pairs of products overflow (mxnet, onnx). Exact, and free at run time.
+
+        conv1 -> conv2  becomes  the same with the channels between them in another order
 
     `vpmaddubsw` adds the products of input channels 2k and 2k + 1 and saturates at int16 (see
     `qgraph.semantics.saturation`).  Which channels are neighbours is ours to choose: wherever pairs overflow on the

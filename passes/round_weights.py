@@ -22,7 +22,9 @@ _DAMPING = 0.01  # of the mean second moment, against what a small sample does n
 
 @register
 class RoundWeights(Pass):
-    """fq(w)  ->  the same with codes that minimize the squared error of the layer's output; free at run time.
+    """Round weights adaptively (AdaRound's aim): minimize the squared error of the layer's output. Free at run time.
+
+        fq(w)  ->  the same with other codes
 
     With e the rounding errors of one output channel and R = mean(x x^T) over what it reads on the sample images, the
     error is e R e^T.  Coordinate descent moves codes to their other neighbour, from the nearest ones, while that

@@ -11,7 +11,9 @@ from qgraph.quant.spec import QParams
 
 @register
 class SignedDense(Pass):
-    """dense(fq{s8}(x), fq(w), b)  ->  dense(x, w, b), in float.
+    """Leave dense layers that read signed codes in float, where MXNet's kernel would overflow.
+
+        dense(fq{s8}(x), fq(w), b)  ->  dense(x, w, b), in float
 
     MXNet's kernel adds pairs of signed products in 16 bits with all 8 bits of the weights.  A convolution that reads
     signed codes gets weights small enough (`calibrate`, signed_input_limit), which this kernel has no way to take.

@@ -47,6 +47,7 @@ class Engine:
         ports = [g.add_param(name, array) if constant else g.add("null", name=name)
                  for (name, array), constant in zip(feeds.items(), fixed)]
         twin = g.add(node.op, ports, node.name, n_out=node.n_out, attrs=node.attrs)
+        twin.fused = node.fused
         g.heads = [Port(twin, index) for index in range(node.n_out)]
         try:
             return self(g).run({n.name: feeds[n.name] for n in g.data_inputs()})

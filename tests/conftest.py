@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -40,3 +41,10 @@ def fresh_log() -> None:
         log = logging.getLogger(name)
         log.handlers = []
         log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> Iterator[None]:
+    """MXNet's executors hold much memory in few Python objects, so the collector would let them pile up."""
+    yield
+    gc.collect()

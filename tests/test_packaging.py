@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -40,6 +41,12 @@ def test_the_entry_point_is_there(config: configparser.ConfigParser) -> None:
     _, _, target = config["options.entry_points"]["console_scripts"].strip().partition(" = ")
     module, _, name = target.partition(":")
     assert callable(getattr(import_module(module), name))
+
+
+def test_tests_import_no_tests() -> None:
+    """What several need is in a module of its own, beside helpers.py."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(?:from|import) test_", path.read_text(encoding="utf-8"), re.M), path
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:

@@ -65,6 +65,7 @@ def test_matches_knows_a_difference() -> None:
         assert not matches(["size 1 KB"], ["size 1 KB, least in conv0"], vnni)
 
 
+@pytest.mark.slow
 @pytest.mark.mxnet
 @pytest.mark.ncnn
 def test_what_it_shows_happens(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def cost(make: Callable[[int], Graph], nodes: int) -> tuple[int, float]:
     return sum(entry.callcount for entry in profile.getstats()), time.process_time() - started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [long_network, hub])
 def test_ten_times_the_nodes_cost_ten_times_the_work(make: Callable[[int], Graph]) -> None:
     cost(make, 200)  # imports, caches

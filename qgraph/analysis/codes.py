@@ -27,7 +27,7 @@ def passes_integers(node: Node) -> bool:
 
 
 def combines_codes(node: Node) -> bool:
-    """Sums, products and concatenations that engines of QDQ models run on codes; ONNX's Sum (add_n) is none of them."""
+    """Sums, products and concatenations that QDQ engines run on codes; ONNX's Sum (add_n) runs in float."""
     return bool(ops.info(node.op).combines) and node.op != "add_n"
 
 
@@ -90,7 +90,7 @@ def is_dense(g: Graph, conv: Node) -> bool:
 
 
 def fits_codes(node: Node, reader: Node) -> bool:
-    """`reader` quantizes what `node` writes to codes that end where its fused activation ends, which so is idle."""
+    """Return True if the reader's code range already clips where the node's fused activation does: it is redundant."""
     qp = reader.quant
     if reader.op != "fake_quantize" or not isinstance(qp, QParams) or qp.granularity != "tensor":
         return False

@@ -50,8 +50,7 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
         else:
             log.warning("warning: the files for %s are judged by simulation, in NumPy on one batch: this runtime has "
                         "no ranges of the running batch, and no activations of more than 8 bits", model.engine)
-            simulated = Reference(g, rounding=target.spec.rounding, run_op=engine.run_op)
-            batches = batches[:1]
+            simulated, batches = Reference(g, rounding=target.spec.rounding, run_op=engine.run_op), batches[:1]
         return {**_NOT_JUDGED, "agreement": agreement(simulated, batches)}
     if why := model.absent():
         log.warning("warning: the files for %s were not run: %s, with which freezing checks them", target.name, why)
@@ -60,8 +59,8 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
     def run(model: Model, watch: Sequence[Hashable] | None = None) -> Executor:
         return engines.executor(model, "judging the frozen model", watch=watch)
 
-    judged = _kernels(g, model, images, target, engine, run)
-    return {"agreement": agreement(run(model), batches), "departure": judged}
+    return {"agreement": agreement(run(model), batches),
+            "departure": _kernels(g, model, images, target, engine, run)}
 
 
 def _kernels(g: Graph, model: Model, images: CalibrationImages, target: Target, engine: Engine,

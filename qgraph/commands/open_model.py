@@ -50,7 +50,7 @@ class Opened:
         return self.prefix or "model"
 
     def as_graph(self, what_for: str) -> Graph:
-        """The graph of MXNet's ops. Raises OptionError for another engine's model, of which there is none."""
+        """Return the graph of MXNet's ops. Raises OptionError for a model of another engine, which has no graph."""
         if self.model.ir is None:
             raise OptionError(f"{self.files[0] if self.files else 'the model'}: {what_for} wants an MXNet model "
                               f"(MODEL{SYMBOL_SUFFIX}), found {self.model.kind}, which is converted already; give the "
@@ -133,7 +133,7 @@ def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _refuse_companion(path: str) -> None:
-    """Raise OptionError for a file that lies beside a model and is none."""
+    """Raise OptionError for a file that only lies beside a model."""
     for suffix, what in _BESIDE.items():
         if path.endswith(suffix):
             raise OptionError(f"{path}: {what}")

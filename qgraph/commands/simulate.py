@@ -136,7 +136,7 @@ class _Bench:
         self.original = original.graph
         bare = self.source.copy()
         Canonicalize().run(bare)
-        select_nodes(bare, options.exclude)  # a typing error shall not wait for the first row
+        select_nodes(bare, options.exclude)  # a wrong name is told before the first row is computed
         self.data: Data = open_for(original, data, options)
         if calib_data is None and options.calib_data is None and options.skip is not None:
             calib_data, calib_select = data, options.skip

@@ -37,7 +37,7 @@ class Strategy:
     winograd: str = "none"
 
     def apply(self, options: FreezeOptions) -> FreezeOptions:
-        """`options` with this strategy. Raises OptionError for a value that is none of the field's."""
+        """`options` with this strategy. Raises OptionError for a value that the field does not take."""
         values = dataclasses.asdict(self)
         first = ("first",) if values.pop("exclude_first") else ()
         return dataclasses.replace(options, exclude=(*first, *options.exclude), **values)
@@ -153,13 +153,15 @@ _RESULT = ("images", "top1", "top5", "agreement", "ms_per_image")
 
 
 def _strategy(row: Mapping[str, Any]) -> Strategy:
-    """Raises KeyError, ValueError, OptionError for a row that is none."""
+    """Read a row. Raises KeyError, ValueError, OptionError for a malformed one."""
     values = {f.name: row[f.name] for f in dataclasses.fields(Strategy)}
     for name, value in values.items():
         if type(value) is not type(getattr(Strategy, name)):
             raise ValueError(f"{name} is {value!r:.40}")
     found = Strategy(**values)
     found.apply(FreezeOptions())
+    if found.act_signed not in _DTYPE:
+        raise ValueError(f"act_signed is {found.act_signed!r:.40}, want {', '.join(_DTYPE)}")
     return found
 
 

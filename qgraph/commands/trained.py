@@ -132,7 +132,7 @@ class TrainedNetwork(FloatNetwork):
             return None
         self.missing = missing_ranges(g, self.entries)
         base = given
-        if self.missing and given is None:
+        if self.missing and (given is None or not given.images):  # that of a target without missing ranges
             base = observe()
         elif self.missing and given is not None:
             given.check(float_graph.digest())

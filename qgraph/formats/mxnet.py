@@ -45,6 +45,7 @@ def load(symbol: object, params: object = None) -> Graph:
     symbol: path of a ``-symbol.json``, its text, the parsed dict, or an `mx.sym.Symbol`.
     params: path of a ``.params`` file, or arrays by name (NumPy or `mx.nd.NDArray`, with or without ``arg:``/``aux:``);
         None gives a graph whose variables are all inputs. Floating arrays become float32, integers stay.
+    What was trained in float16 becomes float32 throughout: arrays, casts and what is made.
     Auxiliary inputs (0.8 leaves them out) and labels are filled in, duplicate op names get a number, variables of one
     name become one; what no head needs is dropped. Attributes of training (``lr_mult``, ``__init__``) are left out; an
     input keeps ``__shape__`` as a hint, which may hold the batch size of the training.
@@ -192,6 +193,8 @@ def _variable_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
 
 def _op_attrs(item: JsonNode, version: int, here: str) -> dict[str, str]:
     attrs = {k: v for k, v in item.attrs.items() if not _is_hidden(k) or k in (*attributes.IN_FILES, MARK)}
+    if attrs.get("dtype") in ("float16", "bfloat16"):
+        attrs["dtype"] = "float32"  # as the parameters
     if version < 905 and item.op in ("argmax", "argmin") and attrs.get("axis") == "-1":
         del attrs["axis"]  # meant "all axes" then
     if item.subgraphs:

@@ -236,7 +236,7 @@ ALIASES = {
     "_Power": "_power", "_Maximum": "_maximum", "_Minimum": "_minimum", "_Mod": "_mod", "_Hypot": "_hypot",
     "_RPowerScalar": "_rpower_scalar", "_ModScalar": "_mod_scalar", "_RModScalar": "_rmod_scalar",
     "_contrib_box_non_maximum_suppression": "_contrib_box_nms",
-    "broadcast_axes": "broadcast_axis", "flip": "reverse",
+    "amp_cast": "Cast", "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
 SHAPE_ONLY: dict[str, tuple[int, ...]] = {
@@ -275,7 +275,7 @@ def kind(node: Node) -> str:
 
 
 def head(node: Node) -> str:
-    """What this node does with its first input if it is a head of the training, by whatever name; "" if it is none."""
+    """Say what a head of the training, under any of its names, does with its first input; "" for other ops."""
     return info(ALIASES.get(node.op, node.op)).head
 
 

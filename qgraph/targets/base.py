@@ -194,7 +194,7 @@ class Model(ABC):
                             "ops": self.op_counts, "params": counted([]), "layers": []})
 
     def logits(self, g: Graph) -> list[Hashable | None]:
-        """For each output what to watch in front of its softmax, None where there is none or it is fused away.
+        """For each output the tensor in front of its softmax, to be watched; None without one, or if it is fused away.
 
         g: the graph that `self` was written from, with the same outputs.
         """
@@ -213,7 +213,7 @@ class Model(ABC):
 
 
 def model_of(value: object) -> Model | None:
-    """The model that a value is, or has as ``model``; None where there is none."""
+    """Return the value if it is a model, else its attribute ``model`` if that is one, else None."""
     found = getattr(value, "model", value)
     return found if isinstance(found, Model) else None
 
@@ -230,7 +230,7 @@ class Spec:
     rounding: how it rounds, a key of `qgraph.quant.spec.ROUNDING`.
     weight, act: the specs its layers start from.
     granularities, weight_bits, act_bits, act_signed: what it can carry exactly.
-    signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
+    signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes; 0 sets no limit.
     bias_limit: largest code of a bias; a layer whose bias has a larger one adds it in float.
     beyond: choices that no integer engine has, as the flags that make them.
     """

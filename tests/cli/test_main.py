@@ -321,6 +321,7 @@ def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_without_mxnet_one_line_says_what_to_install(tmp_path: Path) -> None:
     start = "import sys; sys.modules['mxnet'] = None; from qgraph.cli.main import main; sys.exit(main(sys.argv[1:]))"
     model = f"{DIGITS}/digits-symbol.json"

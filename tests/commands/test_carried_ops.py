@@ -109,3 +109,11 @@ def test_a_kernel_of_our_own_is_never_replaced(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Engine, "run_op", lambda *_: pytest.fail("asked the engine"))
     qgraph.freeze(g, FreezeOptions(target="onnx", runtime="onnxruntime"), calib_data=feeds)
     assert "run_op" in RoundWeights().fields()
+
+
+def test_a_layer_that_is_lent_keeps_its_fused_activation() -> None:
+    g = Graph.parse("%x = input\n%w = param float32 (2, 3, 1, 1)\n"
+                    "%c = Convolution(%x, %w) {act_type=relu kernel=(1, 1) no_bias=True num_filter=2}\nreturn %c\n")
+    x = np.random.default_rng(0).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    (found,) = runtime("a test", "onnxruntime").run_op(g.find("c"), [x, g.params["w"]], [False, True])
+    assert found.min() == 0 < found.max()

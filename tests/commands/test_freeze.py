@@ -148,6 +148,7 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes(), suffix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_batch_size_does_not_matter(target: str) -> None:
     """With one table, what passes measure on images is the same for every batch size."""

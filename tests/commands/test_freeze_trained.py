@@ -48,6 +48,7 @@ def module_logits(symbol: Any, arg: Any, aux: Any) -> np.ndarray:
     return module.get_outputs()[0].asnumpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "quant_type", "fake_bn"), [
     (8, "layer", False), (8, "layer", True), (4, "channel", True), (3, "group", False)])
 def test_frozen_equals_trained(bits: int, quant_type: str, fake_bn: bool, tmp_path: Path) -> None:
@@ -74,6 +75,7 @@ def test_frozen_equals_trained(bits: int, quant_type: str, fake_bn: bool, tmp_pa
                           .run({"data": IMAGES})[0], want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "quant_type", "fake_bn", "target"), [
     (8, "layer", False, "onnx"), (8, "layer", True, "onnx"), (8, "channel", True, "onnx"), (4, "channel", True, "onnx"),
     (4, "layer", False, "onnx"), (8, "layer", False, "mxnet"), (8, "channel", True, "mxnet"),
@@ -237,6 +239,7 @@ def test_marks_of_other_graphs_are_refused(lines: str) -> None:
 
 # ---- examples -------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_qat_digits(tmp_path: Path) -> None:
     done = CliRunner().invoke(qat_digits.main, ["--epochs", "1", "--bits", "3", "--quant-type", "channel", "--output",
                                                 str(tmp_path / "net")])
@@ -260,6 +263,7 @@ def test_fast_is_for_what_was_trained() -> None:
         qgraph.freeze(str(DIGITS / "digits"), qgraph.FreezeOptions(target="mxnet{fast=true}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [pytest.param("ncnn", marks=pytest.mark.ncnn), "tengine"])
 def test_engines_of_signed_codes_take_the_trained_ranges(target: str, tmp_path: Path) -> None:
     """Without calibration data. Their activations have 127 codes where training had 255, to the same range."""

@@ -789,3 +789,16 @@ def test_rows_of_several_arrays_are_read_with_steps(save, select, tmp_path):
     wanted = np.arange(40)[slice(*(int(part) if part else None for part in select.split(":")))]
     assert np.array_equal(np.concatenate([batch.labels for batch in found]), wanted)
     assert np.array_equal(np.concatenate([batch.feeds["data"] for batch in found]), data[wanted])
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 10), (6, 10, 7), (6, 3, 4, 5, 6, 2)])
+def test_items_of_any_rank_are_taken(tmp_path, shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    np.savez(tmp_path / "a.npz", data=values)
+    for source in (tmp_path / "a.npz", values, [values]):
+        assert np.array_equal(np.concatenate([b.feeds["data"] for b in open_data(source, batch_size=4)]), values)
+
+
+def test_a_missing_batch_axis_is_named_where_the_model_says_its_shape():
+    with raises(r"\[0\]: data has the shape \(4, 4\).*want \(3, \?, \?\).*add the batch axis"):
+        list(open_data(np.zeros((3, 4, 4)), input_shapes={"data": (0, 3, 0, 0)}))

@@ -13,7 +13,7 @@ pytest.importorskip("gluoncv")
 
 import qat_cifar10  # noqa: E402
 
-pytestmark = [pytest.mark.mxnet, pytest.mark.cases("cifar10", "cifar_resnet20_v1")]
+pytestmark = [pytest.mark.mxnet, pytest.mark.slow, pytest.mark.cases("cifar10", "cifar_resnet20_v1")]
 FEW = ["--data", str(CASES / "cifar10"), "--train-images", "192", "--test-images", "200", "--batch-size", "32"]
 
 

@@ -42,6 +42,7 @@ def test_custom_pass_refuses(attrs: str) -> None:
     assert g.text() == text
 
 
+@pytest.mark.slow
 @pytest.mark.mxnet
 def test_demo_prints_both_checkpoints(tmp_path: Path) -> None:
     freeze(f"{DIGITS}/digits-symbol.json").save(tmp_path / "frozen")

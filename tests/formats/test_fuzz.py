@@ -98,6 +98,7 @@ def test_the_seed_loads():
     assert set(read_params(PARAMS)) > {"v0", "v3", "arg:i8", "aux:bn_var"}
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_sound_files_are_read(tmp_path, seeds, kind: Kind):
     for number, file in enumerate(seeds[kind.name]):
@@ -108,6 +109,13 @@ def test_sound_files_are_read(tmp_path, seeds, kind: Kind):
 def test_damaged_files_are_read_or_refused(tmp_path, seeds, kind: Kind):
     outcomes = []
     hostile.attempt(kind, hostile.write(kind, seeds[kind.name][0], tmp_path), 0)  # modules are imported by then
+=======
+@pytest.mark.slow
+def test_mutated_symbols(tmp_path, traced):
+    path, data, outcomes = tmp_path / "m-symbol.json", TEXT.encode(), {}
+    arrays = read_params(PARAMS)
+    mutations = [flip_bits, truncate, splice, garble_json, garble_json, garble_json, nest]
+>>>>>>> 9fe81b76211075e697c367507c200bb7d78be36d
     for number in range(FILES):
         how, file = hostile.mutated(kind, seeds[kind.name], number)
         path = hostile.write(kind, file, tmp_path)
@@ -116,7 +124,26 @@ def test_damaged_files_are_read_or_refused(tmp_path, seeds, kind: Kind):
     assert min(outcomes.count("read"), outcomes.count("refused")) > FILES // 20
 
 
+<<<<<<< HEAD
 def test_every_claim_in_the_header_is_checked(tmp_path):
+=======
+@pytest.mark.slow
+def test_mutated_params(tmp_path, traced):
+    path, outcomes = tmp_path / "m-0000.params", {}
+    mutations = [flip_bits, truncate, splice, lie, lie]
+    for number in range(FILES):
+        rng = random.Random(number)
+        mutate = mutations[number % len(mutations)]
+        path.write_bytes(mutate(PARAMS, rng))
+        read = read_params if number % 4 else lambda p: load(TEXT, p)
+        outcome = check(f"{mutate.__name__} seed {number}", lambda read=read: read(path))
+        outcomes.setdefault(mutate.__name__, set()).add(outcome)
+    assert outcomes["truncate"] == {"FormatError"}
+    assert {"loaded", "FormatError"} <= outcomes["lie"] and {"loaded", "FormatError"} <= outcomes["flip_bits"]
+
+
+def test_every_claim_in_the_header_is_checked(tmp_path, traced):
+>>>>>>> 9fe81b76211075e697c367507c200bb7d78be36d
     """Each 4-byte word of the file in turn claims as much as it can."""
     path = tmp_path / "m-0000.params"
 

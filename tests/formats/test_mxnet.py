@@ -56,6 +56,14 @@ def test_every_generation_gives_the_same_graph(key):
     assert set(arg) == {"conv_weight", "bn_gamma", "bn_beta"} and list(aux) == ["bn_moving_mean", "bn_moving_var"]
 
 
+def test_half_precision_becomes_float32_throughout() -> None:
+    nodes = [null("data"), {"op": "Cast", "name": "half", "attrs": {"dtype": "float16"}, "inputs": [[0, 0, 0]]},
+             null("w"), {"op": "elemwise_mul", "name": "out", "inputs": [[1, 0, 0], [2, 0, 0]]}]
+    g = load({"nodes": nodes, "arg_nodes": [0, 2], "heads": [[3, 0, 0]], "attrs": {"mxnet_version": ["int", 10901]}},
+             {"w": np.full((2, 3), 2, np.float16)})
+    assert g.find("half").attrs == {"dtype": "float32"} and g.params["w"].dtype == np.float32
+
+
 @pytest.mark.parametrize("key", GENERATIONS)
 def test_symbol_may_be_text_dict_path_or_mx_symbol(key, tmp_path):
     text = json.dumps(generation(key))
@@ -373,6 +381,7 @@ def test_without_mxnet(monkeypatch):
         from_gluon(None)
 
 
+@pytest.mark.slow
 def test_hundred_thousand_nodes_in_linear_time(tmp_path):
     def seconds(count: int) -> float:
         nodes = [null("data")] + [{"op": "relu", "name": f"r{i}", "inputs": [[i, 0, 0]]} for i in range(count)]

@@ -87,6 +87,7 @@ def avx2() -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.mxnet
 @pytest.mark.parametrize(("kind", "channels"), LAYERS)
 def test_the_model_foretells_what_a_cpu_without_vnni_gets_wrong(kind: str, channels: int, avx2: dict[str, Any]) -> None:

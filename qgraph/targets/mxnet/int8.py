@@ -28,7 +28,7 @@ from qgraph.targets.mxnet.channel_ops import ChannelOps
 from qgraph.targets.mxnet.sim import avoid_sum_fusion
 from qgraph.targets.mxnet.weights import can_dictate, dictate
 
-_STEP = np.array([1.3], np.float32)  # of weights that are written for their codes alone; near it is one below the tie
+_STEP = np.array([1.3], np.float32)  # any step will do where only codes matter; near 1.3 a float32 lies below the tie
 _RANGES = ((-128, 127), (0, 255))
 
 

@@ -60,7 +60,7 @@ def _leaves_alone(layer: Node, reader: Node) -> bool:
 
 
 def _let_fuse(g: Graph) -> bool:
-    """Make `g` one whose layers MXNet fuses with their own activation and nothing else; False if that cannot be had.
+    """Rewrite `g` so that MXNet fuses each layer with its activation only. Returns False if that is not possible.
 
     MXNet fuses without regard to which tensors are watched, and its conv + sum is wrong in some graphs; a broadcast_add
     is the same sum, and is left alone.  The numbers are those of the graph that is not fused, bit for bit.

@@ -254,8 +254,8 @@ def _take_act(node: Node) -> Fused | None:
 def _keep_batchnorms(out: Graph, marked: bool) -> None:
     """conv -> BatchNorm  becomes  conv -> * 1 -> BatchNorm.
 
-    MXNet's default bind would fold the BatchNorm into the weight, and so round otherwise than in training; copies it
-    sees through.
+    MXNet's default bind would fold the BatchNorm into the weight, which changes the rounding.  A `_copy` in between
+    does not prevent the folding; a multiplication by 1 does.
     """
     for bn in out.nodes("BatchNorm"):
         layer = out.inputs(bn)[0].node

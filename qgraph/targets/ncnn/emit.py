@@ -129,7 +129,7 @@ class _Emitter:
 
     def blob(self, port: Port) -> str:
         if port not in self.blobs:
-            raise UnsupportedError(f"{port.key}: is read as an image's value, and is none")
+            raise UnsupportedError(f"{port.key}: is read as a value of the image, but it is a constant")
         return self.blobs[port]
 
     def constant(self, port: Port) -> np.ndarray | None:

@@ -51,6 +51,7 @@ class Emitter(Protocol):
     g: Graph
     nodes: list[NodeProto]
     shapes: dict[Port, Shape]
+    varying: set[Port]
 
     def read(self, reader: Node, port: Port) -> str:
         """The tensor in which this reader finds a value."""
@@ -118,7 +119,9 @@ class Context:
         return self._shape(Port(self.node, index))
 
     def knows(self, slot: int = 0) -> bool:
-        return self._ports[slot] in self._emitter.shapes
+        """Whether the shape of an input is known, and the same whatever the sizes of the model's inputs."""
+        port = self._ports[slot]
+        return port in self._emitter.shapes and port not in self._emitter.varying
 
     def _shape(self, port: Port) -> tuple[int, ...]:
         if port not in self._emitter.shapes:

@@ -108,6 +108,7 @@ class _Emitter:
         self.g, self.int4 = g, int4
         self.order = g.toposort()
         self.shapes, self._shown = shapes, shapes if shown is None else shown
+        self.varying = {port for port, shape in shapes.items() if self._shown.get(port) != shape}
         self.nodes: list[NodeProto] = []
         self.makers: list[Node] = []
         self.constants: dict[str, TensorProto] = {}
@@ -210,14 +211,14 @@ class _Emitter:
         return self.tensors[port]
 
     def read(self, reader: Node, port: Port) -> str:
-        """`tensor`, past two things that onnxruntime does.
+        """Return `tensor(port)`, working around two onnxruntime behaviours.
 
-        A quantized parameter that several layers read is written for each of them: with x64quantprecision such
-        initializers are rewritten layer by layer, and the second fails.
-        In front of a layer that is to stay in float there is a Clip without bounds: where such a layer reads from a
-        DequantizeLinear and is read by a QuantizeLinear its weights are quantized, per tensor.
-        The same in front of a layer with a float bias that reads fewer than 8 bits: there biases are rounded to
-        products of the steps, and these are coarse.
+        1. With x64quantprecision onnxruntime rewrites initializers layer by layer, and fails on the second layer that
+           reads one.  So a quantized parameter is written once for every layer that reads it.
+        2. onnxruntime quantizes the weights of a float layer, per tensor, where the layer reads from a DequantizeLinear
+           and is read by a QuantizeLinear.  So a Clip without bounds stands in front of a layer that stays in float.
+           The same Clip protects a float bias of a layer that reads fewer than 8 bits: onnxruntime would round the bias
+           to products of the steps, which are coarse.
         """
         fq = port.node
         if fq.op != "fake_quantize":

@@ -13,6 +13,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Port
 from qgraph.semantics.geometry import reduced_axes
+from qgraph.semantics.types import type_of
 from qgraph.targets.onnx.convert import Context, converter
 
 FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto's numbers of types
@@ -56,16 +57,8 @@ def _through(c: Context, x: str, dtype: str) -> str:
 
 
 def _integers(c: Context) -> bool:
-    """The node computes in integers in MXNet: types follow the first input, up to what has a type of its own."""
-    g, port = c.graph, Port(c.node)
-    while True:
-        node, inputs = port.node, g.inputs(port.node)
-        if node.op in ("shape_array", "size_array"):
-            return True
-        values = node.op == "topk" and port.index == 0 and ops.attr(node, "ret_typ") in ("value", "both")
-        if not inputs or node.op in ("Cast", "argsort", "one_hot", "topk") and not values:
-            return "int" in node.attrs.get("dtype", "float32")
-        port = inputs[{"where": 1, "Embedding": 1}.get(node.op, 0)]
+    """The node computes in integers in MXNet."""
+    return "int" in type_of(c.graph, Port(c.node))
 
 
 def _whole(c: Context, x: str) -> str:

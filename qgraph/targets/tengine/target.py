@@ -30,6 +30,10 @@ class Tengine(Target):
     reads = "a .tmfile of Tengine"
     companions = {".scale": "the scales of a Tengine model"}
 
+    @property
+    def parts_shortcuts(self) -> bool:
+        return True
+
     def refuse(self, g: Graph, layer: Node) -> str:
         """Layers that Tengine has no int8 form of, or that crash in it."""
         if layer.op == "Deconvolution":

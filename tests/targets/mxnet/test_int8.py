@@ -75,6 +75,7 @@ def check_exact(facts: networks.Facts) -> None:
     assert {k: v for k, v in facts["layers"].items() if v["within_one"] < 99.9} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_network_runs_alike_everywhere(name: str, native: dict[str, networks.Facts]) -> None:
     check_runs_alike(native[name])
@@ -86,6 +87,7 @@ def test_network_is_exact(name: str, native: dict[str, networks.Facts]) -> None:
     check_exact(native[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_network_on_a_cpu_without_vnni(name: str, avx2: dict[str, networks.Facts]) -> None:
     check_runs_alike(avx2[name])

@@ -257,13 +257,14 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.trunc(product + np.copysign(np.float32(0.5), product)), codes)
 
 
+@pytest.mark.slow
 @pytest.mark.mxnet
 def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import qgraph.calibration.collect as calibration
+    from qgraph.commands import line
 
     calls: list[int] = []
-    real = calibration.collect
-    monkeypatch.setattr(calibration, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = line.collect
+    monkeypatch.setattr(line, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
     run("freeze", MODEL, "--target", "mxnet", "--target", "onnx", "--target", "ncnn", "--output", tmp_path / "q")
     assert len(calls) == 1
     names = {p.name for p in tmp_path.iterdir()}
@@ -284,6 +285,7 @@ def test_ranges_are_for_the_codes_of_the_target() -> None:
     assert not any("suit its codes better" in text for text in own.report["ncnn"]["equivalents"])
 
 
+@pytest.mark.slow
 @pytest.mark.ncnn
 def test_convert_eval_and_compare(tmp_path: Path, run: Callable[..., str]) -> None:
     text = run("convert", MODEL, "--to", "ncnn", "--input-shape", SHAPE, "--output", tmp_path / "f")

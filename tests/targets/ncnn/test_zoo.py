@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("gluoncv")
-pytestmark = [pytest.mark.mxnet, pytest.mark.ncnn]
+pytestmark = [pytest.mark.mxnet, pytest.mark.ncnn, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small", "resnest14", "shufflenet_v1", "se_resnet18_v1",

@@ -8,7 +8,7 @@ from helpers import run_mxnet
 from tmfile import check_structure
 
 pytest.importorskip("gluoncv")
-pytestmark = pytest.mark.mxnet
+pytestmark = [pytest.mark.mxnet, pytest.mark.slow]
 
 NETWORKS = {"cifar_resnet20_v2": 32, "cifar_resnext29_32x4d": 32, "mobilenet0.25": 64, "mobilenetv2_0.25": 64,
             "se_resnet18_v1": 64, "squeezenet1.1": 224}
