@@ -5,6 +5,7 @@ What comes out is run on random batches and compared with the model that went in
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
@@ -16,7 +17,7 @@ from qgraph.arrays import Array
 from qgraph.commands import floatcheck
 from qgraph.commands.carried import refusal
 from qgraph.commands.open_model import Opened, end_at, find_symbol, open_model, refuse_random
-from qgraph.errors import DataError, OptionError, QGraphError, UnsupportedError
+from qgraph.errors import DataError, GraphError, OptionError, QGraphError, UnsupportedError
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir import ops
@@ -156,8 +157,14 @@ def _compare(source: Graph, g: Graph, model: Model, shapes: Shapes, target: Targ
         log.warning("the %s model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
                     "(with the right numbers) tells it", target.name, unknown[0], unknown[0])
         return None, ""
-    feeds = [floatcheck.random_feeds(g, {i: (batch, *closed(shapes[i], choice)[1:]) for i in model.inputs}, seed=0)
-             for choice, batch in enumerate((2, 1))]  # sizes that are open are two
+    def random(batch: int, choice: int) -> Feeds:
+        """choice: of the sizes that are open."""
+        return floatcheck.random_feeds(
+            g, {i: (batch, *closed(shapes[i], choice)[1:]) for i in model.inputs}, seed=0)
+
+    feeds = [random(1, 1)]
+    with contextlib.suppress(GraphError):  # a batch of one may be fixed inside the network
+        feeds.insert(0, random(2, 0))
     truth, theirs, batches = _truth(source, g, model, feeds, name)
     ours = _Ours(g, model, truth)
     worst = 0.0
@@ -227,7 +234,7 @@ def _truth(source: Graph, g: Graph, model: Model, feeds: Sequence[Feeds],
     engine = engines.runtime("comparing", name)
     if engine.name == MxnetModel.float_engine:
         truth = _Truth(MXNET, engine, source, g, logits)
-        for batches in (feeds, feeds[1:]):  # a batch of one may be fixed inside the network
+        for batches in (feeds[start:] for start in range(len(feeds))):  # a batch of one may be fixed
             try:
                 return truth, [truth.run(batch) for batch in batches], batches
             except (DataError, UnsupportedError) as error:  # an op that this MXNet does not have, or cannot run
@@ -241,7 +248,7 @@ def _truth(source: Graph, g: Graph, model: Model, feeds: Sequence[Feeds],
         truth.engine = ""
         return truth, [None] * len(feeds), feeds
     log.info("comparing with %s, which takes its time for a large network", REFERENCE)
-    return truth, [truth.run(batch) for batch in feeds[1:]], feeds[1:]
+    return truth, [truth.run(batch) for batch in feeds[-1:]], feeds[-1:]
 
 
 def _judged(truth: _Truth, ours: _Ours, wanted: list[Array], values: list[Array], feeds: Feeds,

@@ -188,7 +188,7 @@ class PassManager(Pass):
 
 
 def run_pass(step: Pass, g: Graph) -> int:
-    """PassError for what a pass of the user's own raises; ours show where they broke."""
+    """Run one pass: PassError for what one of the user's own raises; ours show where they broke."""
     if type(step).__module__.startswith("qgraph."):
         return step.run(g)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.infer import value_inputs, value_nodes
 
 
@@ -36,22 +36,30 @@ def cuts(g: Graph, names: Collection[str]) -> list[str]:
     """
     reached = value_nodes(g)
     order = [node for node in g.toposort() if node in reached]
+    needed = {head.node for head in g.heads}
+    for node in reversed(order):
+        if node in needed:
+            needed.update(port.node for port in _read(g, node))
     computed: set[Node] = set()
     lost: set[Node] = set()
     found: dict[str, None] = {}
     for node in order:
-        ports = value_inputs(g, node)
-        blind = ops.SHAPE_ONLY.get(node.op, ())
-        read = [port for slot, port in enumerate(ports) if slot not in blind]
+        ports, read = value_inputs(g, node), _read(g, node)
         if node.op == "null" and node.name not in g.params or any(port.node in computed for port in read):
             computed.add(node)
         if node.name in names or any(port.node in lost for port in ports):
             lost.add(node)
-            found.update((port.key, None) for port in read
-                         if port.node in computed and port.node not in lost and port.node.op != "null")
+            found.update((port.key, None) for port in read if node in needed
+                         and port.node in computed and port.node not in lost and port.node.op != "null")
     found.update((head.key, None) for head in g.heads
                  if head.node in computed and head.node not in lost and head.node.op != "null")
     return list(found)
+
+
+def _read(g: Graph, node: Node) -> list[Port]:
+    """The inputs of which it reads more than the shape."""
+    blind = ops.SHAPE_ONLY.get(node.op, ())
+    return [port for slot, port in enumerate(value_inputs(g, node)) if slot not in blind]
 
 
 def flags(names: Collection[str]) -> str:

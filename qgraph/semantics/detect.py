@@ -31,6 +31,16 @@ def _box_decode_shape(node: Node, shapes: list[Shape]) -> Shape:
     return shapes[0]
 
 
+@kernel("_contrib_box_decode")
+def _box_decode(node: Node, offsets: np.ndarray, priors: np.ndarray) -> np.ndarray:
+    """Corners: the middle moved by a part of the anchor's size, the size times an exponential."""
+    moves = offsets * np.array([ops.attr(node, f"std{i}") for i in range(4)], np.float32)
+    place = centers(priors) if ops.attr(node, "format") == CORNER else priors
+    growth, clip = moves[..., 2:], ops.attr(node, "clip")
+    growth = np.exp(np.minimum(growth, np.float32(clip)) if clip > 0 else growth)
+    return corners(np.concatenate([moves[..., :2] * place[..., 2:] + place[..., :2], growth * place[..., 2:]], -1))
+
+
 @rule("_contrib_box_iou")
 def _box_iou_shape(node: Node, shapes: list[Shape]) -> Shape:
     need(node, all(shape[-1] == 4 for shape in shapes), "shapes", shapes, "boxes of 4 numbers")

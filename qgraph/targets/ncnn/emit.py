@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qgraph.analysis.codes import nonnegative
-from qgraph.errors import UnsupportedError
+from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
@@ -55,10 +55,20 @@ def carried_ops() -> dict[str, str]:
 
 
 def batch_shapes(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Port, Shape]:
-    """Shape of every known port: -1 is a first axis that is the batch, -2 what depends on its size in another way."""
+    """Shape of every known port: -1 is a first axis that is the batch, -2 what depends on its size in another way.
+
+    A network that is written for one image has neither.
+    """
     if not shapes:
         return {}
-    first, second = (infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()}) for batch in _BATCHES)
+
+    def of(batch: int) -> dict[Port, Shape]:
+        return infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()})
+
+    try:
+        first, second = (of(batch) for batch in _BATCHES)
+    except GraphError:
+        return of(1)
     return {port: tuple(a if a == b else -1 if (axis, a, b) == (0, *_BATCHES) else -2
                         for axis, (a, b) in enumerate(zip(shape, second[port])))
             for port, shape in first.items() if port in second and len(second[port]) == len(shape)}

@@ -147,6 +147,14 @@ def test_multi_box_detection(attrs: dict[str, Any]) -> None:
     compare("_contrib_MultiBoxDetection", batches, attrs, atol=1e-5, anchor=boxes(np.random.default_rng(9), 1, COUNT))
 
 
+@pytest.mark.parametrize("attrs", [{}, {"format": "corner", "clip": 0.3, "std0": 0.1, "std1": 0.2, "std2": 0.3,
+                                             "std3": 0.4}])
+def test_box_decode(attrs: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    batches = {batch: {"x": rng.normal(size=(batch, 6, 4)).astype(np.float32)} for batch in (2, 3)}
+    compare("_contrib_box_decode", batches, attrs, anchors=boxes(rng, 1, 6))
+
+
 @pytest.mark.parametrize("attrs", [{}, {"format": "center"}])
 @pytest.mark.parametrize("shapes", [((2, 5), (7,)), ((6,), (2, 3)), ((4,), (4,))])
 def test_box_iou(attrs: dict[str, Any], shapes: tuple[tuple[int, ...], ...]) -> None:

@@ -10,6 +10,8 @@ import pytest
 from detectors import BATCHES, SIZE, export, images
 from helpers import run_mxnet
 
+import qgraph
+from qgraph import FreezeOptions
 from qgraph.commands.convert import convert
 from qgraph.commands.open_model import open_model
 
@@ -43,3 +45,17 @@ def test_decoded_outputs(make: Any, tmp_path: Path) -> None:
         kinds.update(ids[ids >= 0].tolist())
         compared += 1
     assert compared >= 3 and len(kinds) > 1
+
+
+@pytest.mark.parametrize("runtime", ["mxnet", "onnxruntime"])
+@pytest.mark.parametrize("make", BATCHES, ids=lambda make: make.__name__)
+def test_freezes_whole(make: Any, runtime: str, tmp_path: Path) -> None:
+    """Every layer is quantized; what decodes is carried in float, and finds about the same."""
+    prefix, batch = export(make, tmp_path), BATCHES[make]
+    frozen = qgraph.freeze(prefix, FreezeOptions(target="onnx", runtime=runtime, batch_size=batch),
+                           calib_data={"data": np.concatenate([images(2, seed) for seed in (1, 2)])})
+    assert len(frozen.report["quantized"]) > 5 and not frozen.report["float"]
+    feeds = {"data": images(batch, 1)}
+    (_, want, _), found = run_mxnet(open_model(prefix).as_graph("comparing"), feeds), frozen.model.executor().run(feeds)
+    assert [a.shape[:2] for a in found] == [want.shape[:2]] * 3
+    assert np.abs(np.sort(want, axis=None)[-5:] - np.sort(found[1], axis=None)[-5:]).max() < 0.1

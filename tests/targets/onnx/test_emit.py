@@ -235,7 +235,7 @@ def test_freezing_says_what_onnxruntime_does(digits: Any) -> None:
 
 
 def test_with_isa_avx2_no_processor_overflows() -> None:
-    report = freeze_digits(isa="avx2").report
+    report = freeze_digits(target="onnx{isa=avx2}").report
     assert report["departure"]["within_one"] == 100 and report["saturation"] == []
 
 
