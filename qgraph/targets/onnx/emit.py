@@ -5,7 +5,8 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention` and `detect`; see `convert` to add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `recurrent` and `detect`; see `convert`
+to add one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import known_channels
-from qgraph.targets.onnx import attention, detect, nn, resample  # noqa: F401  (the import fills the table)
+from qgraph.targets.onnx import attention, detect, nn, recurrent, resample  # noqa: F401  (the import fills the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
@@ -82,6 +83,7 @@ class _Emitter:
             elif node in reached:
                 self._node(node)
         outputs = [self._output(i, head) for i, head in enumerate(self.g.heads)]
+        self.nodes = _read_nodes(self.nodes, outputs)
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes, "qgraph",
@@ -305,6 +307,16 @@ class _Emitter:
         zero_name = self._constant(self.name(fq, "zero_point"), zeros, kind=kind)
         axis = {} if scale.ndim == 0 else {"axis": qp.axis}
         return self._dequantize(wanted, name, self.constant(fq, scale, "scale"), zero_name, **axis)
+
+
+def _read_nodes(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
+    """Nodes that an output depends on: a converter may know already what its inputs are."""
+    read, kept = set(outputs), []
+    for node in reversed(nodes):
+        if read.intersection(node.output):
+            read.update(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _nibbles(codes: np.ndarray) -> bytes:
