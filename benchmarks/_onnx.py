@@ -15,7 +15,8 @@ import numpy as np
 
 from qgraph import FreezeOptions, Frozen, Graph, PassManager, freeze
 from qgraph.passes import PIPELINES
-from qgraph.targets.onnx.emit import OnnxModel, to_onnx
+from qgraph.targets.onnx.emit import to_onnx
+from qgraph.targets.onnx.model import OnnxModel, load
 from qgraph.targets.onnx.runtime import open_session
 
 CPUS = ("this CPU", "AVX2")
@@ -44,7 +45,6 @@ def ours(graph: Graph | str, data: Any, **options: Any) -> Frozen:
 def theirs(model: OnnxModel, images: np.ndarray, method: str, batch_size: int = 10) -> OnnxModel:
     """A float model quantized by `quantize_static`, as its documentation advises: `quant_pre_process`, QDQ, u8
     activations, s8 weights per channel.  method: of `CalibrationMethod`."""
-    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -56,7 +56,7 @@ def theirs(model: OnnxModel, images: np.ndarray, method: str, batch_size: int = 
         quantize_static(prepared, target, _Reader(name, images, batch_size), quant_format=QuantFormat.QDQ,
                         per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                         calibrate_method=getattr(CalibrationMethod, method))
-        return OnnxModel(onnx.load(target))
+        return load(target)
 
 
 class _Reader:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def _too_long(*_: object) -> None:
 
 def work(name: str, seeds: list[hostile.Seed], first: int, count: int, seed: int, folder: Path, counts: Any,
          failures: Any) -> None:
-    """Read the files of one kind from `first` on; in a process of its own."""
+    """Read the files of one kind from `first` on; in a process of its own, which ends when its parent does."""
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")  # Pillow's, of images that are refused
     kind = hostile.KINDS[name]
     here = folder / "file"
     here.mkdir(exist_ok=True)
@@ -56,6 +58,8 @@ def work(name: str, seeds: list[hostile.Seed], first: int, count: int, seed: int
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, _too_long)
     for number in range(first, count):
+        if not multiprocessing.parent_process().is_alive():
+            return
         how, file = hostile.mutated(kind, seeds, number, seed)
         path = hostile.write(kind, file, here)
         counts[FILES] = number + 1

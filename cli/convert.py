@@ -7,7 +7,14 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import input_shape_option, model_options, output_options, runtime_option
+from qgraph.cli.options import (
+    float_check_option,
+    input_shape_option,
+    model_options,
+    output_options,
+    outputs_option,
+    runtime_option,
+)
 from qgraph.targets.registry import formats, get_target
 
 
@@ -19,10 +26,10 @@ from qgraph.targets.registry import formats, get_target
 @model_options
 @click.option("--output", metavar="PREFIX",
               help="Prefix of the files that are written.  [default: MODEL, for mxnet MODEL-converted]")
-@click.option("--outputs", multiple=True, metavar="NAME",
-              help="End the network at this node: NAME, NAME:INDEX or NAME_output. Can be repeated.")
+@outputs_option
 @input_shape_option
 @runtime_option
+@float_check_option
 @output_options
 def command(model: str, to: str, output: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Convert a float model of any MXNet since 0.8 to ONNX, for ncnn or Tengine, or to the files of MXNet 1.9.
@@ -37,7 +44,7 @@ def command(model: str, to: str, output: str | None, as_json: bool, quiet: bool,
       qgraph convert net-symbol.json --to onnx --outputs pool5 --outputs fc1_output --output features
       qgraph convert old-symbol.json --epoch 9 --to mxnet --output new
     """
-    console.set_up(quiet, verbose)
+    console.set_up(quiet, verbose, passes=False)
     from qgraph.commands.convert import convert, destination
 
     prefix = destination(model, to, output)

@@ -9,10 +9,12 @@ import click
 from qgraph.cli import console
 from qgraph.cli.options import (
     exclude_option,
+    float_check_option,
     image_options,
     input_shape_option,
     model_options,
     output_options,
+    outputs_option,
     runtime_option,
 )
 from qgraph.cli.target_options import chosen_targets, targets_options
@@ -23,6 +25,7 @@ from qgraph.cli.target_options import chosen_targets, targets_options
 @model_options
 @click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-quantized]")
 @targets_options
+@outputs_option
 @input_shape_option
 @exclude_option
 @click.option("--granularity", type=click.Choice(["layer", "group", "channel", "tensor"]), default="channel",
@@ -44,6 +47,7 @@ from qgraph.cli.target_options import chosen_targets, targets_options
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @image_options
 @runtime_option
+@float_check_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
 @click.option("--pass", "user_passes", multiple=True, metavar="MODULE:CLASS@AFTER",
@@ -66,6 +70,7 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
       qgraph freeze net-symbol.json --target onnx --calib kl --calib-data images/ --preprocess imagenet
       qgraph freeze net-symbol.json --target onnx --target ncnn --calib kl --calib-data val.rec --preprocess imagenet
       qgraph freeze net-symbol.json --target mxnet-sim --weight-bits 4 --granularity layer
+      qgraph freeze ssd-symbol.json --target ncnn --outputs cls_pred --outputs loc_pred
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose)
@@ -131,7 +136,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         found = report["agreement"]
         alike = "" if found["top1"] is None else f"{found['top1']:g} % top-1 on {found['images']} images, "
         sqnr = "exact" if found["sqnr_db"] is None else f"{found['sqnr_db']:g} dB"
-        lines.append(f"agreement   {alike}output {sqnr} (with the float model)")
+        lines.append(f"agreement   {alike}output {sqnr} (with {found.get('with', 'the float model')})")
         if report["calibration"] and report["calibration"]["data"].startswith(DISTILLED):
             lines.append("            distilled images belong to no class: judge it on real ones (qgraph eval)")
     for found in report["saturation"]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.options import exclude_option, input_shape_option, model_options, output_options
+from qgraph.cli.options import exclude_option, input_shape_option, model_options, output_options, outputs_option
 from qgraph.cli.target_options import target_option
 
 
@@ -16,6 +16,7 @@ from qgraph.cli.target_options import target_option
 @model_options
 @target_option
 @exclude_option
+@outputs_option
 @input_shape_option
 @output_options
 def command(model: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:

@@ -46,8 +46,15 @@ output_options = _group(
 runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", "mxnet", "onnxruntime"]), default="auto", show_default=True,
     help="What runs the model; auto is MXNet where it is installed.")
+float_check_option = click.option(
+    "--float-check/--no-float-check", default=True, show_default=True,
+    help="Compare the float outputs before and behind what must not change them; without, a wrong model is not "
+         "noticed.")
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")
+outputs_option = click.option(
+    "--outputs", multiple=True, metavar="NAME",
+    help="End the network at this node: NAME, NAME:INDEX or NAME_output. Can be repeated.")
 input_shape_option = click.option(
     "--input-shape", multiple=True, metavar="NAME:N,C,H,W", help="Where the data do not say it: data:1,3,224,224.")

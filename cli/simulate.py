@@ -14,6 +14,7 @@ from qgraph.cli.options import (
     input_shape_option,
     model_options,
     output_options,
+    outputs_option,
     runtime_option,
 )
 
@@ -65,6 +66,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @click.option("--output", metavar="PREFIX", help="Prefix of the files that are written.  [default: MODEL-simulated]")
 @click.option("--restart", is_flag=True, help="Compute finished rows of PREFIX.json again.")
 @click.option("--plot", is_flag=True, help="Also write PREFIX.png: accuracy against bits.")
+@outputs_option
 @input_shape_option
 @exclude_option
 @click.option("--calib-data", metavar="PATH", help="[default: the images that --skip leaves out, else as for freeze]")

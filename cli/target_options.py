@@ -48,10 +48,16 @@ def _option_flag(name: str, option: dataclasses.Field[Any], owners: Sequence[str
     text = f"{', '.join(owners)}: {option.metadata.get('help', 'an option of this target.')}"
     flag = f"--{name.replace('_', '-')}"
     if isinstance(option.default, bool):
-        return click.option(flag, is_flag=True, default=None, help=text)
+        flags = f"{flag}/--no-{flag[2:]}" if option.default else flag
+        return click.option(flags, is_flag=True, default=None, help=text)
     choices = option.metadata.get("choices")
     return click.option(flag, type=click.Choice(choices) if choices else type(option.default), default=None,
                         help=f"{text}  [default: {option.default}]")
+
+
+def _flag(name: str, value: object) -> str:
+    """How the user wrote it."""
+    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
 
 
 def chosen_targets(targets: Sequence[str], flags: dict[str, Any]) -> list[str]:
@@ -66,7 +72,7 @@ def chosen_targets(targets: Sequence[str], flags: dict[str, Any]) -> list[str]:
         if value is None:
             continue
         if names.isdisjoint(owners):
-            raise OptionError(f"--{name.replace('_', '-')}: target {get_target(targets[0]).name} has no choice; it is "
+            raise OptionError(f"{_flag(name, value)}: target {get_target(targets[0]).name} has no choice; it is "
                               f"for --target {' or '.join(owners)}")
         given[name] = value
     return list(dict.fromkeys(with_options(text, **given) for text in targets))

@@ -32,6 +32,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
 )
 from qgraph.passes.bn_to_affine import BNToAffine
 from qgraph.passes.canonicalize import Canonicalize
+from qgraph.passes.constants import Constants
 from qgraph.passes.fold_bn import FoldBN
 from qgraph.passes.fold_bn_forward import FoldBNForward
 from qgraph.passes.fold_input_norm import FoldInputNorm
@@ -42,6 +43,7 @@ PIPELINES: dict[str, tuple[Pass, ...]] = {
     "canonical": (Canonicalize(),),
     "float": (
         Canonicalize(),
+        Constants(),
         FoldBN(),
         FoldPad(),
         FoldBNForward(),   # for what fold-bn left

@@ -20,7 +20,7 @@ class Calibrate(Pass):
 
     An activation takes the range of its source tensors in `table`; a weight takes the smallest range that covers it,
     per tensor, group or channel.  An online activation stays a spec; "auto" makes it signed unless its ops cannot write
-    negative values.  signed_input_limit: largest code of a weight whose layer reads signed codes, 0 is none.
+    negative values.  signed_input_limit: largest code of a weight whose layer reads signed codes; 0 sets no limit.
     """
 
     name = "calibrate"

@@ -23,10 +23,12 @@ class FoldBN(RewritePass):
     """Convolution/Deconvolution/FullyConnected -> BatchNorm  becomes one node with other weights."""
 
     name = "fold-bn"
-    pattern = P("BatchNorm", P(("Convolution", "Deconvolution", "FullyConnected"), "x", "w", ..., name="conv",
-                               act_type=""), "gamma", "beta", "mean", "var", name="bn")
+    pattern = P("BatchNorm", P(("Convolution", "Deconvolution", "FullyConnected"), "x", "w", ..., name="conv"),
+                "gamma", "beta", "mean", "var", name="bn")
 
     def rewrite(self, g: Graph, conv: Node, bn: Node, **_: Port) -> None:
+        if conv.fused is not None:
+            raise MatchFail(conv, f"has a fused {conv.fused.act}")
         if not reads_channel_axis(bn, conv):
             raise MatchFail(bn, f"normalizes axis {bn.attrs.get('axis', 1)}, which is not sure to be the channels of "
                                 f"{conv}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from qgraph.analysis.codes import is_dense, passes_integers, quantizer_name, upper_end
-from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QSpec
@@ -13,7 +12,7 @@ from qgraph.quant.spec import QSpec
 
 @register
 class IntegerFlow(Pass):
-    """Move and add fake_quantize nodes until every place where the integer engine rounds has one, and no other has.
+    """Place quantizers for MXNet's kernels (mxnet): one wherever the integer engine rounds, and nowhere else.
 
     Case 1, hoist: a quantizer behind an op that only passes values on goes in front of it (exact), where the layer
     that made the values can produce integers itself.
@@ -63,7 +62,7 @@ class _Flow:
             passed = passes_integers(node) or node.op == "fake_quantize"
             self.end[node] = self.end[g.inputs(node)[0].node] if passed else upper_end(node)
         specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
-        # what a layer with weights reads, and what only float ops read: towards the heads nothing is clipped
+        # act is for tensors that layers with weights read; a tensor that only float ops read keeps its full range
         self.act = dataclasses.replace(specs[0], source=()) if specs and specs[0] is not None else None
         self.output = dataclasses.replace(self.act, whole=True) if self.act is not None else None
 
@@ -71,7 +70,7 @@ class _Flow:
         inputs = self.g.inputs(node)
         if node.op == "Convolution":
             quantized = len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs[:2])
-            return ("u" if ops.attr(node, "act_type") else "s") if quantized else ""
+            return ("u" if node.fused is not None else "s") if quantized else ""
         if node.op == "elemwise_add":
             return self._sum_dtype(node, inputs)
         if node.op == "fake_quantize" or passes_integers(node):
@@ -81,7 +80,7 @@ class _Flow:
 
     def _sum_dtype(self, add: Node, inputs: list[Port]) -> str:
         """With an activation a sum needs a convolution to be fused into; without, integers can be added as they are."""
-        if ops.attr(add, "act_type"):
+        if add.fused is not None:
             return "u" if any(self._can_accumulate(p) for p in inputs) else ""
         dtypes = {self.dtype[p.node] for p in inputs}
         if any(self._can_accumulate(p) for p in inputs):
@@ -90,7 +89,7 @@ class _Flow:
 
     def _can_accumulate(self, port: Port) -> bool:
         node = port.node
-        return (node.op == "Convolution" and bool(self.dtype[node]) and not ops.attr(node, "act_type")
+        return (node.op == "Convolution" and bool(self.dtype[node]) and node.fused is None
                 and self.g.has_one_use(port))
 
     def _quantizer(self, port: Port) -> Node | None:
@@ -146,7 +145,7 @@ class _Flow:
             ports = self.g.inputs(add)
             fused = [p for p in ports if self._can_accumulate(p)]
             main = max(fused, key=lambda p: self.position[p.node]) if fused else None
-            if main is not None and not ops.attr(add, "act_type"):
+            if main is not None and add.fused is None:
                 if any(self.dtype[p.node] == "u" for p in ports):
                     main = None  # without an activation the kernel adds an unsigned operand wrongly
                 else:

@@ -10,14 +10,17 @@ from typing import Optional
 
 import numpy as np
 
-from qgraph.analysis.codes import quantizers_behind, upper_end
+from qgraph.analysis.codes import quantizers_behind, ranged, upper_end
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
+from qgraph.passes._in_float import leave_in_float
 from qgraph.quant.spec import QParams
+from qgraph.semantics.interpreter import RunOp
 from qgraph.semantics.saturation import Layer, pair_excess, pairs, sample_layers
 
 log = logging.getLogger("qgraph")
 FACTORS = (1.25, 1.5, 2.0)  # with steps twice as long all codes are below 128, where no pair can overflow
+A_BIT = 3 ** -0.5  # root mean square error, in codes, of rounding to half as many
 NOTICED = 1e-3  # part of the outputs that saturation moves by more than a code
 
 
@@ -46,16 +49,22 @@ class LimitSaturation(Pass):
 
     The codes of x become smaller, so fewer pairs of products overflow 16 bits, and coarser.  Both errors are measured
     on the sample images over all the layers that read x, or what shares its scale; with min/max ranges leaving the
-    range as it is mostly wins.  Behind a fused clip the range must end at its bound, so there is no choice.
+    range as it is mostly wins.  Behind a fused clip the range must end at its bound, and a range that was trained is a
+    part of the network, so there is no choice; a layer that loses more than a bit then is left in float (exact).
 
     feeds: some calibration images; without them the pass does nothing.  findings: what was measured, for the report.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
+    trained: tensors whose range was chosen in training.  exact: only what changes no value, as in `IntegerFlow`.
     """
 
     name = "limit-saturation"
     requires = ("calibrate",)
     rounding: str = "mxnet"
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    run_op: Optional[RunOp] = None
     findings: list = field(default_factory=list, compare=False)
+    trained: frozenset[str] = frozenset()
+    exact: bool = False
 
     def run(self, g: Graph) -> int:
         if self.feeds is None:
@@ -63,7 +72,7 @@ class LimitSaturation(Pass):
         by_source: dict[tuple[Node, ...], list[Layer]] = {}
         sharing = _sharing(g)
         position = {fq: i for i, fq in enumerate(sharing)}
-        for layer in sample_layers(g, self.feeds, self.rounding):
+        for layer in sample_layers(g, self.feeds, self.rounding, run_op=self.run_op):
             read = quantizers_behind(g, g.inputs(layer.node)[0])
             together = {fq for one in read for fq in sharing[one]}
             by_source.setdefault(tuple(sorted(together, key=position.__getitem__)), []).append(layer)
@@ -72,14 +81,19 @@ class LimitSaturation(Pass):
             missed = {layer.node.name: layer.missed() for layer in layers}
             if max(missed.values()) <= NOTICED:
                 continue
-            why = _fixed(g, group)
+            why = _fixed(g, group, self.trained)
             factors = (1.0,) if why else (1.0, *FACTORS)
             errors = {f: [error_with(layer, f) for layer in layers] for f in factors}
             best = min(factors, key=lambda f: sum(e * e for e in errors[f]))
             for number, layer in enumerate(layers):
                 if missed[layer.node.name] > NOTICED:
+                    in_float = self.exact and errors[1.0][number] > A_BIT
+                    if in_float:
+                        leave_in_float(g, layer.node, self.trained)
+                        count += 1
                     self.findings.append(Finding(layer.node.name, missed[layer.node.name], best,
-                                                 {f: errors[f][number] for f in factors}, why))
+                                                 {f: errors[f][number] for f in factors},
+                                                 f"{why}: it stays in float" if in_float else why))
                     log.info("%s: %s saturates in %.3f %% of its outputs; step times %g", self.name, layer.node.name,
                              100 * missed[layer.node.name], best)
             if best > 1:
@@ -87,6 +101,8 @@ class LimitSaturation(Pass):
                     assert isinstance(fq.quant, QParams)
                     fq.quant = dataclasses.replace(fq.quant, scale=(fq.quant.scale * best).astype(np.float32))
                 count += 1
+        if self.exact and count:
+            g.prune()
         return count
 
 
@@ -101,12 +117,14 @@ def _sharing(g: Graph) -> dict[Node, tuple[Node, ...]]:
     return {fq: shared.get(fq, (fq,)) for fq in quantizers}
 
 
-def _fixed(g: Graph, group: tuple[Node, ...]) -> str:
+def _fixed(g: Graph, group: tuple[Node, ...], trained: frozenset[str]) -> str:
     """Why the range of these quantizers cannot be widened, or ""."""
     for fq in group:
         source = g.inputs(fq)[0].node
         if upper_end(source) is not None:
             return f"the range of {source.name} must end at its fused clip"
+        if not trained.isdisjoint(ranged(g, fq)):
+            return f"the range of {source.name} was trained, and is kept"
     return "" if group else "what it reads is not quantized by one scale"
 
 

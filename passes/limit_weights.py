@@ -15,6 +15,7 @@ from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes.limit_saturation import NOTICED, Finding
 from qgraph.quant.spec import QParams, quantize
+from qgraph.semantics.interpreter import RunOp
 from qgraph.semantics.saturation import Layer, can_overflow, pair_excess, pairs, sample_layers
 
 log = logging.getLogger("qgraph")
@@ -24,7 +25,9 @@ FACTORS = (1.0, 1.125, 1.25, 1.5, 1.75, 2.0)  # on the step; with the last one |
 
 @register
 class LimitWeights(Pass):
-    """fq{scale s[c]}(w)  ->  fq{scale f[c] s[c]}(w), f >= 1 in the channels c that overflow.
+    """Reduce the range of weight codes (reduced range) in the channels that overflow.
+
+        fq{scale s[c]}(w)  ->  fq{scale f[c] s[c]}(w), f >= 1 in the channels c that overflow
 
     isa "auto": where sums overflow on the sample images, the factor with the smallest error, of rounding and overflow
     together.  "avx2": the smallest factor with which no sum can overflow, whatever the layer reads.  "vnni": nothing,
@@ -33,6 +36,7 @@ class LimitWeights(Pass):
     A second run with "auto" starts from the new scales, and may lengthen them once more.
 
     feeds: some calibration images; without them the pass does nothing.  findings: layers that are left to overflow.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "limit-weights"
@@ -40,6 +44,7 @@ class LimitWeights(Pass):
     rounding: str = "half-even"
     isa: str = "auto"
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    run_op: Optional[RunOp] = None
     findings: list = field(default_factory=list, compare=False)
 
     def run(self, g: Graph) -> int:
@@ -48,7 +53,7 @@ class LimitWeights(Pass):
         if self.feeds is None or self.isa == "vnni":
             return 0
         by_node: dict[Node, list[Layer]] = {}
-        for layer in sample_layers(g, self.feeds, self.rounding, mlas=True):
+        for layer in sample_layers(g, self.feeds, self.rounding, mlas=True, run_op=self.run_op):
             by_node.setdefault(layer.node, []).append(layer)
         count = 0
         for node, layers in by_node.items():

@@ -11,6 +11,7 @@ import numpy as np
 from qgraph.analysis.channels import Order, channel_orders, reorder
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import Pass, register
+from qgraph.semantics.interpreter import RunOp
 from qgraph.semantics.saturation import Layer, pair_excess, sample_layers
 
 log = logging.getLogger("qgraph")
@@ -20,7 +21,9 @@ _PARTNERS = 24  # calm pairs that a hot pair tries to trade a channel with
 
 @register
 class PairChannels(Pass):
-    """conv1 -> conv2  ->  the same with the channels between them in another order; exact, and free at run time.
+    """Reorder channels so that fewer pairs of products overflow (mxnet, onnx). Exact, and free at run time.
+
+        conv1 -> conv2  becomes  the same with the channels between them in another order
 
     `vpmaddubsw` adds the products of input channels 2k and 2k + 1 and saturates at int16 (see
     `qgraph.semantics.saturation`).  Which channels are neighbours is ours to choose: wherever pairs overflow on the
@@ -28,6 +31,7 @@ class PairChannels(Pass):
     takes away.
 
     feeds: some calibration images; without them the pass does nothing.  active: False where nothing saturates.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "pair-channels"
@@ -35,6 +39,7 @@ class PairChannels(Pass):
     rounding: str = "mxnet"
     active: bool = True
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    run_op: Optional[RunOp] = None
 
     def run(self, g: Graph) -> int:
         if not self.active:
@@ -42,7 +47,7 @@ class PairChannels(Pass):
         if self.feeds is None:
             log.info("%s: no images, so nothing is known about saturation", self.name)
             return 0
-        layers = {layer.node: layer for layer in sample_layers(g, self.feeds, self.rounding)}
+        layers = {layer.node: layer for layer in sample_layers(g, self.feeds, self.rounding, run_op=self.run_op)}
         count = 0
         for order in channel_orders(g):
             readers = [(layers[node], start) for node, start in order.readers if node in layers]

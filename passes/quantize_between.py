@@ -16,19 +16,19 @@ from qgraph.quant.spec import QSpec
 
 @register
 class QuantizeBetween(Pass):
-    """A fake_quantize on every tensor that an integer op reads or writes; the engine fuses each op with its own.
+    """Place quantizers for QDQ engines (onnx): on every tensor that an integer op reads or writes.
 
         conv(fq(x), fq(w))               ->  fq(conv(fq(x), fq(w)))
         conv1 + conv2, read by a layer   ->  fq(fq(conv1) + fq(conv2))
         maxpool(fq(x)), read by a layer  ->  fq'(maxpool(fq(x))), one scale for fq and fq'
 
-    Layers with weights write codes, but for a FullyConnected without activation that only float ops read.  Sums,
-    products, concatenations, poolings and what only moves values run on codes where they read some and a layer with
-    weights, or such an op that does, reads them.
+    The engine fuses each op with the quantizers around it.  Layers with weights write codes, except a FullyConnected
+    without activation that only float ops read.  Sums, products, concatenations, poolings and ops that only move values
+    run on codes if they read codes and if a layer with weights reads their result, directly or through such ops.
 
-    Shared scales: what goes through ops that pass values on keeps its scale, and the inputs of a Concat take that of
-    its output, but for inputs behind an activation when others end elsewhere: their codes must end where it does, or
-    the engine could not drop the activation.
+    Shared scales: an op that passes values on keeps the scale of its input, and the inputs of a Concat take that of its
+    output.  An input behind an activation keeps its own if the others end elsewhere: its codes must end where the
+    activation does, or the engine could not drop the activation.
     """
 
     name = "quantize-between"
@@ -58,7 +58,7 @@ class _Between:
             if node.op == "FullyConnected":
                 self._flatten(node)
             reads = [self._ensure(port, act) for port in self._data(node)]
-            if node.op != "FullyConnected" or ops.attr(node, "act_type") or self.wanted[node]:
+            if node.op != "FullyConnected" or node.fused is not None or self.wanted[node]:
                 # towards float ops nothing is clipped
                 self._ensure(Port(node), act if self.wanted[node] else dataclasses.replace(act, whole=True))
             if node.op == "Concat" or ops.kind(node) == ops.PASS:
@@ -149,8 +149,9 @@ class _Between:
         node = self.g.inputs(fq)[0].node
         while node.op == "fake_quantize" or node.op == "Concat" or self._moves(node):
             node = self.g.inputs(node)[0].node
-        act = ops.attr(node, "act_type") if "act_type" in ops.info(node.op).defaults else ""
-        return act in ("relu", "clip"), upper_end(node)
+        if node.fused is not None:
+            return node.fused.act in ("relu", "clip"), upper_end(node)
+        return node.op == "Activation" and ops.attr(node, "act_type") == "relu", None
 
     def _unite(self) -> None:
         """One range for what shares a scale: the union of those of its tensors that calibration looks at."""

@@ -25,13 +25,13 @@ _CLIPS = frozenset({"clip", "relu", "_copy", "identity"})
 
 @register
 class QuantizeEverything(Pass):
-    """A fake_quantize on every value, inputs and outputs of the model among them.
+    """Place quantizers for an engine without floats (tengine): on every value, inputs and outputs among them.
 
         conv(fq(x), fq(w)) -> pool -> softmax    becomes    fq(softmax(fq(pool(fq(conv(fq(x), fq(w)))))))
 
-    What a maximum, a Reshape, a relu or a clip writes has the scale of what it reads: one range for both, chosen for
-    what others make of it.  So in fq(relu(fq(x))) what the relu drops needs no codes.  Values that calibration does not
-    look at take the range of what they come from, or the known one of a softmax.
+    The output of a maximum, a Reshape, a relu or a clip has the scale of its input.  The shared range is taken after
+    the clipping op, so no codes are spent on values it discards.  A value that calibration does not observe takes the
+    range of its input, or the known range of a softmax.
 
     Raises UnsupportedError, with the way out, for a node that has no int8 form in the target.
 
@@ -117,7 +117,7 @@ class _Everything:
         if self.values[node] and (node.op in _WITHIN or self._keeps_scale(node)):
             return self._source(self.values[node][0].node)
         raise UnsupportedError(f"{node}: calibration does not look at what it writes, and target {self.target} gives "
-                               "every value a range; end the model before it (qgraph convert --outputs NAME)")
+                               "every value a range; end the model before it (--outputs NAME)")
 
     def _ends(self, node: Node) -> tuple[float, float]:
         while _known(node) is None:

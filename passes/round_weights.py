@@ -11,7 +11,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams, quantize
-from qgraph.semantics.interpreter import Executor
+from qgraph.semantics.interpreter import Executor, RunOp
 from qgraph.semantics.saturation import patches
 
 _SWEEPS = 8
@@ -22,7 +22,9 @@ _DAMPING = 0.01  # of the mean second moment, against what a small sample does n
 
 @register
 class RoundWeights(Pass):
-    """fq(w)  ->  the same with codes that minimize the squared error of the layer's output; free at run time.
+    """Round weights adaptively (AdaRound's aim): minimize the squared error of the layer's output. Free at run time.
+
+        fq(w)  ->  the same with other codes
 
     With e the rounding errors of one output channel and R = mean(x x^T) over what it reads on the sample images, the
     error is e R e^T.  Coordinate descent moves codes to their other neighbour, from the nearest ones, while that
@@ -30,21 +32,26 @@ class RoundWeights(Pass):
     are alike, so what it mostly finds is that the errors of a kernel should add up to zero.
 
     feeds: some calibration images; without them the pass does nothing.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "round-weights"
     requires = ("calibrate",)
     rounding: str = "mxnet"
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    run_op: Optional[RunOp] = None
 
     def run(self, g: Graph) -> int:
         if self.feeds is None:
             return 0
         layers = [n for n in g.toposort() if _concerned(g, n)]
-        tensors = Executor(g, [g.inputs(n)[0] for n in layers], self.rounding).run_tensors(self.feeds) if layers else []
+        ports = [g.inputs(n)[0] for n in layers]
+        known = Executor(g, ports, self.rounding, self.run_op).known_tensors(self.feeds) if layers else {}
         rng = np.random.default_rng(0)
         count = 0
-        for node, tensor in zip(layers, tensors):
+        for node, port in zip(layers, ports):
+            if (tensor := known.get(port)) is None:
+                continue
             weight_fq = g.inputs(node)[1].node
             source = g.inputs(weight_fq)[0].node
             qp, weight = weight_fq.quant, g.params[source.name]

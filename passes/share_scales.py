@@ -6,7 +6,7 @@ import dataclasses
 
 from networkx.utils import UnionFind
 
-from qgraph.analysis.codes import quantizers_behind, upper_end
+from qgraph.analysis.codes import quantizers_behind, ranged, upper_end
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
 
@@ -39,7 +39,7 @@ def _unite(g: Graph, group: set[Node]) -> int:
     names: dict[str, None] = {}
     for fq in sorted(group, key=lambda n: n.name):
         assert fq.quant is not None
-        names.update(dict.fromkeys(fq.quant.source or (g.inputs(fq)[0].key,)))
+        names.update(dict.fromkeys(ranged(g, fq)))
     source, count = tuple(names), 0
     whole = any(fq.quant.whole for fq in group if fq.quant is not None)
     for fq in group:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QParams
 
@@ -37,12 +37,12 @@ class SignedResidual(Pass):
             main, fq, result = found
             branch = g.inputs(fq)[0].node
             if (g.has_one_use(fq) and g.readers(fq) == [add] and branch.op == "Convolution" and g.has_one_use(branch)
-                    and not ops.attr(branch, "act_type") and _can_move(g, main) and _can_move(g, branch)):
+                    and branch.fused is None and _can_move(g, main) and _can_move(g, branch)):
                 assert isinstance(fq.quant, QParams)
                 shift = np.float32(128 * float(fq.quant.scale))
                 _move_bias(g, main, -shift)
                 _move_bias(g, branch, shift)
-                branch.attrs["act_type"] = "relu"
+                branch.fused = Fused("relu")
                 branch.shift = fq.shift = float(shift)
                 fq.quant = dataclasses.replace(fq.quant, signed=False)
                 count += 1
@@ -58,7 +58,7 @@ class SignedResidual(Pass):
 def _match(g: Graph, add: Node) -> tuple[Node, Node, Node] | None:
     """(convolution accumulated in float, quantizer of the signed operand, quantizer of the result), or None."""
     readers = [v for v, _ in g.uses(add)]
-    if ops.attr(add, "act_type") not in ("relu", "clip") or len(readers) != 1 or not isinstance(
+    if add.fused is None or add.fused.act not in ("relu", "clip") or len(readers) != 1 or not isinstance(
             readers[0].quant, QParams):
         return None
     nodes = [p.node for p in g.inputs(add)]

@@ -11,9 +11,9 @@ from qgraph.ir.rewrite import Pass, register
 class WideSums(Pass):
     """Mark layers with weights that do not multiply codes, and averages, on which an activation's quantizer depends.
 
-    A float32 sum depends on the order of its terms, which each engine and processor has its own of.  Where a value
-    then lies at the edge between two codes, the code is left to chance, and one code changes many behind it.  A sum in
-    float64 that is rounded to float32 is the same everywhere, so that what is simulated is what the reference computes.
+    A float32 sum depends on the order of its terms, which differs between engines and CPUs.  Where a value lies at the
+    edge between two codes, the order decides the code, and one code changes many behind it.  A sum in float64 that is
+    rounded to float32 is the same everywhere, so the simulation computes the reference's values.
     """
 
     name = "wide-sums"

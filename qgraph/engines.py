@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, Callable, Optional
 
-from qgraph.errors import OptionError
-from qgraph.ir.graph import Graph, Port
+from qgraph.arrays import Array
+from qgraph.errors import OptionError, UnsupportedError
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.targets.base import Executor, Model
+
+log = logging.getLogger("qgraph")
 
 RUNTIMES = ("auto", "mxnet", "onnxruntime")
 
@@ -18,15 +24,39 @@ class Engine:
     """Runs graphs of MXNet's float ops, with fake_quantize nodes or without.
 
     any_quantizer: also ones with ranges of the running batch, and with activations of more than 8 bits.
+    exact: makes an Executor of a graph whose kernels, if they are of integers, never saturate.
     """
 
     name: str
     make: Callable[..., Executor]
     any_quantizer: bool
+    exact: Callable[[Graph], Executor]
+    _failed: dict[str, str] = field(default_factory=dict, compare=False)  # op -> why it does not run alone
 
     def __call__(self, g: Graph, watch: Optional[Sequence[Port]] = None, fused: bool = False) -> Executor:
         """An Executor. watch: what to return instead of the heads.  fused: let the engine fuse where that is safe."""
         return self.make(g, watch, fused)
+
+    def run_op(self, node: Node, inputs: Sequence[Array], fixed: Sequence[bool]) -> list[Array]:
+        """The outputs of one node: lends the reference an op that it lacks, see `qgraph.semantics.interpreter.RunOp`.
+
+        Raises UnsupportedError where the op does not run here; the log tells once for each op.
+        """
+        feeds = {f"input{slot}": array for slot, array in enumerate(inputs)}
+        g = Graph()
+        ports = [g.add_param(name, array) if constant else g.add("null", name=name)
+                 for (name, array), constant in zip(feeds.items(), fixed)]
+        twin = g.add(node.op, ports, node.name, n_out=node.n_out, attrs=node.attrs)
+        twin.fused = node.fused
+        g.heads = [Port(twin, index) for index in range(node.n_out)]
+        try:
+            return self(g).run({n.name: feeds[n.name] for n in g.data_inputs()})
+        except Exception as error:  # whatever an engine raises: its own classes have no common base
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if self._failed.setdefault(node.op, why) is why:
+            log.warning("warning: neither the reference nor %s runs %s alone, so layers behind it are not measured: "
+                        "their weights get plain rounding (%s)", self.name, node, why)
+        raise UnsupportedError(f"{node}: {why}")
 
 
 def runtime(what_for: str, name: str = "auto") -> Engine:
@@ -40,9 +70,19 @@ def runtime(what_for: str, name: str = "auto") -> Engine:
     from qgraph.targets.onnx.engine import GraphExecutor
 
     if name == "onnxruntime" or (name == "auto" and not mxnet.is_installed()):
-        return Engine("onnxruntime", GraphExecutor, any_quantizer=False)
+        return Engine("onnxruntime", GraphExecutor, any_quantizer=False, exact=partial(GraphExecutor, exact=True))
     mxnet.import_mxnet(what_for)
-    return Engine("mxnet", mxnet.Executor, any_quantizer=True)
+    advised = partial(mxnet.Executor, way_out=_on_onnxruntime)
+    return Engine("mxnet", advised, any_quantizer=True, exact=advised)
+
+
+def _on_onnxruntime(g: Graph) -> str:
+    """Advice to take onnxruntime, where it is installed and carries every op of the graph; else ""."""
+    from qgraph.targets.onnx.emit import carried_ops
+
+    carried = {*carried_ops(), "null", "fake_quantize"}
+    there = all(find_spec(package) for package in ("onnx", "onnxruntime"))
+    return "--runtime onnxruntime runs it, or " if there and all(n.op in carried for n in g.toposort()) else ""
 
 
 def executor(model: Model, what_for: str, name: str = "auto", watch: Sequence[Hashable] | None = None) -> Executor:

@@ -34,6 +34,14 @@ class DataError(QGraphError):
     """Calibration or evaluation data cannot be read or do not fit the model."""
 
 
+class MissingInputError(DataError):
+    """Data hold nothing for inputs of the model. names: of these inputs."""
+
+    def __init__(self, text: str, names: Iterable[str]) -> None:
+        super().__init__(text)
+        self.names = tuple(names)
+
+
 class CalibrationError(QGraphError):
     """Ranges cannot be determined, or a calibration table does not belong to the model."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from qgraph.data.open import Data, open_data
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError, suggest
+from qgraph.semantics.inputs import closed
 
 Progress = Callable[[str, int, Optional[int]], None]  # (what is done, how many so far, how many in all)
 Shapes = Mapping[str, Sequence[int]]
@@ -53,6 +54,7 @@ class DataOptions:
 class FreezeOptions(DataOptions):
     """What `qgraph freeze` does. Every field is a flag of the command line, with ``-`` for ``_``.
 
+    outputs: where the network ends, before anything else happens: a node's name, ``name:index`` or ``name_output``.
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.ir.select`.
     calib: a method of `qgraph.quant.ranges`, or online.  merge_bn: fold BatchNorms before weights are quantized.
     target: its name, with options or without: ``onnx``, ``onnx{isa=avx2}``.
@@ -60,12 +62,14 @@ class FreezeOptions(DataOptions):
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
     runtime: of `qgraph.engines`, the engine that runs models meanwhile.
+    float_check: compare the outputs before and behind the passes that keep them.
     """
 
     params: str | None = None
     epoch: int | None = None
     output: str | None = None
     target: str = "mxnet"
+    outputs: tuple[str, ...] = ()
     input_shape: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     granularity: str = "channel"
@@ -83,9 +87,10 @@ class FreezeOptions(DataOptions):
     user_passes: tuple[str, ...] = ()
     dump_passes: str | None = None
     runtime: str = "auto"
+    float_check: bool = True
 
     def __post_init__(self) -> None:
-        for name, example in (("input_shape", "data:1,3,224,224"), ("exclude", "conv0"),
+        for name, example in (("outputs", "fc1"), ("input_shape", "data:1,3,224,224"), ("exclude", "conv0"),
                               ("user_passes", "my_passes:MyPass@canonicalize")):
             value = getattr(self, name)
             texts = (value,) if isinstance(value, str) else value
@@ -95,8 +100,9 @@ class FreezeOptions(DataOptions):
         for name in ("target", "granularity", "act_signed", "calib", "winograd", "runtime"):
             if not isinstance(getattr(self, name), str):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, want a text")
-        if not isinstance(self.merge_bn, bool):
-            raise OptionError(f"merge_bn is {self.merge_bn!r}, want True or False")
+        for name in ("merge_bn", "float_check"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, want True or False")
         if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
             raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
                               "to qgraph.freeze(..., calib_data=...)")
@@ -112,22 +118,33 @@ class FreezeOptions(DataOptions):
         return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
 
 
-def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """``data:1,3,224,224`` (the name may be left out if there is one input) -> input name -> shape."""
+OPEN = "?"
+
+
+def parse_shapes(texts: Iterable[str], inputs: Sequence[str],
+                 no_open: str = "this command wants numbers") -> dict[str, tuple[int, ...]]:
+    """``data:1,3,224,224`` (the name may be left out if there is one input) -> input name -> shape.
+
+    ``data:1,3,?,?`` leaves sizes open, which are 0 then. no_open: why that cannot be, "" where it can.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
         name, colon, numbers = text.rpartition(":")
         if not colon and len(inputs) == 1:
             name = inputs[0]
         try:
-            shape = tuple(int(part) for part in numbers.strip("() ").split(","))
+            sizes = [part.strip() for part in numbers.strip("() ").split(",")]
+            shape = tuple(1 if part == OPEN and axis == 0 else 0 if part == OPEN else int(part) or -1
+                          for axis, part in enumerate(sizes))
         except ValueError:
             shape = ()
-        if not shape or any(not 1 <= d <= 1 << 31 for d in shape) or not name:
+        if not shape or any(not 0 <= d <= 1 << 31 for d in shape) or not name:
             raise OptionError(f"--input-shape is {text!r}, want NAME:N,C,H,W such as {inputs[0]}:1,3,224,224")
         if name not in inputs:
             raise OptionError(f"--input-shape: the model has no input {name!r}, it reads {', '.join(inputs)}"
                               + suggest(name, inputs, " (did you mean {}?)"))
+        if no_open and 0 in shape:
+            raise OptionError(f"--input-shape {text}: {no_open}")
         shapes[name] = shape
     return shapes
 
@@ -135,4 +152,5 @@ def parse_shapes(texts: Iterable[str], inputs: Sequence[str]) -> dict[str, tuple
 def block_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """As `parse_shapes`, for a Gluon block, whose inputs are not known yet: those that are named, or data."""
     names = [text.rpartition(":")[0] or "data" for text in texts]
-    return parse_shapes(texts, names) if names else {}
+    shapes = parse_shapes(texts, names, no_open="") if names else {}
+    return {name: closed(shape) for name, shape in shapes.items()}

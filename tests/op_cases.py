@@ -23,7 +23,7 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         words = " ".join(f"{k}={v}".replace(" ", "") for k, v in self.attrs.items())
-        return f"{self.op} {words} {self.shapes[0]}".replace(" ", "_")
+        return " ".join([self.op, words, *map(str, self.shapes[:1])]).replace(" ", "_")
 
     def graph(self) -> tuple[Graph, dict[str, np.ndarray]]:
         """The graph, all inputs fed, and the feeds."""
@@ -140,6 +140,9 @@ TABLE = [
     one("slice_axis", axis=1, begin=2, end=5), one("slice_axis", axis=-1, begin=-4, end="None"),
     Case("slice_like", {"axes": (2, 3)}, [IMAGE, (1, 1, 5, 4)]), Case("slice_like", {}, [IMAGE, (1, 2, 5, 4)]),
     Case("SliceChannel", {"num_outputs": 3}, [IMAGE], n_out=3),
+    Case("_zeros", {"shape": (1,)}, []), Case("_ones", {"shape": (1,)}, []),
+    Case("_full", {"shape": (1,), "value": -2.5}, []), Case("_arange", {"start": 5}, []),
+    Case("_arange", {"start": 0.5, "stop": 3, "step": 0.7, "repeat": 2}, []),
     Case("SliceChannel", {"num_outputs": 6, "axis": 1, "squeeze_axis": True}, [IMAGE], n_out=6),
     Case("Crop", {"num_args": 2}, [IMAGE, (2, 3, 5, 4)]),
     Case("Crop", {"num_args": 2, "center_crop": True}, [IMAGE, (2, 3, 5, 4)]),

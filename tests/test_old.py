@@ -44,7 +44,7 @@ def images() -> dict[str, np.ndarray]:
 def test_a_frozen_model_computes_what_it_did(path: str) -> None:
     """Within what a rounding that another processor's floats decide otherwise can make: a tenth of the quantization."""
     want = old_outputs(path)
-    (found,) = executor(open_model(str(OLD / path)).graph, "this test").run({"data": images()["data"]})
+    (found,) = executor(open_model(str(OLD / path)).model, "this test").run({"data": images()["data"]})
     assert found.shape == want.shape and np.abs(want - want[:1]).max() > 0.1 * np.abs(want).max()
     assert np.abs(found - want).max() <= 2e-3 * np.abs(want).max()
 

@@ -15,21 +15,25 @@ def quantizer_name(port: Port) -> str:
     return port.key.replace(":", "_") + "_q"
 
 
+def ranged(g: Graph, fq: Node) -> tuple[str, ...]:
+    """Names of the tensors whose ranges a quantizer of activations is given."""
+    assert fq.quant is not None
+    return fq.quant.source or (g.inputs(fq)[0].key,)
+
+
 def passes_integers(node: Node) -> bool:
     """Ops that the integer kernels run on codes as they are."""
     return node.op in ("Flatten", "Concat") or (node.op == "Pooling" and ops.kind(node) == ops.PASS)
 
 
 def combines_codes(node: Node) -> bool:
-    """Sums, products and concatenations that engines of QDQ models run on codes; ONNX's Sum (add_n) is none of them."""
+    """Sums, products and concatenations that QDQ engines run on codes; ONNX's Sum (add_n) runs in float."""
     return bool(ops.info(node.op).combines) and node.op != "add_n"
 
 
 def upper_end(node: Node) -> float | None:
     """Where a fused clip ends the values that a layer writes; its integer range must end there too. None is nowhere."""
-    if ops.info(node.op).fuses and ops.attr(node, "act_type") == "clip":
-        return float(ops.attr(node, "a_max"))
-    return None
+    return float(node.fused.high) if node.fused is not None and node.fused.act == "clip" else None
 
 
 def channel_scales(node: Node, params: QParams, shape: tuple[int, ...]) -> Array | None:
@@ -86,11 +90,11 @@ def is_dense(g: Graph, conv: Node) -> bool:
 
 
 def fits_codes(node: Node, reader: Node) -> bool:
-    """`reader` quantizes what `node` writes to codes that end where its fused activation ends, which so is idle."""
+    """Return True if the reader's code range already clips where the node's fused activation does: it is redundant."""
     qp = reader.quant
     if reader.op != "fake_quantize" or not isinstance(qp, QParams) or qp.granularity != "tensor":
         return False
-    low = 0.0 if ops.attr(node, "act_type") == "relu" else float(ops.attr(node, "a_min"))
+    low = node.fused.low if node.fused is not None else 0
     if float(qp.scale) * (qp.qmin - int(qp.zero_point)) < low:
         return False
     end = upper_end(node)
@@ -108,10 +112,12 @@ def nonnegative(g: Graph) -> set[Port]:
 
 def _is_nonnegative(g: Graph, node: Node, found: set[Port]) -> bool:
     row = ops.info(node.op)
-    act = ops.attr(node, "act_type") if row.fuses or node.op == "Activation" else ""
+    act = node.fused.act if node.fused is not None else ops.attr(node, "act_type") if node.op == "Activation" else ""
     if row.sign == ops.NONNEGATIVE or act in ops.NONNEGATIVE_ACTS:
         return True
-    if node.op == "clip" or act == "clip":
+    if node.fused is not None and act == "clip":
+        return node.fused.low >= 0
+    if node.op == "clip":
         return bool(ops.attr(node, "a_min") >= 0)
     if row.sign == ops.KEPT_SIGN or row.identity or ops.kind(node) in (ops.PASS, ops.AVERAGE):
         return g.inputs(node)[0] in found

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from qgraph import engines as runtimes
 from qgraph.analysis.observed import observed_ports
+from qgraph.arrays import Array
 from qgraph.data.open import Data
-from qgraph.errors import CalibrationError
+from qgraph.errors import CalibrationError, FormatError
 from qgraph.ir.graph import Graph, Port
 from qgraph.options import Progress
 from qgraph.quant.observers import Ema, Histogram, MinMax
@@ -16,13 +21,17 @@ from qgraph.quant.ranges import method as method_named
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable, Entry
 
+log = logging.getLogger("qgraph")
+
 
 def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
-            progress: Progress | None = None, runtime: str = "auto", ports: Iterable[Port] = ()) -> CalibrationTable:
+            progress: Progress | None = None, runtime: str = "auto", ports: Iterable[Port] = (),
+            wanted: Iterable[str] | None = None) -> CalibrationTable:
     """The calibration table of a float graph: one or two sweeps over `data`, in memory that does not grow with it.
 
     method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed: what the ranges are for.
-    runtime: of `qgraph.engines`.  ports: more tensors to observe.
+    runtime: of `qgraph.engines`.  ports: more tensors to observe.  wanted: names of those that are quantized [default:
+    all]; of the others one that has no range, such as one with Inf, is left out.
     Raises CalibrationError (nothing to observe, NaN or Inf: tensor and sample are named) and DataError.
     """
     how = method_named(method)
@@ -31,30 +40,50 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
     executor = runtimes.runtime("calibrating", runtime)(g, watch=ports, fused=True)
     spec = QSpec(bits=act_bits, signed=act_signed)
+    needed = {port.key for port in ports} if wanted is None else set(wanted)
 
-    def sweep(observers: Sequence[MinMax | Ema | Histogram], what: str) -> None:
+    def leave_out(port: Port, error: CalibrationError | FormatError, among: dict[Port, Any]) -> None:
+        if port.key in needed:
+            raise error
+        del among[port]
+        log.info("a tensor without a range, which nothing here quantizes: %s", error)
+
+    def sweep(observers: dict[Port, Any], what: str) -> None:
         done = 0
         for batch, values in executor.stream(data):
-            for observer, value in zip(observers, values):
-                observer.update(value, batch.ids)
+            for port, value in zip(ports, values):
+                if port in observers:
+                    try:
+                        observers[port].update(_by_image(value, len(batch)), batch.ids)
+                    except CalibrationError as error:
+                        leave_out(port, error, observers)
             done += len(batch)
             if progress:
                 progress(what, done, data.num_items)
 
-    first = [how.first(port.key) for port in ports]
+    first: dict[Port, MinMax | Ema] = {port: how.first(port.key) for port in ports}
     sweep(first, "ranges")
-    if not first[0].images:
+    images = max((seen.images for seen in first.values()), default=0)
+    if first and not images:
         raise CalibrationError(f"{data.name}: no image was read")
-    stats: Sequence[MinMax | Ema | Histogram] = first
+    stats: dict[Port, Any] = dict(first)
     if how.sweeps == 2:
-        stats = [Histogram.after(s) for s in first]  # type: ignore[arg-type]
+        stats = {port: Histogram.after(seen) for port, seen in first.items()}  # type: ignore[arg-type]
         sweep(stats, "histograms")
     entries = {}
-    for found, stat in zip(first, stats):
-        low, high = choose_range(how.name, stat, spec)
-        entries[found.name] = _entry(found, low, high, how.name)
-    return CalibrationTable(how.name, act_bits, act_signed, g.digest(), first[0].images, data.preprocess.to_dict(),
-                            data.name, entries)
+    for port, stat in [*stats.items()]:
+        try:
+            entries[port.key] = _entry(first[port], *choose_range(how.name, stat, spec), how.name)
+        except FormatError as error:  # larger than a range may be
+            leave_out(port, FormatError(f"tensor {port.key}: {error}"), stats)
+    return CalibrationTable(how.name, act_bits, act_signed, g.digest(), images, data.preprocess.to_dict(), data.name,
+                            entries)
+
+
+def _by_image(value: Array, count: int) -> Array:
+    """A tensor without the batch axis, such as anchors, is the same for every image."""
+    shared = value.shape[:1] in ((), (1,)) or value.size % count
+    return np.broadcast_to(value.ravel(), (count, value.size)) if shared else value
 
 
 def _entry(found: MinMax | Ema, low: float, high: float, method: str) -> Entry:

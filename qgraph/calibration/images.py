@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 
+from qgraph.arrays import Array
 from qgraph.data.open import Batch, Data
-from qgraph.errors import CalibrationError, OptionError
+from qgraph.engines import Engine
+from qgraph.errors import CalibrationError, DataError, GraphError, MissingInputError, OptionError, QGraphError
 from qgraph.ir.graph import Graph
 from qgraph.options import DEFAULT_IMAGES, FreezeOptions, Progress, parse_shapes
-from qgraph.semantics.inputs import hinted_shapes, inputs_of, known_channels
+from qgraph.semantics.cut import cuts, flags
+from qgraph.semantics.infer import infer
+from qgraph.semantics.inputs import closed, hinted_shapes, inputs_of, known_channels
+from qgraph.semantics.legal import legal_values
 from qgraph.targets.base import Feeds
+from qgraph.targets.registry import get_target, no_open_sizes
 
 log = logging.getLogger("qgraph")
 
@@ -27,11 +33,16 @@ CHECK_IMAGES = 4
 class CalibrationImages:
     """Images for calibration. What only the first of them are asked for is read once, whoever asks.
 
+    given: the data, or what makes them when they are first asked for.  single: the network takes one image at a time.
     Raises CalibrationError where there is no image.
     """
 
-    def __init__(self, data: Data) -> None:
-        self.data = data
+    def __init__(self, given: Data | Callable[[], Data], single: bool = False) -> None:
+        self._given, self.single = given, single
+
+    @cached_property
+    def data(self) -> Data:
+        return self._given if isinstance(self._given, Data) else self._given()
 
     @cached_property
     def _head(self) -> list[Batch]:
@@ -51,7 +62,9 @@ class CalibrationImages:
 
     @cached_property
     def sample(self) -> Feeds:
-        """The first images, as many whatever the batch size."""
+        """The first images, as many whatever the batch size, or one where the network takes no more."""
+        if self.single:
+            return self.first.feeds
         return {name: np.concatenate([b.feeds[name] for b in self._head])[:SAMPLE_IMAGES] for name in self.first.feeds}
 
     def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -66,7 +79,7 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     Images: what is given, else ``<prefix>-calib.npz``, else, if they are needed, images distilled from the BatchNorms.
     """
     names = inputs_of(bare)
-    given = parse_shapes(options.input_shape, names)
+    given = parse_shapes(options.input_shape, names, no_open_sizes(get_target(options.target)))
     wanted = {name: given.get(name) or known_channels(bare).get(name, ()) for name in names}
     wanted = {name: (0, *shape[1:]) if shape else () for name, shape in wanted.items()}
     source = calib_data if calib_data is not None else options.calib_data
@@ -76,17 +89,57 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
         log.info("calibration data: %s", beside)
     limit = options.num_calib or DEFAULT_IMAGES
     if source is not None:
-        images = CalibrationImages(options.open(source, wanted, limit))
+        try:
+            images = CalibrationImages(options.open(source, wanted, limit))
+        except MissingInputError as error:
+            readers = {node.name for node in bare.dag if any(p.node.name in error.names for p in bare.inputs(node))}
+            way = f"; or end the network before they are read: {flags(ends)}" if (ends := cuts(bare, readers)) else ""
+            raise DataError(f"{error}{way}") from None
         return images, images.shapes(names)
     shapes = {**hinted_shapes(bare), **given}
     unknown = [name for name in names if name not in shapes]
     if unknown:
         raise OptionError(f"the shape of input {unknown[0]!r} is not known: give --calib-data PATH, or "
                           f"--input-shape {unknown[0]}:1,3,224,224 with the right numbers")
-    shapes = {name: shapes[name] for name in names}
+    shapes = {name: closed(shapes[name]) for name in names}
     if not needed:
         return None, shapes
-    return CalibrationImages(_distilled(bare, shapes, options, progress)), shapes
+    _check_distilled(bare, shapes)
+    return CalibrationImages(lambda: _distilled(bare, shapes, options, progress)), shapes
+
+
+def as_the_network_takes_them(images: CalibrationImages, g: Graph, engine: Engine) -> CalibrationImages:
+    """The images one by one where a batch of one is fixed inside the float graph, else as they are."""
+    feeds = {name: x[:2] for name, x in images.first.feeds.items()}
+    if len(images.first) < 2 or _keeps_batch(g, feeds):
+        return images
+    try:
+        alone = engine(g).run({name: x[:1] for name, x in feeds.items()})
+    except QGraphError:  # whoever runs it next says so
+        return images
+    try:
+        both = engine(g).run(feeds)
+        why = "" if _are_for_two(alone, both) else "gives the outputs of one for two"
+    except QGraphError as error:
+        why = f"is refused more ({error})"
+    if not why:
+        return images
+    log.warning("the network takes one image at a time: it %s; going on with a batch size of 1", why)
+    return CalibrationImages(images.data.one_by_one(), single=True)
+
+
+def _keeps_batch(g: Graph, feeds: Feeds) -> bool:
+    """Whether the shapes alone tell that every output has a row for each image."""
+    try:
+        shapes = infer(g, {name: x.shape for name, x in feeds.items()})
+    except GraphError:
+        return False
+    return all(shapes.get(head, ())[:1] == (2,) for head in g.heads)
+
+
+def _are_for_two(alone: Sequence[Array], both: Sequence[Array]) -> bool:
+    grown = [b for a, b in zip(alone, both) if a.size != b.size]
+    return bool(grown) and not any(b.shape[:1] == (1,) for b in grown)
 
 
 def sample_of(model: object) -> Feeds | None:
@@ -95,14 +148,23 @@ def sample_of(model: object) -> Feeds | None:
     return None if control is None else control.feeds() or None
 
 
-def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,
-               progress: Progress | None) -> Data:
+def _check_distilled(bare: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise CalibrationError, MissingDependencyError where no images can be distilled."""
+    for name, wanted in legal_values(bare, shapes).items():
+        raise CalibrationError(f"there are no calibration data, and input {name} is no image: {wanted.reader} reads "
+                               f"{wanted.shown()} in it; give --calib-data PATH, an .npz with an array for every input")
     if not bare.nodes("BatchNorm"):
         raise CalibrationError("there are no calibration data, and the network has no BatchNorm to distil images from: "
                                "give --calib-data PATH (.rec, image folder, .npz or .npy)")
-    from qgraph.calibration.distill import distill, need_mxnet
+    from qgraph.calibration.distill import need_mxnet
 
     need_mxnet()
+
+
+def _distilled(bare: Graph, shapes: dict[str, tuple[int, ...]], options: FreezeOptions,
+               progress: Progress | None) -> Data:
+    from qgraph.calibration.distill import distill
+
     count = options.num_calib or DISTILLED_IMAGES
     log.warning("WARNING: no calibration data were given: the ranges come from %d images distilled from the network's "
                 "own BatchNorm statistics. Real images (--calib-data PATH) are better.", count)

@@ -1,4 +1,4 @@
-"""How a frozen model is judged: against the float model, and its kernels against exact arithmetic."""
+"""How a frozen model is judged: against the network that it is made from, and its kernels against exact arithmetic."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from qgraph import engines
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import departure
+from qgraph.commands.network import FloatNetwork
+from qgraph.data.open import Batch
 from qgraph.engines import Engine
-from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Graph
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.base import Executor, Model, Target
@@ -25,9 +26,9 @@ REFERENCE_IMAGES = 4
 _NOT_JUDGED: dict[str, Any] = {"agreement": None, "departure": None}
 
 
-def judge(g: Graph, float_graph: Graph, model: Model, images: CalibrationImages | None, target: Target,
+def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImages | None, target: Target,
           engine: Engine) -> dict[str, Any]:
-    """Agreement with the float model, and the kernels' departure from exact arithmetic; None for what is not known.
+    """Agreement with the network, and the kernels' departure from exact arithmetic; None for what is not known.
 
     g: the graph with fake_quantize nodes that `model` was written from.
     Where the engine that alone runs the model is not the chosen one, the simulation is judged, and no kernels; by the
@@ -35,6 +36,10 @@ def judge(g: Graph, float_graph: Graph, model: Model, images: CalibrationImages 
     """
     if images is None:
         return dict(_NOT_JUDGED)
+
+    def agreement(found: Executor, batches: list[Batch]) -> dict[str, Any]:
+        return {**departure.agreement(network.judge(engine), found, batches), **network.agreement_with}
+
     batches = list(islice(images.data, -(-AGREEMENT_IMAGES // images.data.batch_size)))
     if model.float_engine and model.float_engine != engine.name:
         simulated: Executor
@@ -45,8 +50,8 @@ def judge(g: Graph, float_graph: Graph, model: Model, images: CalibrationImages 
         else:
             log.warning("warning: the files for %s are judged by simulation, in NumPy on one batch: this runtime has "
                         "no ranges of the running batch, and no activations of more than 8 bits", model.engine)
-            simulated, batches = Reference(g, rounding=target.spec.rounding), batches[:1]
-        return {**_NOT_JUDGED, "agreement": departure.agreement(engine(float_graph), simulated, batches)}
+            simulated, batches = Reference(g, rounding=target.spec.rounding, run_op=engine.run_op), batches[:1]
+        return {**_NOT_JUDGED, "agreement": agreement(simulated, batches)}
     if why := model.absent():
         log.warning("warning: the files for %s were not run: %s, with which freezing checks them", target.name, why)
         return dict(_NOT_JUDGED)
@@ -54,19 +59,16 @@ def judge(g: Graph, float_graph: Graph, model: Model, images: CalibrationImages 
     def run(model: Model, watch: Sequence[Hashable] | None = None) -> Executor:
         return engines.executor(model, "judging the frozen model", watch=watch)
 
-    agreement = departure.agreement(engine(float_graph), run(model), batches)
-    return {"agreement": agreement, "departure": _kernels(g, model, images, target, run)}
+    return {"agreement": agreement(run(model), batches),
+            "departure": _kernels(g, model, images, target, engine, run)}
 
 
-def _kernels(g: Graph, model: Model, images: CalibrationImages, target: Target, run: Any) -> dict[str, Any] | None:
+def _kernels(g: Graph, model: Model, images: CalibrationImages, target: Target, engine: Engine,
+             run: Any) -> dict[str, Any] | None:
     if not model.has_kernels:
         return None
     feeds = {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in images.first.feeds.items()}
-    try:
-        return departure.kernel_departure(g, model, feeds, target.spec.rounding, run)
-    except UnsupportedError as error:  # an op that the reference does not know
-        log.warning("warning: the kernels were not compared with exact arithmetic: %s", error)
-        return None
+    return departure.kernel_departure(g, model, feeds, target.spec.rounding, run, engine.run_op)
 
 
 def _is_beyond_codes(g: Graph) -> bool:

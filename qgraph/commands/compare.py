@@ -20,10 +20,10 @@ WORST = 3
 
 
 def _open(model: Any) -> Model:
-    """The model, such that tensors of the same name hold the same values on both sides.
+    """Open a model so that tensors of the same name hold the same values on both sides.
 
-    A float network is folded as freezing does.  In a frozen one only activations are fused: simulated layers carry them
-    as nodes of their own, integer layers inside.
+    A float network is folded as freezing does.  In a frozen model only activations are fused here, since mxnet-sim
+    writes them as separate nodes and int8 layers contain them.
     """
     opened = runnable(open_model(model).model)
     if opened.ir is not None:

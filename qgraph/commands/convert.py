@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qgraph import engines
 from qgraph.arrays import Array
 from qgraph.commands import floatcheck
-from qgraph.commands.open_model import Opened, find_symbol, open_model
-from qgraph.errors import OptionError, QGraphError, suggest
+from qgraph.commands.carried import refusal
+from qgraph.commands.open_model import Opened, end_at, find_symbol, open_model
+from qgraph.errors import DataError, OptionError, QGraphError, UnsupportedError
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir import ops
@@ -25,11 +25,11 @@ from qgraph.ir.rewrite import PassManager
 from qgraph.options import block_shapes, parse_shapes
 from qgraph.passes import PIPELINES
 from qgraph.semantics import interpreter
-from qgraph.semantics.inputs import hinted_shapes, inputs_of
+from qgraph.semantics.inputs import closed, hinted_shapes, inputs_of
 from qgraph.semantics.kernels import KERNELS
-from qgraph.targets.base import Executor, Model, Shapes, Target
+from qgraph.targets.base import Executor, Feeds, Model, Shapes, Target
 from qgraph.targets.mxnet.model import MxnetModel
-from qgraph.targets.registry import formats, get_target
+from qgraph.targets.registry import formats, get_target, no_open_sizes
 
 log = logging.getLogger("qgraph")
 
@@ -56,7 +56,8 @@ class Converted:
 
 
 def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: int | None = None,
-            outputs: Sequence[str] = (), input_shape: Sequence[str] = (), runtime: str = "auto") -> Converted:
+            outputs: Sequence[str] = (), input_shape: Sequence[str] = (), runtime: str = "auto",
+            float_check: bool = True) -> Converted:
     """Convert a float model.
 
     model: path of a symbol JSON (or its prefix), a `Graph`, or a Gluon block.  to: a target.
@@ -64,6 +65,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         ``name_output``.
     input_shape: ``data:1,3,224,224``, one per input, where the file does not say it.
     runtime: what runs the model to compare with, of `qgraph.engines`; onnxruntime stands for the NumPy reference.
+    float_check: False compares nothing.
     """
     target = _format(to)
     outputs, input_shape = _several(outputs), _several(input_shape)
@@ -71,17 +73,26 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     g = opened.as_graph("converting")
     _refuse_frozen(opened, target)
     before = MxnetModel(g).op_counts
-    if outputs:
-        g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
-        g.prune()
+    end_at(g, outputs)
     if target.rewrites:
+        opened.refuse_random()
+        opened.refuse_channels_last()
         source = g.copy()
         PassManager(PIPELINES[target.float_passes]).run(g)
         names = inputs_of(g)
-        shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names)}
-        converted = target.convert(g, shapes)
-        difference, engine = _compare(source, g, converted, {n: shapes[n] for n in names if n in shapes}, target,
-                                      runtime)
+        shapes = {**hinted_shapes(g), **parse_shapes(input_shape, names, no_open_sizes(target))}
+        try:
+            converted = target.convert(g, shapes)
+        except UnsupportedError:
+            if refused := target.refused(g, shapes, integer=False):
+                raise refusal(source, refused) from None
+            raise
+        difference, engine = None, ""
+        if float_check:
+            known = {n: shapes[n] for n in names if n in shapes}
+            difference, engine = _compare(source, g, converted, known, target, runtime)
+        else:
+            log.warning(floatcheck.UNCHECKED, "the converted model was not compared with the original")
     else:
         if input_shape and opened.files:
             others = ", ".join(name for name in formats() if get_target(name).rewrites)
@@ -115,27 +126,6 @@ def destination(model: Any, to: str, output: str | None = None) -> str:
     return output
 
 
-def find_output(g: Graph, text: str) -> Port:
-    """The tensor that the user calls so: a node's name, ``name:index``, ``name_output`` or ``name_output<index>``.
-
-    Raises OptionError, with names that are close, for what is no operator's output.
-    """
-    nodes = {n.name: n for n in g.toposort() if n.op != "null"}
-    if text in nodes:
-        return Port(nodes[text])
-    match = re.fullmatch(r"(.+?)(?::|_output)(\d*)", text)
-    if match and match[1] in nodes:
-        node, index = nodes[match[1]], int(match[2] or 0)
-        if index >= node.n_out:
-            raise OptionError(f"--outputs {text}: {node} has no output {index}, want 0 to {node.n_out - 1}")
-        return Port(node, index)
-    if any(n.name == text for n in g.dag):
-        raise OptionError(f"--outputs {text}: this is an input or a parameter, want the name of an operator")
-    hint = (suggest(match[1] if match else text, nodes, count=3, cutoff=0.5)
-            or f"the last ones are {', '.join([*nodes][-3:])}")
-    raise OptionError(f"--outputs {text}: no operator is called so; {hint}")
-
-
 def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
@@ -166,57 +156,136 @@ def _compare(source: Graph, g: Graph, model: Model, shapes: Shapes, target: Targ
         log.warning("the %s model was not run: the shape of input %r is not known; --input-shape %s:1,3,224,224 "
                     "(with the right numbers) tells it", target.name, unknown[0], unknown[0])
         return None, ""
-    # heads that MXNet wants a label for, or that hide differences, are compared in front of their softmax, too
-    squashed = [q.node.name == p.node.name and bool(ops.head(p.node)) for p, q in zip(source.heads, g.heads)]
-    logits = [key if head else None for key, head in zip(model.logits(g), squashed)]
-    watch = [source.inputs(p.node)[0] if ops.head(p.node) else p for p in source.heads]
-    engine, theirs, batches = _engine(source, watch, name)
-    keys = [key for key in logits if key is not None]
-    ours = model.executor([*model.heads, *keys], precise=True)
+    feeds = [floatcheck.random_feeds(g, {i: (batch, *closed(shapes[i], choice)[1:]) for i in model.inputs}, seed=0)
+             for choice, batch in enumerate((2, 1))]  # sizes that are open are two
+    truth, theirs, batches = _truth(source, g, model, feeds, name)
+    ours = _Ours(g, model, truth)
     worst = 0.0
-    for batch in batches:
-        feeds = floatcheck.random_feeds({i: (batch, *shapes[i][1:]) for i in model.inputs}, seed=0)
-        values = ours.run(feeds)
-        if theirs is None:
-            continue
-        rest = iter(values[len(g.heads):])
-        for q, value, want, key, head in zip(g.heads, values, theirs.run(feeds), logits, squashed):
-            if want.ndim < model.least_axes and value.size == want.size:
-                value = value.reshape(want.shape)
+    for batch, wanted in zip(batches, theirs):
+        values = ours.values(batch)
+        if wanted is not None:
+            worst = max(worst, _judged(truth, ours, wanted, values, batch, target))
+    return (worst if None not in theirs else None), truth.engine
+
+
+class _Truth:
+    """What the source gives: its outputs, and what goes into the softmax of a head.
+
+    A head that MXNet wants a label for, or that hides differences, is compared in front of its softmax, too.
+    make: (graph, what to watch) -> Executor.
+    """
+
+    def __init__(self, engine: str, make: Callable[..., Executor], source: Graph, g: Graph,
+                 logits: Sequence[Hashable | None]) -> None:
+        self.engine, self.make, self.source = engine, make, source
+        self.squashed = [q.node.name == p.node.name and bool(ops.head(p.node)) for p, q in zip(source.heads, g.heads)]
+        self.logits = [key if head else None for key, head in zip(logits, self.squashed)]
+        self.watch = [source.inputs(p.node)[0] if ops.head(p.node) else p for p in source.heads]
+        self._heads = g.heads
+
+    def run(self, feeds: Feeds, source: Graph | None = None) -> list[Array]:
+        """Arrays, in the order of `_Ours.values`. source: with the same nodes."""
+        graph = source or self.source
+        twin = {n.name: n for n in graph.dag}
+        watch = [Port(twin[p.node.name], p.index) for p in self.watch]
+        found = []
+        for q, want, key, head in zip(self._heads, self.make(graph, watch).run(feeds), self.logits, self.squashed):
             if key is not None:
-                worst = max(worst, _difference(want, next(rest), _shown(key), engine, target.name))
+                found.append(want)
             if head:  # MXNet's own would want a label
                 want = interpreter.evaluate(q.node, [interpreter.Tensor(want)])[0].real
-            worst = max(worst, _difference(want, value, q.key, engine, target.name))
-    return (worst if theirs is not None else None), engine
+            found.append(want)
+        return found
+
+    def bounds(self, want: Sequence[Array], feeds: Feeds) -> list[float]:
+        """What engines may disagree by, as `floatcheck.rounding_bounds`."""
+        moved = [self.run(moved_feeds, graph) for graph, moved_feeds in floatcheck.rounded_anew(self.source, feeds)]
+        return [floatcheck.bound(array, others) for array, *others in zip(want, *moved)]
 
 
-def _shown(key: Hashable) -> str:
-    return key.key if isinstance(key, Port) else str(key)
+class _Ours:
+    """What the written model gives in the same order. names: of its arrays."""
+
+    def __init__(self, g: Graph, model: Model, truth: _Truth) -> None:
+        self.model, self._truth, self._count = model, truth, len(g.heads)
+        keys = [key for key in truth.logits if key is not None]
+        self._executor = model.executor([*model.heads, *keys], precise=True)
+        self.names = [name for q, key in zip(g.heads, truth.logits)
+                      for name in ([] if key is None else [key.key if isinstance(key, Port) else str(key)]) + [q.key]]
+
+    def values(self, feeds: Feeds) -> list[Array]:
+        values = self._executor.run(feeds)
+        rest = iter(values[self._count:])
+        return [value for head, key in zip(values, self._truth.logits)
+                for value in ([] if key is None else [next(rest)]) + [head]]
 
 
-def _engine(source: Graph, watch: Sequence[Port], name: str) -> tuple[str, Executor | None, tuple[int, ...]]:
-    """(what runs the source, its Executor or None, batch sizes)"""
+def _truth(source: Graph, g: Graph, model: Model, feeds: Sequence[Feeds],
+           name: str) -> tuple[_Truth, Sequence[list[Array] | None], Sequence[Feeds]]:
+    """(what runs the source, its arrays for every batch (None: nothing runs it), the batches)"""
+    logits = model.logits(g)
     engine = engines.runtime("comparing", name)
     if engine.name == MxnetModel.float_engine:
-        try:
-            return MXNET, engine(source, watch), (2, 1)
-        except RuntimeError as error:  # MXNetError: an op that this MXNet does not have
-            log.info("MXNet cannot run this model: %s", str(error).strip().splitlines()[-1])
-    reference = interpreter.Executor(source, watch)
+        truth = _Truth(MXNET, engine, source, g, logits)
+        for batches in (feeds, feeds[1:]):  # a batch of one may be fixed inside the network
+            try:
+                return truth, [truth.run(batch) for batch in batches], batches
+            except (DataError, UnsupportedError) as error:  # an op that this MXNet does not have, or cannot run
+                why = error
+        log.info("MXNet cannot run this model: %s", why)
+    truth = _Truth(REFERENCE, interpreter.Executor, source, g, logits)
+    reference = interpreter.Executor(source, truth.watch)
     if without := sorted({n.op for n in reference.order if n.op != "null" and n.op not in KERNELS}):
         log.warning("the model was run, but there is nothing to compare it with: the NumPy reference has no "
                     "kernel for %s, and MXNet is not there or cannot run it", ", ".join(without))
-        return "", None, (2, 1)
+        truth.engine = ""
+        return truth, [None] * len(feeds), feeds
     log.info("comparing with %s, which takes its time for a large network", REFERENCE)
-    return REFERENCE, reference, (1,)
+    return truth, [truth.run(batch) for batch in feeds[1:]], feeds[1:]
 
 
-def _difference(want: Array, value: Array, name: str, engine: str, to: str) -> float:
-    error = floatcheck.relative_error(want, value)
-    if error > floatcheck.TOLERANCE:
-        what = (f"has shape {value.shape} in {to}, {want.shape} with {engine}" if want.shape != value.shape else
-                f"differs by {error:.2g} of its size from {engine}, want below {floatcheck.TOLERANCE}")
-        raise QGraphError(f"the {to} model is wrong: {name} {what}. This is a bug of qgraph; nothing was written. "
-                          "--outputs NAME with names further up tells where it begins")
-    return error
+def _judged(truth: _Truth, ours: _Ours, wanted: list[Array], values: list[Array], feeds: Feeds,
+            target: Target) -> float:
+    """The largest difference. Raises QGraphError where one is more than rounding explains."""
+    values = [value.reshape(want.shape) if want.ndim < ours.model.least_axes and value.size == want.size else value
+              for want, value in zip(wanted, values)]
+    errors = [floatcheck.relative_error(want, value) for want, value in zip(wanted, values)]
+    if max(errors, default=0.0) <= floatcheck.TOLERANCE:
+        return max(errors, default=0.0)
+    for name, want, value, error, bound in zip(ours.names, wanted, values, errors, truth.bounds(wanted, feeds)):
+        if error <= bound:
+            continue
+        what = (f"has shape {value.shape} in {target.name}, {want.shape} with {truth.engine}"
+                if want.shape != value.shape else
+                f"differs by {error:.2g} of its size from {truth.engine}, want below {bound:.2g}"
+                + _first_departure(truth, ours.model, feeds))
+        raise QGraphError(f"the {target.name} model is wrong: {name} {what}. This is a bug of qgraph; nothing was "
+                          "written. --outputs NAME, of a node before that, leaves it out; --no-float-check writes the "
+                          "model all the same")
+    log.warning("warning: the %s model differs by %.1e of its outputs' size from %s, which is what rounding alone does "
+                "to them", target.name, max(errors), truth.engine)
+    return max(errors)
+
+
+def _first_departure(truth: _Truth, model: Model, feeds: Feeds) -> str:
+    """The op whose output departs first, in the words of a message; "" where the model does not tell."""
+    try:
+        tensors = model.tensors()
+    except UnsupportedError:
+        return ""
+    names = [n.name for n in truth.source.toposort()
+             if n.op != "null" and n.n_out == 1 and not ops.head(n) and tensors.has(n.name)]
+    nodes = {n.name: n for n in truth.source.dag}
+
+    def found(part: Sequence[str]) -> list[Array]:
+        values = model.executor(tensors.watch(part), precise=True).run(feeds)[1:]
+        return [*tensors.reals(part, values).values()]
+
+    def want(part: Sequence[str]) -> list[Array]:
+        return list(truth.make(truth.source, [Port(nodes[name]) for name in part]).run(feeds))
+
+    def bounds(part: Sequence[str]) -> list[float]:
+        return floatcheck.rounding_bounds(truth.source, [Port(nodes[name]) for name in part], feeds, truth.make)
+
+    first = floatcheck.first_departure(names, want, found, bounds)
+    return "" if first is None else f", first at {nodes[names[first]]}"

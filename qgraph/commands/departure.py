@@ -12,9 +12,8 @@ from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams
-from qgraph.semantics.infer import value_inputs
 from qgraph.semantics.interpreter import Executor as Reference
-from qgraph.semantics.interpreter import Tensor, evaluate
+from qgraph.semantics.interpreter import RunOp, Tensor
 from qgraph.targets.base import Executor, Feeds, Model
 
 
@@ -47,12 +46,13 @@ def agreement(first: Executor, second: Executor, batches: Iterable[Batch]) -> di
     return {"images": images, "top1": top1, **total.to_dict()}
 
 
-def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str,
-                     open_executor: Callable[..., Executor]) -> dict[str, Any]:
+def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_executor: Callable[..., Executor],
+                     run_op: RunOp | None = None) -> dict[str, Any]:
     """Each integer tensor of the frozen model against exact arithmetic *on the same integers*, layer by layer.
 
     The reference goes on with the kernel's codes, so that no layer is blamed for the one before.
     g: the graph with fake_quantize nodes that `model` was written from.  open_executor: (model, watch=...) -> Executor.
+    run_op: see `qgraph.semantics.interpreter`; what stays unknown is not judged.
     Returns {"images", "within_one": least percentage of codes within 1 of the exact ones, "layers": {name: {"equal",
     "within_one" in percent, "max" in codes}}, "output": largest error of an output as a part of its largest value}.
     """
@@ -61,22 +61,19 @@ def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str,
     values = open_executor(model, watch=[*ports, *heads]).run(feeds)
     codes = dict(zip(ports, values))
     layers: dict[str, dict[str, float]] = {}
-    known: dict[Port, Tensor] = {}
-    reference = Reference(g, rounding=rounding)
-    arrays = {name: np.asarray(feeds[name], np.float32) for name in feeds}
-    for node in reference.order:
-        if node.op == "null":
-            known[Port(node)] = Tensor(np.asarray(g.params.get(node.name, arrays.get(node.name)), np.float32))
-            continue
-        outputs = evaluate(node, [known[p] for p in value_inputs(g, node)], rounding)
+    written: dict[Port, Tensor] = {}
+    ends = {head.node for head in g.heads}
+    for node, _, outputs in Reference(g, rounding=rounding, run_op=run_op).walk(feeds):
         if node in carriers and isinstance(node.quant, QParams):
             kernel = codes[carriers[node]].astype(np.int32)
-            exact = outputs[0].codes
-            if kernel.shape == exact.shape:
-                layers[g.inputs(node)[0].key] = _judge(exact, kernel)
-                outputs = [Tensor(codes=kernel, qp=node.quant)]
-        known.update((Port(node, i), tensor) for i, tensor in enumerate(outputs))
-    errors = [_relative(known[p].real, v) for p, v in zip(g.heads, values[len(ports):])]
+            if outputs and kernel.shape == outputs[0].codes.shape:
+                layers[g.inputs(node)[0].key] = _judge(outputs[0].codes, kernel)
+            if not outputs or kernel.shape == outputs[0].codes.shape:
+                outputs[:] = [Tensor(codes=kernel, qp=node.quant)]
+        if node in ends:
+            written.update((Port(node, index), tensor) for index, tensor in enumerate(outputs))
+    errors = [_relative(written[head].real, value) for head, value in zip(g.heads, values[len(ports):])
+              if head in written]
     images = len(next(iter(feeds.values()))) if feeds else 0
     return {"images": images, "within_one": min((v["within_one"] for v in layers.values()), default=100.0),
             "layers": layers, "output": float(f"{max(errors, default=0.0):.3g}")}
@@ -89,5 +86,6 @@ def _judge(exact: Array, kernel: Array) -> dict[str, float]:
 
 
 def _relative(want: Array, found: Array) -> float:
-    size = float(np.abs(want).max(initial=0.0)) or 1.0
-    return float(np.abs(want.astype(np.float64) - found).max(initial=0.0)) / size
+    finite = np.isfinite(want) & np.isfinite(found)
+    size = float(np.abs(want[finite]).max(initial=0.0)) or 1.0
+    return float(np.abs(want[finite].astype(np.float64) - found[finite]).max(initial=0.0)) / size

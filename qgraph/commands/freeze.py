@@ -10,23 +10,25 @@ from typing import Any
 import numpy as np
 
 from qgraph import engines
-from qgraph.calibration.images import find_images, sample_of
+from qgraph.analysis.observed import wanted_ranges
+from qgraph.calibration.images import as_the_network_takes_them, find_images, sample_of
 from qgraph.commands import checks, floatcheck, report
+from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.line import collect_table, pipeline, quantize
 from qgraph.commands.network import FloatNetwork
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
 from qgraph.files import Content, check_output, write_files
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import PassRecord
-from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes
+from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_shapes
 from qgraph.quant.ranges import method
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Writing
-from qgraph.targets.registry import get_target
+from qgraph.targets.registry import get_target, no_open_sizes
 
 log = logging.getLogger("qgraph")
 
@@ -86,6 +88,9 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
     original = opened.as_graph("freezing").copy()
     opened.refuse_frozen()
+    opened.refuse_random()
+    opened.refuse_channels_last()
+    end_at(original, options.outputs)
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()
@@ -94,10 +99,13 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if network.reads_images(opened.prefix, data):
         images, shapes = find_images(opened.prefix, bare, options, data, progress=progress,
                                      needed=given is None and options.calib != ONLINE)
-
+    check_carried(network, shapes)
+    if images is not None:
+        images = as_the_network_takes_them(images, bare, engine)
+        shapes = images.shapes(shapes)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
-    feeds = floatcheck.random_feeds(shapes, options.seed, images.first.feeds if images is not None else None)
+    feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)
     float_graph, g = network.fold(feeds, engine, dump, records)
     verdicts = network.verdicts(float_graph)
 
@@ -105,16 +113,20 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         def observe() -> CalibrationTable:
             network.need(images)
             assert images is not None
-            return collect_table(float_graph, images.data, options, signed, progress)
+            return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized))
 
         return network.ranges(quantized, float_graph, given, observe)
 
     table, after = quantize(g, network.quantizing, ranges, dump, records,
-                            feeds=None if images is None else images.sample)
-    writing = Writing(shapes, table, _preprocess(table, options), None if images is None else {
+                            feeds=None if images is None else images.sample, run_op=engine.run_op,
+                            trained=frozenset(network.entries))
+    given_shapes = parse_shapes(options.input_shape, [*shapes], no_open_sizes(target))
+    opened_shapes = {name: [0 if axis and not given_shapes.get(name, shape)[axis] else d
+                            for axis, d in enumerate(shape)] for name, shape in shapes.items()}
+    writing = Writing(opened_shapes, table, _preprocess(table, options), None if images is None else {
         name: np.ascontiguousarray(x[:checks.REFERENCE_IMAGES]) for name, x in images.first.feeds.items()})
     written = target.write(g, writing)
-    judged = checks.judge(g, bare, written, images, target, engine)
+    judged = checks.judge(g, network, written, images, target, engine)
     frozen = Frozen(g, written, table, {}, opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts, table=table,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
+from qgraph.errors import OptionError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import parse_shapes
@@ -19,22 +20,29 @@ from qgraph.targets.registry import get_target
 
 
 def inspect_model(model: Any, *, params: str | None = None, epoch: int | None = None, target: str = "mxnet",
-                  exclude: Sequence[str] = (), input_shape: Sequence[str] = ()) -> dict[str, Any]:
+                  exclude: Sequence[str] = (), outputs: Sequence[str] = (),
+                  input_shape: Sequence[str] = ()) -> dict[str, Any]:
     """{"frozen", "inputs", "outputs", "ops": {op: count}, "params": {"arrays", "numbers", "bytes"}, "layers": [...]}.
 
     A layer of a float model: name, op, weight and output shape (None if not known), origin, "float" (why it would stay
     in float for `target`, "" if it would be quantized), after the float passes.  Of a frozen one: name, op, output type
     and range.  What models of other engines have besides, each says in its `describe`.
     """
-    return describe(model, params=params, epoch=epoch, target=target, exclude=exclude, input_shape=input_shape).body
+    return describe(model, params=params, epoch=epoch, target=target, exclude=exclude, outputs=outputs,
+                    input_shape=input_shape).body
 
 
 def describe(model: Any, *, params: str | None = None, epoch: int | None = None, target: str = "mxnet",
-             exclude: Sequence[str] = (), input_shape: Sequence[str] = ()) -> Description:
+             exclude: Sequence[str] = (), outputs: Sequence[str] = (),
+             input_shape: Sequence[str] = ()) -> Description:
     """The same with the table that people read."""
     opened = open_model(model, params, epoch).model
     if opened.ir is None:
+        if outputs:
+            raise OptionError(f"--outputs: is for MXNet models, found {opened.kind}, whose outputs are "
+                              f"{', '.join(opened.outputs)}")
         return opened.describe()
+    end_at(opened.ir, outputs)
     shapes = parse_shapes(input_shape, inputs_of(opened.ir))
     return opened.describe(shapes) if opened.frozen else _float(opened, opened.ir, shapes, target, exclude)
 
@@ -46,7 +54,9 @@ def _float(model: Model, g: Graph, shapes: Shapes, target: str, exclude: Sequenc
     for step in PIPELINES["float"]:
         step.run(g)
     known = infer(g, {**hinted_shapes(g), **shapes})
-    layers = [_layer(g, node, why, known) for node, why in layer_verdicts(g, chosen, tuple(exclude)).items()]
+    doubts = chosen.doubts(g)
+    layers = [_layer(g, node, why or doubts.get(node, ""), known)
+              for node, why in layer_verdicts(g, chosen, tuple(exclude)).items()]
     found.body.update(target=target, layers=layers, ops_after_folding=MxnetModel(g).op_counts)
     found.columns = ("layer", "op", "weight", "output", f"for {target}")
     found.rows = [(row["name"], row["op"], shown_shape(row["weight"]), shown_shape(row["output"]),

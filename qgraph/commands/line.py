@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable, Optional
 
 from qgraph.calibration.collect import collect
@@ -111,10 +111,13 @@ def bound(step: Pass, **known: Any) -> Pass:
 
 
 def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
-                  progress: Progress | None) -> CalibrationTable:
-    """The ranges of a float graph. signed: for which codes they are chosen, None is for those that the signs allow."""
+                  progress: Progress | None, wanted: Iterable[str]) -> CalibrationTable:
+    """The ranges of a float graph. signed: for which codes they are chosen, None is for those that the signs allow.
+
+    wanted: the tensors that must have one.
+    """
     table = collect(float_graph, data, options.calib, act_bits=options.act_bits, act_signed=signed, progress=progress,
-                    runtime=options.runtime)
+                    runtime=options.runtime, wanted=wanted)
     log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
              table.data)
     return table

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
@@ -15,9 +15,9 @@ from qgraph.ir.rewrite import Pass, PassRecord
 from qgraph.options import ONLINE, FreezeOptions
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize, layer_verdicts
-from qgraph.quant.table import CalibrationTable
+from qgraph.quant.table import CalibrationTable, Entry
 from qgraph.semantics.inputs import hinted_shapes
-from qgraph.targets.base import Feeds, Target
+from qgraph.targets.base import Executor, Feeds, Target
 from qgraph.targets.registry import get_target
 
 log = logging.getLogger("qgraph")
@@ -26,10 +26,14 @@ log = logging.getLogger("qgraph")
 class FloatNetwork:
     """A network that was not trained quantized. quantizing: the passes from the first one that quantizes.
 
+    entries: tensor -> the range that was chosen in training.  agreement_with: what else the report's agreement says.
+
     Raises OptionError for options that do not go with it.
     """
 
     quantizing: tuple[Pass, ...]
+    entries: Mapping[str, Entry] = {}
+    agreement_with: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, source: Graph, options: FreezeOptions, target: Target) -> None:
         target.check_network(trained=False)
@@ -37,10 +41,14 @@ class FloatNetwork:
         self.float_steps, self.quantizing = split(pipeline(options))
 
     def bare(self) -> Graph:
-        """A float copy without labels, by which the frozen model is judged."""
+        """A float copy without labels."""
         bare = self.source.copy()
         Canonicalize().run(bare)
         return bare
+
+    def judge(self, engine: Engine) -> Executor:
+        """What computes the outputs that the frozen model should have."""
+        return engine(self.bare())
 
     def hinted_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the inputs as the files say them."""
@@ -57,8 +65,10 @@ class FloatNetwork:
              records: list[PassRecord]) -> tuple[Graph, Graph]:
         """Run the float passes, checked on `feeds`: (the float graph, the graph to be quantized)."""
         g = self.source.copy()
-        changed = floatcheck.run_checked(self.float_steps, g, feeds, engine, dump_dir, records)
-        log.info("float passes: outputs kept to %.1e of their size on a random batch", changed)
+        changed = floatcheck.run_checked(self.float_steps, g, feeds, engine, dump_dir, records,
+                                         self.options.float_check)
+        if self.options.float_check:
+            log.info("float passes: outputs kept to %.1e of their size on a random batch", changed)
         return g, g.copy()
 
     def verdicts(self, float_graph: Graph) -> dict[str, str]:

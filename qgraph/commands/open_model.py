@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, UnsupportedError, suggest
 from qgraph.formats.mxnet import SYMBOL_SUFFIX, load
 from qgraph.formats.mxnet_marks import is_frozen_op
 from qgraph.formats.paths import close_paths, find_params, missing_file
-from qgraph.ir.graph import Graph
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Port
+from qgraph.semantics.infer import value_nodes
 from qgraph.targets import registry
 from qgraph.targets.base import Model, Target, model_of
 from qgraph.targets.mxnet.model import MxnetModel
@@ -21,6 +24,9 @@ _BESIDE = {  # what lies beside a model -> what it is, and what to give instead
     ".calib.json": f"this is a table of ranges (for --calib-table), give a MODEL{SYMBOL_SUFFIX}",
     ".report.json": f"this is the report of an earlier run, give a MODEL{SYMBOL_SUFFIX}",
 }
+
+
+_INSTEAD = ("", 'give the node "mode": "training" in the symbol file, which leaves it out at inference, or ')
 
 
 @dataclass
@@ -44,7 +50,7 @@ class Opened:
         return self.prefix or "model"
 
     def as_graph(self, what_for: str) -> Graph:
-        """The graph of MXNet's ops. Raises OptionError for another engine's model, of which there is none."""
+        """Return the graph of MXNet's ops. Raises OptionError for a model of another engine, which has no graph."""
         if self.model.ir is None:
             raise OptionError(f"{self.files[0] if self.files else 'the model'}: {what_for} wants an MXNet model "
                               f"(MODEL{SYMBOL_SUFFIX}), found {self.model.kind}, which is converted already; give the "
@@ -56,6 +62,24 @@ class Opened:
         for node in self.as_graph("quantizing").dag:
             if is_frozen_op(node):
                 raise OptionError(f"{self.name}: is quantized already ({node}), want the float model")
+
+    def refuse_channels_last(self) -> None:
+        """Raise UnsupportedError for a model with a layer of layout NHWC, or another with the channels last."""
+        for node in self.as_graph("quantizing").toposort():
+            if "layout" in ops.info(node.op).defaults and not ops.channels_first(node):
+                raise UnsupportedError(f"{node}: found layout {ops.attr(node, 'layout')}, want channels in axis 1: "
+                                       "build the network with layout NCHW, move axis -1 of the convolutions' weights "
+                                       "to axis 1, and export it again")
+
+    def refuse_random(self) -> None:
+        """Raise UnsupportedError for a model whose outputs are drawn at random, which nothing can be compared with."""
+        g = self.as_graph("quantizing")
+        reached = value_nodes(g)
+        for node in g.toposort():
+            if node in reached and (why := ops.randomness(node)):
+                before = next((p.node.name for p in g.inputs(node) if p.node.op != "null"), "NAME")
+                raise UnsupportedError(f"{node}: {why}, so its outputs are random: {_INSTEAD[node.op == 'Dropout']}"
+                                       f"--outputs {before} ends the model before it")
 
 
 def open_model(model: Any, params: str | None = None, epoch: int | None = None,
@@ -117,7 +141,7 @@ def find_symbol(model: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _refuse_companion(path: str) -> None:
-    """Raise OptionError for a file that lies beside a model and is none."""
+    """Raise OptionError for a file that only lies beside a model."""
     for suffix, what in _BESIDE.items():
         if path.endswith(suffix):
             raise OptionError(f"{path}: {what}")
@@ -130,3 +154,35 @@ def _refuse_companion(path: str) -> None:
 def default_prefix(model: Any) -> str:
     """Where `freeze` writes when nothing is said."""
     return find_symbol(model)[1] + "-quantized"
+
+
+def end_at(g: Graph, outputs: Sequence[str]) -> Graph:
+    """End the network, in place, at the tensors that the user calls so; without any it stays. Gives back `g`.
+
+    Inputs that no such tensor depends on, labels among them, fall away.  Raises OptionError as `find_output`.
+    """
+    if outputs:
+        g.heads = [find_output(g, text) for text in dict.fromkeys(outputs)]
+        g.prune()
+    return g
+
+
+def find_output(g: Graph, text: str) -> Port:
+    """The tensor that the user calls so: a node's name, ``name:index``, ``name_output`` or ``name_output<index>``.
+
+    Raises OptionError, with names that are close, for what is no operator's output.
+    """
+    nodes = {n.name: n for n in g.toposort() if n.op != "null"}
+    if text in nodes:
+        return Port(nodes[text])
+    match = re.fullmatch(r"(.+?)(?::|_output)(\d*)", text)
+    if match and match[1] in nodes:
+        node, index = nodes[match[1]], int(match[2] or 0)
+        if index >= node.n_out:
+            raise OptionError(f"--outputs {text}: {node} has no output {index}, want 0 to {node.n_out - 1}")
+        return Port(node, index)
+    if any(n.name == text for n in g.dag):
+        raise OptionError(f"--outputs {text}: this is an input or a parameter, want the name of an operator")
+    hint = (suggest(match[1] if match else text, nodes, count=3, cutoff=0.5)
+            or f"the last ones are {', '.join([*nodes][-3:])}")
+    raise OptionError(f"--outputs {text}: no operator is called so; {hint}")

@@ -40,7 +40,8 @@ def build(*, original: Graph, float_graph: Graph, graph: Graph, model: Model,
         "ops": {"before": MxnetModel(original).op_counts, "after": model.op_counts},
         "passes": [{"name": r.name, "changed": r.changed, "nodes": r.nodes} for r in records],
         "quantized": layers,
-        "float": _left_in_float(graph, {layer["name"] for layer in layers}, verdicts),
+        "float": _left_in_float(graph, {layer["name"] for layer in layers}, verdicts,
+                                {node.name: why for node, why in target.doubts(float_graph).items()}),
         "saturation": [finding.to_dict() for finding in findings],
         "tensors": tensors(graph, table),
         "calibration": None if table is None else {
@@ -87,8 +88,10 @@ def _weight_types(g: Graph, layer: Node) -> tuple[str, str]:
     return quant.dtype, quant.granularity
 
 
-def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str]) -> list[dict[str, str]]:
-    return [{"name": n.name, "op": n.op, "reason": verdicts.get(n.name) or "a later pass left it in float"}
+def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str],
+                   doubts: dict[str, str]) -> list[dict[str, str]]:
+    later = "a later pass left it in float"
+    return [{"name": n.name, "op": n.op, "reason": verdicts.get(n.name) or doubts.get(n.name, later)}
             for n in g.toposort() if ops.kind(n) == ops.COMPUTE and n.name not in quantized
             and (n.name in verdicts or not verdicts)]  # a layer that a pass has made is not the user's
 

@@ -13,11 +13,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import Tally, open_for, runnable
 from qgraph.commands.line import collect_table, pipeline, quantize, split
-from qgraph.commands.open_model import open_model
+from qgraph.commands.open_model import end_at, open_model
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
@@ -126,6 +127,8 @@ class _Bench:
         opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
         self.source = opened.as_graph("simulating").copy()
         opened.refuse_frozen()
+        opened.refuse_random()
+        end_at(self.source, options.outputs)
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")
@@ -133,7 +136,7 @@ class _Bench:
         self.original = original.graph
         bare = self.source.copy()
         Canonicalize().run(bare)
-        select_nodes(bare, options.exclude)  # a typing error shall not wait for the first row
+        select_nodes(bare, options.exclude)  # a wrong name is told before the first row is computed
         self.data: Data = open_for(original, data, options)
         if calib_data is None and options.calib_data is None and options.skip is not None:
             calib_data, calib_select = data, options.skip
@@ -141,7 +144,8 @@ class _Bench:
             opened.prefix, bare, dataclasses.replace(options, select=calib_select, skip=None), calib_data,
             needed=len(online) < len(strategies), progress=progress)
         self.calib = images.data if images is not None else None
-        self.feeds = floatcheck.random_feeds(shapes, options.seed, images.first.feeds if images is not None else None)
+        like = images.first.feeds if images is not None else None
+        self.feeds = floatcheck.random_feeds(bare, shapes, options.seed, like)
         self.sample = images.sample if images is not None else None
         self.rounds = self.round = 0
         self._float_graphs: dict[Any, Graph] = {}
@@ -184,16 +188,17 @@ class _Bench:
             self._float_graphs[variant] = g
         float_graph = self._float_graphs[variant]
 
-        def ranges(_: Graph) -> CalibrationTable | None:
+        def ranges(quantized: Graph) -> CalibrationTable | None:
             if options.calib == ONLINE:
                 return None
             how, signed = method(options.calib), get_target(TARGET).spec.signed(options.act_signed)
             key = (variant, how.name, options.act_bits if how.per_bits else 0, signed if how.bound else None)
             if key not in self._tables:
                 assert self.calib is not None
-                self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress)
+                self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress,
+                                                  wanted_ranges(quantized))
             return self._tables[key]
 
         g = float_graph.copy()
-        quantize(g, quant_steps, ranges, feeds=self.sample)
+        quantize(g, quant_steps, ranges, feeds=self.sample, run_op=self.engine.run_op)
         return g

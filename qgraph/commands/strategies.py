@@ -37,7 +37,7 @@ class Strategy:
     winograd: str = "none"
 
     def apply(self, options: FreezeOptions) -> FreezeOptions:
-        """`options` with this strategy. Raises OptionError for a value that is none of the field's."""
+        """`options` with this strategy. Raises OptionError for a value that the field does not take."""
         values = dataclasses.asdict(self)
         first = ("first",) if values.pop("exclude_first") else ()
         return dataclasses.replace(options, exclude=(*first, *options.exclude), **values)
@@ -142,7 +142,7 @@ class Simulation:
                     raise ValueError(f"{row['images']} images, and classes of the shape {found.classes.shape}")
             for row in body["rows"]:
                 found.add(_strategy(row), {key: _number(row[key], key) for key in _RESULT})
-        except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, OverflowError, OptionError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise FormatError(f"{where}: not the finished rows of a simulation: {what}") from None
         found.strategies = list(found._rows)
@@ -153,11 +153,16 @@ _RESULT = ("images", "top1", "top5", "agreement", "ms_per_image")
 
 
 def _strategy(row: Mapping[str, Any]) -> Strategy:
+    """Read a row. Raises KeyError, ValueError, OptionError for a malformed one."""
     values = {f.name: row[f.name] for f in dataclasses.fields(Strategy)}
     for name, value in values.items():
         if type(value) is not type(getattr(Strategy, name)):
             raise ValueError(f"{name} is {value!r:.40}")
-    return Strategy(**values)
+    found = Strategy(**values)
+    found.apply(FreezeOptions())
+    if found.act_signed not in _DTYPE:
+        raise ValueError(f"act_signed is {found.act_signed!r:.40}, want {', '.join(_DTYPE)}")
+    return found
 
 
 def _number(value: Any, name: str) -> float | None:

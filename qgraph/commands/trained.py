@@ -7,18 +7,21 @@ What a target keeps (`Target.trained`):
              in float, as in training
     ranges   weights are rounded again to scales that the target derives, and what training left in float is quantized
              too, to ranges observed on images
+
+A range clips what it quantizes, so a clip takes the place of a quantizer that the target does not have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.codes import drop_quantizers, quantizer_name
+from qgraph.analysis.codes import nonnegative, quantizer_name
+from qgraph.analysis.observed import wanted_ranges
 from qgraph.arrays import Array
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
@@ -52,13 +55,15 @@ class TrainedNetwork(FloatNetwork):
     Raises OptionError for a choice that was made in training, UnsupportedError for codes that the target has not.
     """
 
+    agreement_with = {"with": "the network as it trained"}
+
     def __init__(self, source: Graph, options: FreezeOptions, target: Target) -> None:
         target.check_network(trained=True)
         _check_options(options)
         _check_carried(source, target)
         self.source, self.options, self.target = source, options, target
-        self.untrained = untrained_layers(source, target)
-        self.float_steps, self.quantizing = split(pipeline(dataclasses.replace(options, exclude=self.untrained)))
+        self.reasons = float_layers(source, target)
+        self.float_steps, self.quantizing = split(pipeline(dataclasses.replace(options, exclude=tuple(self.reasons))))
         self.entries: dict[str, Entry] = {}
         self.missing: list[str] = []
 
@@ -70,6 +75,12 @@ class TrainedNetwork(FloatNetwork):
         bare = without_quantizers(self.source)
         Canonicalize().run(bare)
         return bare
+
+    def judge(self, engine: Engine) -> Executor:
+        """The network in offline mode: with the quantizers that it trained with."""
+        trained = self.source.copy()
+        Canonicalize().run(trained)
+        return engine.exact(trained)
 
     def reads_images(self, prefix: str, data: Any) -> bool:
         """A graph that is written as it is needs none; with some, the written files are judged."""
@@ -88,18 +99,17 @@ class TrainedNetwork(FloatNetwork):
             PassManager((Canonicalize(),), dump_dir, records).run(g)
             self.quantizing = ()
             return without_quantizers(g), g
+        cut_below_zero(g)
         codes = take_weights(g)
-        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records)
+        floatcheck.run_checked(self.float_steps, g, feeds, in_float(engine), dump_dir, records,
+                               self.options.float_check)
         float_graph = without_quantizers(g)
-        if self.target.parts_shortcuts:
-            part_shortcuts(g)
-        self.entries = trained_ranges(g)
         if self.target.trained == KEEP_CODES:
             self.quantizing = self._without_changes(g)
-            respecify(g, self.target)
-            give_weights(g, codes, self.untrained)
+            self.entries = respecify(g, self.target)
+            give_weights(g, codes, self.reasons)
         else:
-            drop_quantizers(g)
+            self.entries = take_ranges(g, self.target, self.reasons)
         return float_graph, g
 
     def _without_changes(self, g: Graph) -> tuple[Pass, ...]:
@@ -113,7 +123,7 @@ class TrainedNetwork(FloatNetwork):
                      for step in self.quantizing if step.name not in left_out)
 
     def verdicts(self, float_graph: Graph) -> dict[str, str]:
-        return {n.name: "was not quantized in training" if n.name in self.untrained else ""
+        return {n.name: self.reasons.get(n.name, "")
                 for n in self.source.toposort() if ops.kind(n) == ops.COMPUTE}
 
     def ranges(self, g: Graph, float_graph: Graph, given: CalibrationTable | None,
@@ -181,11 +191,17 @@ def in_float(engine: Engine) -> Callable[..., Executor]:
     return run
 
 
-def untrained_layers(g: Graph, target: Target) -> tuple[str, ...]:
-    """Names of the layers that stay in float as they trained; for MXNet's kernels those that read floats, too."""
-    needed = 2 if target.float_inputs else 1
-    return tuple(n.name for n in g.toposort() if ops.kind(n) == ops.COMPUTE
-                 and not any(p.node.op == "fake_quantize" for p in g.inputs(n)[:needed]))
+def float_layers(g: Graph, target: Target) -> dict[str, str]:
+    """Layer -> why it stays in float: as it trained so, or reads floats and the target's kernels do not, or refuses."""
+    needed, found = 2 if target.float_inputs else 1, {}
+    for node in g.toposort():
+        if ops.kind(node) == ops.COMPUTE and not any(p.node.op == "fake_quantize" for p in g.inputs(node)[:needed]):
+            found[node.name] = "was not quantized in training"
+    if not target.float_inputs:
+        bare = without_quantizers(g)  # weights are parameters there
+        refused = {n.name: target.refuse(bare, n) for n in bare.toposort() if ops.kind(n) == ops.COMPUTE}
+        found.update({name: why for name, why in refused.items() if why and name not in found})
+    return found
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -207,10 +223,10 @@ def take_weights(g: Graph) -> dict[str, tuple[Array, QParams]]:
     return taken
 
 
-def give_weights(g: Graph, taken: Codes, untrained: Sequence[str]) -> None:
-    """w -> fq(w) with the codes it had, in the scales that the float passes have made of it. untrained: stay."""
+def give_weights(g: Graph, taken: Codes, in_float: Container[str]) -> None:
+    """w -> fq(w) with the codes it had, in the scales that the float passes have made of it. in_float: stay."""
     for layer in g.toposort():
-        if ops.kind(layer) != ops.COMPUTE or layer.name in untrained:
+        if ops.kind(layer) != ops.COMPUTE or layer.name in in_float:
             continue
         source = g.inputs(layer)[1]
         array = g.param(source)
@@ -235,58 +251,101 @@ def _rescaled(array: Array, codes: Array, params: QParams, axis: int) -> QParams
 
 # ---- activations ----------------------------------------------------------------------------------------------------
 
-def trained_ranges(g: Graph) -> dict[str, Entry]:
-    """Tensor -> the range that its trained codes cover; of several the widest."""
-    found: dict[str, Entry] = {}
-    for fq in g.nodes("fake_quantize"):
-        source, qp = g.inputs(fq)[0], fq.quant
-        if g.param(source) is None and isinstance(qp, QParams):
-            low, high = (float(qp.scale) * q for q in (qp.qmin, qp.qmax))
-            if source.key in found:
-                low, high = min(low, found[source.key].low), max(high, found[source.key].high)
-            found[source.key] = Entry(low, high, low, high, "naive")
-    return found
+def cut_below_zero(g: Graph) -> None:
+    """fq{unsigned}(x)  ->  fq{unsigned}(relu(x)) where x may be negative: the same codes for any target."""
+    positive = nonnegative(g)
+    made: dict[Port, Node] = {}
+    for fq in _trained(g):
+        source = g.inputs(fq)[0]
+        if not _known(fq).signed and source not in positive:
+            if source not in made:
+                made[source] = g.add("Activation", [source], f"{fq.name}_relu", act_type="relu")
+            g.set_input(fq, 0, made[source])
 
 
-def respecify(g: Graph, target: Target) -> None:
-    """Activation quantizers in the target's own form, of the trained width; their numbers come from the table.
+def respecify(g: Graph, target: Target) -> dict[str, Entry]:
+    """Activation quantizers in the target's own form, of the trained width; (tensor -> the range to take).
 
-    Those of one tensor become one.
+    Those of one tensor become one, if they have one range; else the tensor is clipped to each.
     """
+    entries: dict[str, Entry] = {}
     first: dict[Port, Node] = {}
-    for fq in g.nodes("fake_quantize"):
-        qp, source = fq.quant, g.inputs(fq)[0]
-        if g.param(source) is None and isinstance(qp, QParams):
-            if source in first:
-                g.replace_uses(fq, first[source])
-                g.remove(fq)
-                continue
-            first[source] = fq
-            act = target.spec.act
-            fq.quant = dataclasses.replace(act, bits=qp.bits, signed=qp.signed if act.signed is None else act.signed)
+    several = _several(g)
+    for fq in _trained(g):
+        qp, source = _known(fq), g.inputs(fq)[0]
+        if source in several:
+            source = _clip(g, fq)
+            g.set_input(fq, 0, source)
+        if source in first:
+            g.replace_uses(fq, first[source])
+            g.remove(fq)
+            continue
+        first[source] = fq
+        entries[source.key] = _entry(qp)
+        act = target.spec.act
+        fq.quant = dataclasses.replace(act, bits=qp.bits, signed=qp.signed if act.signed is None else act.signed)
+    return entries
+
+
+def take_ranges(g: Graph, target: Target, in_float: Container[str]) -> dict[str, Entry]:
+    """fq(x)  ->  x, and the ranges of what layers read: tensor -> the range to take.
+
+    A clip stays where the target puts no quantizer, or one that others share: in front of other ops and of layers in
+    float, for several ranges of one tensor, and, where shortcuts are parted, for a tensor that is read in float, too.
+    """
+    entries: dict[str, Entry] = {}
+    several = _several(g)
+    for fq in _trained(g):
+        source, readers = g.inputs(fq)[0], g.readers(fq)
+        ours = [n for n in readers if ops.kind(n) == ops.COMPUTE and n.name not in in_float and not target.refuse(g, n)]
+        shared = target.parts_shortcuts and (g.is_head(source) or any(
+            n.op not in ("fake_quantize", "clip") for n, _ in g.uses(source)))
+        kept = source if len(ours) == len(readers) and not (
+            shared or source in several or g.is_head(fq)) else _clip(g, fq)
+        if ours:
+            entries[kept.key] = _entry(_known(fq))
+        g.replace_uses(fq, kept)
+        g.remove(fq)
+    return entries
+
+
+def _trained(g: Graph) -> list[Node]:
+    """The quantizers of activations that have numbers, in order."""
+    return [n for n in g.toposort() if n.op == "fake_quantize" and isinstance(n.quant, QParams)
+            and g.param(g.inputs(n)[0]) is None]
+
+
+def _known(fq: Node) -> QParams:
+    assert isinstance(fq.quant, QParams)
+    return fq.quant
+
+
+def _several(g: Graph) -> set[Port]:
+    """Tensors that were quantized to more than one range."""
+    ranges: dict[Port, set[tuple[float, float]]] = {}
+    for fq in _trained(g):
+        ranges.setdefault(g.inputs(fq)[0], set()).add(_ends(_known(fq)))
+    return {port for port, found in ranges.items() if len(found) > 1}
+
+
+def _ends(qp: QParams) -> tuple[float, float]:
+    return float(qp.scale) * qp.qmin, float(qp.scale) * qp.qmax
+
+
+def _entry(qp: QParams) -> Entry:
+    low, high = _ends(qp)
+    return Entry(low, high, low, high, "naive")
+
+
+def _clip(g: Graph, fq: Node) -> Port:
+    """What it quantizes, clipped to its range."""
+    low, high = _ends(_known(fq))
+    return Port(g.add("clip", [g.inputs(fq)[0]], f"{fq.name}_clip", a_min=low, a_max=high))
 
 
 def missing_ranges(g: Graph, entries: Mapping[str, Entry]) -> list[str]:
     """Tensors that have a quantizer and no trained range."""
-    wanted: dict[str, None] = {}
-    for fq in g.nodes("fake_quantize"):
-        if fq.quant is not None and not isinstance(fq.quant, QParams) and g.param(g.inputs(fq)[0]) is None:
-            wanted.update(dict.fromkeys(fq.quant.source or (g.inputs(fq)[0].key,)))
-    return [name for name in wanted if name not in entries]
-
-
-def part_shortcuts(g: Graph) -> None:
-    """fq(x), and x read by others  ->  fq(clip(x)), in place: a tensor of its own for the range that was trained.
-
-    What goes past the layer in float was not clipped in training, and gets the range that is observed.
-    """
-    for fq in g.nodes("fake_quantize"):
-        source, qp = g.inputs(fq)[0], fq.quant
-        if g.param(source) is not None or not isinstance(qp, QParams):
-            continue
-        if any(v.op not in ("fake_quantize", "clip") for v, _ in g.uses(source)) or g.is_head(source):
-            low, high = (float(qp.scale) * q for q in (qp.qmin, qp.qmax))
-            g.set_input(fq, 0, g.add("clip", [source], f"{fq.name}_clip", a_min=low, a_max=high))
+    return [name for name in wanted_ranges(g) if name not in entries]
 
 
 def joined(base: CalibrationTable | None, entries: Mapping[str, Entry], float_graph: Graph) -> CalibrationTable:

@@ -8,6 +8,7 @@ changes what comes out.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 
 from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
 from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Records, Stream
-from qgraph.errors import DataError, OptionError
+from qgraph.errors import DataError, MissingInputError, OptionError
 
 __all__ = ["PRESETS", "Batch", "Data", "Preprocess", "open_data", "parse_slice"]
 
@@ -39,6 +40,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self) -> Iterator[Batch]:
+        """Batches of one."""
+        for i, where in enumerate(self.ids):
+            part = slice(i, i + 1)
+            yield Batch({name: x[part] for name, x in self.feeds.items()},
+                        None if self.labels is None else self.labels[part], [where])
 
 
 class Data:
@@ -65,6 +73,7 @@ class Data:
         self.batch_size = batch_size
         self._source, self._shapes, self._workers = source, input_shapes, workers
         self._select, self._skip, self._limit = select, skip, limit
+        self._single = False  # a stream's own batches are taken apart
         self.num_items: int | None = None
         if isinstance(source, Items):
             if not isinstance(select, slice) and max(select, default=0) >= len(source):
@@ -86,7 +95,16 @@ class Data:
         return True
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._from_items(self._source) if isinstance(self._source, Items) else self._from_stream(self._source)
+        if isinstance(self._source, Items):
+            return self._from_items(self._source)
+        batches = self._from_stream(self._source)
+        return (row for batch in batches for row in batch.rows()) if self._single else batches
+
+    def one_by_one(self) -> Data:
+        """The same items in batches of one."""
+        twin = copy.copy(self)
+        twin.batch_size, twin._single = 1, True
+        return twin
 
     def _kept(self, count: int) -> Iterator[int]:
         """The numbers of the items that are used, in the order in which they are used."""
@@ -168,18 +186,16 @@ class Data:
         return Batch(feeds, _labels(labels, ids), ids)
 
     def _check_shape(self, name: str, shape: Shape, where: str) -> None:
-        """Against the model's shape (batch axis and 0 match anything); without one, against N x C x H x W or N x C."""
+        """Against the model's shape, whose batch axis and 0 match anything; without one, anything goes."""
         found, want = tuple(shape[1:]), self._shapes.get(name)
-        if want is None:
-            if len(shape) in (2, 4, 5):
-                return
-            wanted = "C x H x W (a file or array N x C x H x W: for a single image add the batch axis, x[None])"
-        elif len(shape) == len(want) and all(w in (0, -1, f) for f, w in zip(found, want[1:])):
+        if want is None or (len(shape) == len(want) and all(w in (0, -1, f) for f, w in zip(found, want[1:]))):
             return
-        else:
-            sizes = ", ".join(str(w) if w > 0 else "?" for w in want[1:])
-            wanted = f"({sizes}) as the model does (for images, --crop and --resize set the size)"
-        raise DataError(f"{where}: {name} has the shape {found} without the batch axis, want {wanted}")
+        sizes = ", ".join(str(w) if w > 0 else "?" for w in want[1:])
+        hint = "for images, --crop and --resize set the size"
+        if len(shape) + 1 == len(want):
+            hint = "for a single one add the batch axis, x[None]"
+        raise DataError(f"{where}: {name} has the shape {found} without the batch axis, want ({sizes}) as the model "
+                        f"does ({hint})")
 
 
 def open_data(
@@ -254,8 +270,9 @@ def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Item
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
     if kind in ("folder", ".rec") and len(names) > 1:
-        raise DataError(
-            f"{path}: images feed one input, the model reads {', '.join(names)}: give an .npz with an array for each"
+        raise MissingInputError(
+            f"{path}: images feed one input, the model reads {', '.join(names)}: give an .npz with an array for each",
+            names[1:],
         )
     if kind == "folder":
         return Folder(path, preprocess)

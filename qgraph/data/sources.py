@@ -20,7 +20,7 @@ import numpy as np
 
 from qgraph.data.preprocess import IMAGE_SUFFIXES, Preprocess, decode, ready
 from qgraph.data.recordio import RecordFile, split_image_record
-from qgraph.errors import DataError
+from qgraph.errors import DataError, MissingInputError
 
 Label = Union[np.ndarray, np.generic, float, None]
 Row = tuple[list[np.ndarray], Label]  # arrays in the order of the input names, label
@@ -285,7 +285,8 @@ def _choose(where: str, have: Mapping[str, object], names: Sequence[str]) -> tup
     if missing := [name for name in chosen if name not in have]:
         found = (", ".join(map(str, have)) or "nothing")[:_MOST_TEXT]
         save = ", ".join(f"{name}=..." for name in chosen)
-        raise DataError(f"{where}: holds {found}; want {', '.join(missing)}: np.savez(path, {save}, label=...)")
+        raise MissingInputError(
+            f"{where}: holds {found}; want {', '.join(missing)}: np.savez(path, {save}, label=...)", missing)
     return chosen, "label" if "label" in have and "label" not in chosen else None
 
 

@@ -35,7 +35,6 @@ _SPARSE = {"1": "row_sparse", "2": "csr"}
 _HIDDEN = ("ctx_group", "lr_mult", "wd_mult", "force_mirroring", "mirror_stage")  # as MXNet's legacy_json_util.cc
 _PARAM_SLOTS = frozenset({"weight", "bias", "gamma", "beta", "moving_mean", "moving_var"})
 _MAY_CARRY_ACT = (*ops.FUSING, "broadcast_add")  # as which `targets.mxnet.runtime` runs sums that stay alone
-_ACT_KEYS = ("act_type", "a_min", "a_max")
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ def _attach(g: Graph, arrays: dict[str, np.ndarray], source: str) -> None:
     for node in order:
         for slot, port in zip(_slot_names(node), g.inputs(node)):
             if slot in _PARAM_SLOTS and port.node.op == "null" and port.node.name not in arrays:
-                missing.setdefault(port.node.name, f"{port.node.name} ({slot} of {node.name})")
+                missing.setdefault(port.node.name, f"{port.node.name[:60]} ({slot} of {node.name[:60]})")
     if missing:
         hint = ""
         if not g.params and arrays:
@@ -303,22 +302,20 @@ def lower_float(g: Graph) -> Graph:
             raise UnsupportedError(f"{node}: simulated quantization is no op of MXNet; freeze the graph for a target "
                                    "first (mxnet, mxnet-sim)")
     twin = g.copy()
-    if not any(_carries_act(n) for n in twin.dag):
+    if not any(n.fused for n in twin.dag):
         return twin
     names = {n.name for n in twin.dag}
-    for node in filter(_carries_act, twin.toposort()):
-        act = {key: node.attrs.pop(key) for key in _ACT_KEYS if key in node.attrs}
+    for node in twin.toposort():
+        if node.fused is None:
+            continue
+        act, node.fused = node.fused, None
         name = node.origin[-1] if node.origin and node.origin[-1] not in names else f"{node.name}_act"
-        if act["act_type"] == "clip":
-            new = twin.insert_after(node, "clip", name, a_min=act.get("a_min", "0.0"), a_max=act.get("a_max", "0.0"))
+        if act.act == "clip":
+            new = twin.insert_after(node, "clip", name, a_min=act.low, a_max=act.high)
         else:
-            new = twin.insert_after(node, "Activation", name, act_type=act["act_type"])
+            new = twin.insert_after(node, "Activation", name, act_type=act.act)
         names.add(new.name)
     return twin
-
-
-def _carries_act(node: Node) -> bool:
-    return node.op in _MAY_CARRY_ACT and "act_type" in node.attrs
 
 
 @collector_paused()

@@ -1,31 +1,40 @@
 """The typed fields of a node as attributes: how its text form, and MXNet's files, write them and read them back.
 
+    fused     act_type=relu                  or act_type=clip a_min=0 a_max=6, on ops that may carry an activation
     layout    __channel_order__=[1,0,2]      channel i of the output is channel list[i] of the user's model
     shift     __shift__=16.0                 how much higher the output is than the user's
     rounded   __rounded__="s8 F43, tensor"
     wide      __wide__=1
 
-MXNet keeps attributes of this form.  Frozen files have the first two.
+MXNet keeps attributes of the form ``__name__``.  Frozen files have the layout and the shift.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from qgraph.errors import FormatError
-from qgraph.ir.graph import ChannelOrder, Node, Rounded
+from qgraph.ir import ops
+from qgraph.ir.graph import ChannelOrder, Fused, Node, Rounded
 
 LAYOUT, SHIFT, ROUNDED, WIDE = "__channel_order__", "__shift__", "__rounded__", "__wide__"
 IN_FILES = (LAYOUT, SHIFT)
-ALL = (*IN_FILES, ROUNDED, WIDE)
+ACT, LOW, HIGH = FUSED = ("act_type", "a_min", "a_max")
+ALL = (*IN_FILES, ROUNDED, WIDE, *FUSED)
+_WHOLE = re.compile(r"-?\d{1,15}\Z")
 
 
 def written(node: Node) -> dict[str, str]:
     """The attributes that say what the typed fields hold; none for a field that holds nothing."""
     found = {}
+    if node.fused is not None:
+        found[ACT] = node.fused.act
+        if node.fused.act == "clip":
+            found.update({LOW: str(node.fused.low), HIGH: str(node.fused.high)})
     if node.layout is not None:
         found[LAYOUT] = json.dumps(node.layout, separators=(",", ":"))
     if node.shift:
@@ -39,7 +48,13 @@ def written(node: Node) -> dict[str, str]:
 
 def take(node: Node, names: Iterable[str] = ALL) -> None:
     """Move these attributes of a node into its typed fields. Raises FormatError for one that says nonsense."""
-    texts = {name: node.attrs.pop(name) for name in names if name in node.attrs}
+    own = () if node.op in ops.FUSING and ACT in node.attrs else FUSED  # an Activation has an act_type of its own
+    texts = {name: node.attrs.pop(name) for name in names if name in node.attrs and name not in own}
+    if texts.get(ACT):
+        try:
+            node.fused = fused(texts)
+        except ValueError:
+            raise FormatError(f"{node}: found {texts}, want {LOW} and {HIGH} to be numbers") from None
     if LAYOUT in texts:
         node.layout = _layout(node, texts[LAYOUT])
     if SHIFT in texts:
@@ -50,6 +65,15 @@ def take(node: Node, names: Iterable[str] = ALL) -> None:
             raise FormatError(f"{node}: {ROUNDED}: found {texts[ROUNDED][:40]!r}, want a type and a granularity")
         node.rounded = Rounded(dtype, granularity)
     node.wide = node.wide or WIDE in texts
+
+
+def fused(attrs: Mapping[str, str]) -> Fused:
+    """The activation that these attributes say. Raises ValueError for an end that is no number."""
+    return Fused(attrs[ACT], _end(attrs.get(LOW, "0")), _end(attrs.get(HIGH, "0")))
+
+
+def _end(text: str) -> float:
+    return int(text) if _WHOLE.match(text) else float(text)
 
 
 def _layout(node: Node, text: str) -> ChannelOrder:

@@ -38,6 +38,19 @@ class Rounded:
     granularity: str
 
 
+@dataclass(frozen=True)
+class Fused:
+    """An activation that a layer or a sum computes on its result.
+
+    act: MXNet's act_type, or "clip".
+    low, high: the ends of a clip; an int where the model says one, so that its files say it the same way.
+    """
+
+    act: str
+    low: float = 0
+    high: float = 0
+
+
 @dataclass(eq=False)
 class Node:
     """One operation, or a variable (``op == "null"``). Compared by identity: two equal-looking nodes are two nodes.
@@ -47,6 +60,7 @@ class Node:
     origin: names of the nodes of the user's model that this one came from.
 
     What passes know of it, and attributes do not say (`qgraph.ir.attributes` writes it in text and files):
+    fused: the activation that it computes too; the ops that `qgraph.ir.ops.FUSING` lists may.
     layout: the order of its output channels, if it is not the user's.
     shift: how much higher its output is than the user's, see `qgraph.passes.signed_residual`.
     rounded: how its weight was rounded.
@@ -59,6 +73,7 @@ class Node:
     n_out: int = 1
     quant: QSpec | QParams | None = None
     origin: tuple[str, ...] = ()
+    fused: Fused | None = None
     layout: ChannelOrder | None = None
     shift: float = 0.0
     rounded: Rounded | None = None
@@ -347,6 +362,8 @@ class Graph:
 
     def verify(self) -> None:
         """Raise GraphError ``"<name>:<op>: found X, want Y"`` unless the graph is valid."""
+        from qgraph.ir.ops import FUSING
+
         seen: dict[str, Node] = {}
         for node, pred in self._pred.items():
             if not node.name:
@@ -366,6 +383,8 @@ class Graph:
                 raise GraphError(f"{node}: found {len(slots)} inputs on a variable, want none")
             if (node.quant is not None) != (node.op == "fake_quantize"):
                 raise GraphError(f"{node}: found quant={node.quant}, want one on every fake_quantize and on no other")
+            if "act_type" in node.attrs and node.op in FUSING:
+                raise GraphError(f"{node}: found the attribute act_type, want Node.fused, which writers look at")
             if node.op == "fake_quantize" and len(slots) != 1:
                 raise GraphError(f"{node}: found {len(slots)} inputs, want 1")
         if not self.heads:

@@ -35,7 +35,7 @@ class OpInfo:
     defaults: attribute -> MXNet's default, which also gives the type it is read with; None is an optional number.
     kind: what it means to quantization.  kinds: the same for nodes with these attributes.
     out_axis: axis of the weight that runs over output channels.
-    fuses: a node may carry the activation behind it, in act_type, a_min and a_max.
+    fuses: a node may carry the activation behind it, see `Node.fused`.
     identity: it gives back its first input at inference.
     combines, sign, head: see the constants above.
     """
@@ -69,14 +69,13 @@ BROADCAST = tuple(f"broadcast_{word}" for word in ("add", "sub", "mul", "div", *
 """Ops that take two tensors of shapes that broadcast."""
 
 _CONV = {"kernel": (), "stride": (), "dilate": (), "pad": (), "num_filter": 0, "num_group": 1, "no_bias": False,
-         "layout": "None", "act_type": "", "a_min": 0.0, "a_max": 0.0}
+         "layout": "None"}
 _BN = {"eps": 1e-3, "momentum": 0.9, "fix_gamma": True, "use_global_stats": False, "output_mean_var": False, "axis": 1}
 _DEFORMABLE = {key: _CONV[key] for key in ("kernel", "stride", "dilate", "pad", "num_filter", "num_group", "no_bias",
                                            "layout")} | {"num_deformable_group": 1}
 _POOL = {"kernel": (), "stride": (), "pad": (), "pool_type": "max", "pooling_convention": "valid",
          "global_pool": False, "count_include_pad": True, "layout": "None", "p_value": 2}
 _WEIGHTED = ("data", "weight", "bias")
-_ACT = {"act_type": "", "a_min": 0.0, "a_max": 0.0}
 _SCALAR = OpInfo(defaults={"scalar": 0.0})
 _BINARY = OpInfo(("lhs", "rhs"))
 _IDENTITY = OpInfo(identity=True)
@@ -91,7 +90,7 @@ OPS: dict[str, OpInfo] = {
     "Convolution": OpInfo(_WEIGHTED, defaults=_CONV, kind=COMPUTE, fuses=True),
     "Deconvolution": OpInfo(_WEIGHTED, defaults={**_CONV, "no_bias": True, "adj": (), "target_shape": ()},
                             kind=COMPUTE, out_axis=1, fuses=True),
-    "FullyConnected": OpInfo(_WEIGHTED, defaults={"num_hidden": 0, "no_bias": False, "flatten": True, **_ACT},
+    "FullyConnected": OpInfo(_WEIGHTED, defaults={"num_hidden": 0, "no_bias": False, "flatten": True},
                              kind=COMPUTE, fuses=True),
     # values pass through
     "Flatten": OpInfo(kind=PASS),
@@ -136,7 +135,7 @@ OPS: dict[str, OpInfo] = {
     "hard_sigmoid": OpInfo(defaults={"alpha": 0.2, "beta": 0.5}, sign=NONNEGATIVE),
     **dict.fromkeys(WITH_SCALAR, _SCALAR),
     **dict.fromkeys((*ELEMWISE, *BROADCAST), _BINARY),
-    "elemwise_add": OpInfo(("lhs", "rhs"), defaults=_ACT, kind=JOIN, fuses=True, combines=SUM),
+    "elemwise_add": OpInfo(("lhs", "rhs"), kind=JOIN, fuses=True, combines=SUM),
     "broadcast_add": OpInfo(("lhs", "rhs"), combines=SUM),
     **dict.fromkeys(("elemwise_mul", "broadcast_mul"), OpInfo(("lhs", "rhs"), combines=PRODUCT)),
     "add_n": OpInfo(("*",), defaults={"num_args": 1}, combines=SUM),
@@ -170,6 +169,21 @@ OPS: dict[str, OpInfo] = {
     "argmin": OpInfo(defaults={"axis": (), "keepdims": False}),
     "_contrib_box_decode": OpInfo(("data", "anchors"), defaults={"std0": 1.0, "std1": 1.0, "std2": 1.0, "std3": 1.0,
                                                                  "clip": -1.0, "format": "center"}),
+    "batch_take": OpInfo(("a", "indices")),
+    "_contrib_box_iou": OpInfo(("lhs", "rhs"), defaults={"format": "corner"}),
+    "_contrib_box_nms": OpInfo(defaults={
+        "overlap_thresh": 0.5, "valid_thresh": 0.0, "topk": -1, "coord_start": 2, "score_index": 1, "id_index": -1,
+        "background_id": -1, "force_suppress": False, "in_format": "corner", "out_format": "corner"}),
+    "_contrib_MultiBoxPrior": OpInfo(defaults={"sizes": (1.0,), "ratios": (1.0,), "clip": False, "steps": (-1.0, -1.0),
+                                               "offsets": (0.5, 0.5)}),
+    "_contrib_MultiBoxDetection": OpInfo(("cls_prob", "loc_pred", "anchor"), defaults={
+        "clip": True, "threshold": 0.01, "background_id": 0, "nms_threshold": 0.5, "force_suppress": False,
+        "variances": (0.1, 0.1, 0.2, 0.2), "nms_topk": -1}),
+    **dict.fromkeys(("_contrib_Proposal", "_contrib_MultiProposal"),
+                    OpInfo(("cls_prob", "bbox_pred", "im_info"), defaults={
+                        "rpn_pre_nms_top_n": 6000, "rpn_post_nms_top_n": 300, "threshold": 0.7, "rpn_min_size": 16,
+                        "scales": (4.0, 8.0, 16.0, 32.0), "ratios": (0.5, 1.0, 2.0), "feature_stride": 16,
+                        "output_score": False, "iou_loss": False})),
     # products of matrices
     "dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
     "batch_dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
@@ -227,16 +241,24 @@ ALIASES = {
     "Convolution_v1": "Convolution", "sum_axis": "sum", "max_axis": "max", "min_axis": "min",
     "_Power": "_power", "_Maximum": "_maximum", "_Minimum": "_minimum", "_Mod": "_mod", "_Hypot": "_hypot",
     "_RPowerScalar": "_rpower_scalar", "_ModScalar": "_mod_scalar", "_RModScalar": "_rmod_scalar",
+    "_contrib_box_non_maximum_suppression": "_contrib_box_nms",
     "amp_cast": "Cast", "broadcast_axes": "broadcast_axis", "flip": "reverse",
 }
 
+SHAPE_ONLY: dict[str, tuple[int, ...]] = {
+    "slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,), "shape_array": (0,),
+    "size_array": (0,), "zeros_like": (0,), "ones_like": (0,), "_contrib_arange_like": (0,),
+    "_contrib_MultiBoxPrior": (0,)}
+"""Op -> input slots of which only the shape counts."""
 IDENTITIES = frozenset(op for op, row in OPS.items() if row.identity)
 FUSING = tuple(op for op, row in OPS.items() if row.fuses)
 
 NONNEGATIVE_ACTS = frozenset({"relu", "sigmoid", "softrelu"})
-"""Values of act_type."""
+"""Values of act_type, of an Activation or fused."""
 CHANNEL_FIRST = ("NCW", "NCHW", "NCDHW")
 """Layouts with the channels in axis 1."""
+
+_RANDOM = ("_random_", "_sample_", "random_", "sample_", "_npi_uniform", "_npi_normal", "_shuffle")
 
 _LONGEST_NUMBER = 40  # characters of one; int() takes quadratic time
 
@@ -259,8 +281,15 @@ def kind(node: Node) -> str:
 
 
 def head(node: Node) -> str:
-    """What this node does with its first input if it is a head of the training, by whatever name; "" if it is none."""
+    """Say what a head of the training, under any of its names, does with its first input; "" for other ops."""
     return info(ALIASES.get(node.op, node.op)).head
+
+
+def randomness(node: Node) -> str:
+    """How this node draws random numbers at inference; "" if it does not."""
+    if node.op == "Dropout" and attr(node, "mode") == "always":
+        return "drops at inference, too (mode=always)"
+    return "draws random numbers" if node.op.startswith(_RANDOM) else ""
 
 
 def channels_first(node: Node) -> bool:

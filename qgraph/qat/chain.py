@@ -16,8 +16,8 @@ has a slow one:
 There fq is MXNet's quantize and dequantize where they can be had (`in_two_passes`): two passes for seven.  They read
 x' in MXNet's own layout, or they would take longer than the seven.
 
-Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.  Tensors of one shape meet in
-elemwise ops by name: + is another op for arrays than for symbols, in another layout, and sums round in another order.
+Every function takes `F` (`mx.nd` or `mx.sym`), so a block works hybridized and not.  Tensors of one shape are added
+by `F.elemwise_add`: `+` is broadcast_add on arrays but elemwise_add on symbols, and these add up in different orders.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def straight_through(F: Ops[T], x: T, fixed: T, high: T, spec: QSpec) -> tuple[T
 
 
 def read_again(F: Ops[T], high: T, error: T) -> T:
-    """`high`, (1,). Its readers come behind those of `error`, which MXNet therefore keeps.
+    """Return `high`, (1,), with a data dependency on `error`: MXNet's memory planner then does not overwrite `error`.
 
     Else the sum of `straight_through` would be written over it, in MXNet's own layout, and the convolutions bring that
     into oneDNN's, forward and backward.

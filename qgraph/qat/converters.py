@@ -143,7 +143,7 @@ STAYS = {  # type of block -> why it stays in float
 
 
 def is_converter(fn: object) -> bool:
-    """Whether it can be one: what makes converters is none."""
+    """Return True unless `fn` is a converter factory, passed by mistake."""
     return callable(fn) and fn not in (gen_conv2d_converter, gen_dense_converter, gen_act_converter)
 
 

@@ -55,7 +55,8 @@ def _observed(net: Block, blocks: list[Converted], calib_data: object, calib: st
     data = options.open(calib_data, {node.name: () for node in graph.data_inputs()}, num_calib)
     bits = {block.qat.spec.bits for block in blocks if block.qat.spec is not None}
     for width in sorted(bits):
-        table = collect(graph, data, calib, act_bits=width, ports=ports.values())
+        table = collect(graph, data, calib, act_bits=width, ports=ports.values(),
+                        wanted=[port.key for port in ports.values()])
         for block in blocks:
             if block.qat.spec is not None and block.qat.spec.bits == width:
                 entries = [table.entries[port.key] for name, port in ports.items() if name[0] == block.name]

@@ -236,7 +236,7 @@ def whole_forward(self: Converted, F: Ops[T], x: T, weight: T, bias: T | None, i
 
 
 def call(block: Converted, F: Ops[T], x: T, weight: T, bias: T | None) -> T:
-    """The layer itself. A bias that the block has none of, from a folded BatchNorm, is added by the same op."""
+    """Compute the layer. A bias from a folded BatchNorm is added by the same op, even if the block has no bias."""
     state = block.qat
     if not hasattr(block, "_op_name"):
         return state.forward(F, x, weight, bias)

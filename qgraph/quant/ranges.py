@@ -102,8 +102,8 @@ def kl_bound(hist: Histogram, spec: QSpec) -> float:
     """The widest bound whose divergence is within one standard error of the smallest one.
 
     Only bounds that cost no more squared error than min/max does: the divergence counts what is clipped, not how far,
-    and it is blind where the last bin is a spike already (the constants of dead channels among relu6 outputs: all that
-    is above was clipped to them at no divergence, and a trained MobileNet v1 answered at random).
+    and it is blind where the last bin is a spike already (the constants of dead channels among relu6 outputs:
+    everything above the spike was clipped at no cost in divergence, and a trained MobileNet v1 fell to chance).
     Falls back to min/max where the histogram says nothing: fewer bins than codes (12 bits and more), or a spike.
     """
     spec = _resolve(spec, hist.low)

@@ -43,7 +43,7 @@ class QSpec:
     signed: None means "auto": unsigned if nothing negative was observed.
     narrow: the lowest code is left out, so that the range is symmetric (-127..127).
     symmetric: zero_point is 0; else it is chosen so that the codes cover just [low, high], zero among them.
-    limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0 is none.
+    limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0: no limit.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
     whole: the whole observed range is covered, though the calibration method would clip it.
     online: the range is taken from the batch that is being run, see `online_params`; a bias (32 bits) is rounded to the

@@ -12,7 +12,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import Shape, need
 from qgraph.semantics.infer import rule
-from qgraph.semantics.kernels import ACTIVATIONS, activate, kernel, sigmoid
+from qgraph.semantics.kernels import ACTIVATIONS, activate, activation, kernel, sigmoid
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def _same_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel("Activation")
 def _activation(node: Node, x: np.ndarray) -> np.ndarray:
-    return activate(node, x)
+    return activation(node, ops.attr(node, "act_type"))(x)
 
 
 @kernel("LeakyReLU")
@@ -134,7 +134,7 @@ def _broadcast_shape(node: Node, shapes: list[Shape]) -> Shape:
 @kernel(*ops.ELEMWISE, *ops.BROADCAST)
 def _binary(node: Node, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     out = _BINARY[node.op.split("_", 1)[1]](x, y).astype(np.float32, copy=False)
-    return activate(node, out) if node.op == "elemwise_add" else out
+    return activate(node, out)
 
 
 @kernel("add_n")

@@ -42,6 +42,12 @@ def _pick_shape(node: Node, shapes: list[Shape]) -> Shape:
     return _without(shapes[0], one_axis(node, len(shapes[0])), ops.attr(node, "keepdims"))
 
 
+@rule("batch_take")
+def _batch_take_shape(node: Node, shapes: list[Shape]) -> Shape:
+    need(node, len(shapes[0]) == 2 and shapes[1] == shapes[0][:1], "shapes", shapes, "(rows, columns) and (rows,)")
+    return shapes[1]
+
+
 @rule("argmax", "argmin")
 def _argmax_shape(node: Node, shapes: list[Shape]) -> Shape:
     keep, rank = ops.attr(node, "keepdims"), len(shapes[0])

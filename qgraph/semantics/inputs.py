@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph
 from qgraph.semantics.infer import value_nodes
+
+_SIZES = ((224, 256), (256, 288))  # for dimensions that are left open; multiples of the strides of most networks
 
 
 def inputs_of(g: Graph) -> list[str]:
@@ -21,6 +26,12 @@ def hinted_shapes(g: Graph) -> dict[str, tuple[int, ...]]:
         if len(shape) > 1 and all(isinstance(d, int) and d > 0 for d in shape[1:]):
             found[node.name] = (max(int(shape[0]), 1), *shape[1:])
     return found
+
+
+def closed(shape: Sequence[int], choice: int = 0) -> tuple[int, ...]:
+    """A shape with numbers for the sizes that are left open (0): one of two choices, which differ in each of them."""
+    sizes = itertools.cycle(_SIZES[choice])
+    return tuple(d if d or axis == 0 else next(sizes) for axis, d in enumerate(shape))
 
 
 def known_channels(g: Graph) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,8 @@ Convolution, Deconvolution and FullyConnected of codes with codes accumulate exa
 Ops whose values pass through (`qgraph.ir.ops.kind`), and Concat of inputs with equal numbers, keep the codes.
 Everything else computes on reals: layers that are `wide` sum them in float64.  What a target's
 kernels do differently is judged against this.
+
+An op without a kernel, or in a form that its kernel does not know, can be lent by an engine for float graphs: `RunOp`.
 """
 
 from __future__ import annotations
@@ -180,16 +182,22 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
 
 # ---- the interpreter ------------------------------------------------------------------------------------------------
 
+RunOp = Callable[[Node, Sequence[np.ndarray], Sequence[bool]], Sequence[np.ndarray]]
+"""(node, its inputs, which of them depend on parameters alone) -> its outputs. Raises UnsupportedError."""
+
+
 class Executor:
     """Runs a graph again and again; what depends on parameters alone (quantized weights) is computed once.
 
     watch: the ports to return instead of the heads.  Nodes that no watched port depends on are not run.
     rounding: how `fake_quantize` rounds, a key of `qgraph.quant.spec.ROUNDING`.
+    run_op: what computes an op that fails here.  What it cannot compute either is unknown, and what depends on that.
     The graph must not change while the executor is in use.
     """
 
-    def __init__(self, graph: Graph, watch: Sequence[Port] | None = None, rounding: str = "mxnet") -> None:
-        self.graph, self.rounding = graph, rounding
+    def __init__(self, graph: Graph, watch: Sequence[Port] | None = None, rounding: str = "mxnet",
+                 run_op: RunOp | None = None) -> None:
+        self.graph, self.rounding, self.run_op = graph, rounding, run_op
         self.watch = list(graph.heads if watch is None else watch)
         self._inputs = {node: value_inputs(graph, node) for node in graph.toposort()}
         needed: set[Node] = set()
@@ -221,33 +229,47 @@ class Executor:
             yield batch, self.run(batch.feeds)
 
     def walk(self, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[Node, list[Tensor], list[Tensor]]]:
-        """(node, inputs, outputs) of each node, variables too, in topological order, as it is computed."""
+        """(node, inputs, outputs) of each node, variables too, in topological order, as it is computed.
+
+        Later nodes read what the caller leaves in `outputs`, which is empty for a node whose values are unknown.
+        """
         arrays = self._feed(feeds)
         values: dict[Port, Tensor] = {}
         for node in self.order:
-            inputs = [values[port] for port in self._inputs[node]]
+            ports = self._inputs[node]
+            inputs = [values[port] for port in ports if port in values]
             if node in self._constants:
                 outputs = self._constants[node]
             elif node.op == "null":
                 outputs = [Tensor(arrays[node.name])]
+            elif len(inputs) < len(ports):
+                outputs = []
             else:
                 outputs = self._evaluate(node, inputs)
-                if inputs and all(port.node in self._constants for port in self._inputs[node]):
+                if outputs and ports and all(port.node in self._constants for port in ports):
                     self._constants[node] = outputs
             yield node, inputs, outputs
             for index, tensor in enumerate(outputs):
                 if (port := Port(node, index)) in self._last_reader:
                     values[port] = tensor
             for port in self._dies[node]:
-                del values[port]
+                values.pop(port, None)
 
-    def run_tensors(self, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:
-        """Values of the watched ports, with their codes."""
+    def known_tensors(self, feeds: Mapping[str, np.ndarray]) -> dict[Port, Tensor]:
+        """Values of the watched ports, with their codes, without those that are unknown."""
         found: dict[Port, Tensor] = {}
         watched = {port.node for port in self.watch}
         for node, _, outputs in self.walk(feeds):
             if node in watched:
                 found.update((Port(node, index), tensor) for index, tensor in enumerate(outputs))
+        return found
+
+    def run_tensors(self, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:
+        """Values of the watched ports, with their codes. Raises UnsupportedError for one that is unknown."""
+        found = self.known_tensors(feeds)
+        if unknown := [port.key for port in self.watch if port not in found]:
+            raise UnsupportedError(f"{unknown[0]}: its value is unknown, as neither the reference nor the engine runs "
+                                   "an op that it depends on")
         return [found[port] for port in self.watch]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -261,12 +283,25 @@ class Executor:
             raise DataError(f"feeds: found {', '.join(sorted(feeds)) or 'none'}, want also {', '.join(missing[:5])}")
         arrays = {name: np.asarray(feeds[name], np.float32) for name in wanted}
         shapes = {name: array.shape for name, array in arrays.items()}
-        if (key := tuple(sorted(shapes.items()))) not in self._checked:
+        if self.run_op is None and (key := tuple(sorted(shapes.items()))) not in self._checked:
             infer(self.graph, shapes)  # a clear message before anything is allocated
             self._checked.add(key)
         return arrays
 
     def _evaluate(self, node: Node, inputs: list[Tensor]) -> list[Tensor]:
+        try:
+            return self._own(node, inputs)
+        except QGraphError:
+            if self.run_op is None:
+                raise
+        fixed = [port.node in self._constants for port in self._inputs[node]]
+        try:
+            arrays = self.run_op(node, [tensor.real for tensor in inputs], fixed)
+        except UnsupportedError:
+            return []
+        return [Tensor(np.asarray(array, np.float32)) for array in arrays]
+
+    def _own(self, node: Node, inputs: list[Tensor]) -> list[Tensor]:
         try:
             with np.errstate(all="ignore"):  # NaN and Inf are values here, for the caller to find
                 outputs = evaluate(node, inputs, self.rounding)

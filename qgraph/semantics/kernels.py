@@ -19,7 +19,6 @@ from typing import Callable, Union
 import numpy as np
 
 from qgraph.errors import UnsupportedError
-from qgraph.ir import ops
 from qgraph.ir.graph import Node
 from qgraph.registry import enter
 
@@ -53,12 +52,17 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def activate(node: Node, x: np.ndarray) -> np.ndarray:
-    """The node's own or fused activation: act_type "" (none), "clip" with a_min and a_max, or one of `ACTIVATIONS`."""
-    act = ops.attr(node, "act_type")
-    if act == "":
+    """The activation fused into the node, if there is one: a clip, or one of `ACTIVATIONS`."""
+    act = node.fused
+    if act is None:
         return x
-    if act == "clip":
-        return np.minimum(np.maximum(x, ops.attr(node, "a_min")), ops.attr(node, "a_max"))  # np.clip is slow
-    if act not in ACTIVATIONS:
-        raise UnsupportedError(f"{node}: found act_type {act!r}, want clip or one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[act](x)
+    if act.act == "clip":
+        return np.minimum(np.maximum(x, float(act.low)), float(act.high))  # np.clip is slow
+    return activation(node, act.act)(x)
+
+
+def activation(node: Node, kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of that name, for a node that is or carries it."""
+    if kind not in ACTIVATIONS:
+        raise UnsupportedError(f"{node}: found act_type {kind!r}, want clip or one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[kind]

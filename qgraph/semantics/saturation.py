@@ -17,7 +17,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QParams, quantize
-from qgraph.semantics.interpreter import Executor
+from qgraph.semantics.interpreter import Executor, RunOp
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
 POSITIONS = 1024  # sampled output positions a layer
@@ -91,18 +91,20 @@ def can_overflow(weights: np.ndarray, top: int) -> np.ndarray:
 
 
 def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed: int = 0,
-                  mlas: bool = False) -> list[Layer]:
+                  mlas: bool = False, run_op: RunOp | None = None) -> list[Layer]:
     """Every layer of a graph with scales that `vpmaddubsw` can saturate, with what it reads on these images.
 
     mlas: as onnxruntime does it; a convolution with groups is one layer per group then.
+    run_op: see `qgraph.semantics.interpreter`; a layer whose input is unknown is left out.
     """
     nodes = [n for n in g.toposort() if _can_saturate(g, n, mlas)]
     ports = [g.inputs(n)[0] for n in nodes]
-    tensors = Executor(g, watch=ports, rounding=rounding).run_tensors(feeds) if nodes else []
+    known = Executor(g, ports, rounding, run_op).known_tensors(feeds) if nodes else {}
     rng = np.random.default_rng(seed)
     layers = []
-    for node, tensor in zip(nodes, tensors):
-        if tensor.qp is None or tensor.qp.signed:
+    for node, port in zip(nodes, ports):
+        tensor = known.get(port)
+        if tensor is None or tensor.qp is None or tensor.qp.signed:
             continue
         weight = g.inputs(node)[1].node
         qp = weight.quant

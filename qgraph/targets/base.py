@@ -194,7 +194,7 @@ class Model(ABC):
                             "ops": self.op_counts, "params": counted([]), "layers": []})
 
     def logits(self, g: Graph) -> list[Hashable | None]:
-        """For each output what to watch in front of its softmax, None where there is none or it is fused away.
+        """For each output the tensor in front of its softmax, to be watched; None without one, or if it is fused away.
 
         g: the graph that `self` was written from, with the same outputs.
         """
@@ -213,7 +213,7 @@ class Model(ABC):
 
 
 def model_of(value: object) -> Model | None:
-    """The model that a value is, or has as ``model``; None where there is none."""
+    """Return the value if it is a model, else its attribute ``model`` if that is one, else None."""
     found = getattr(value, "model", value)
     return found if isinstance(found, Model) else None
 
@@ -230,7 +230,7 @@ class Spec:
     rounding: how it rounds, a key of `qgraph.quant.spec.ROUNDING`.
     weight, act: the specs its layers start from.
     granularities, weight_bits, act_bits, act_signed: what it can carry exactly.
-    signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes, 0 is none.
+    signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes; 0 sets no limit.
     bias_limit: largest code of a bias; a layer whose bias has a larger one adds it in float.
     beyond: choices that no integer engine has, as the flags that make them.
     """
@@ -276,6 +276,7 @@ class Target(ABC):
     float_passes: the line of `qgraph.passes.PIPELINES` that `convert` runs.
     keeps_simulation: it carries the float ops that simulate a quantization (mxnet-sim).
     reads: what `open` reads, such as "an .onnx model", "" if it reads nothing.  holds: where its parameters are.
+    open_sizes: its files may leave sizes of inputs open (0 in a shape).
     beside: suffixes of further files that `open` needs.
     companions: suffix of a file that is written beside a model -> what it is.
     """
@@ -290,6 +291,7 @@ class Target(ABC):
     rewrites: ClassVar[bool] = True
     float_passes: ClassVar[str] = "float"
     keeps_simulation: ClassVar[bool] = False
+    open_sizes: ClassVar[bool] = False
     reads: ClassVar[str] = ""
     holds: ClassVar[str] = "inside"
     beside: ClassVar[tuple[str, ...]] = ()
@@ -321,8 +323,19 @@ class Target(ABC):
         """Why this layer stays in float, "" if it need not."""
         return ""
 
+    def doubts(self, g: Graph) -> dict[Node, str]:
+        """Layer that it does not refuse -> why it stays in float where its input is found to be signed."""
+        return {}
+
     def check_integer(self, g: Graph, node: Node) -> None:
         """Raise UnsupportedError for a node that a model without floats cannot have."""
+
+    def refused(self, g: Graph, shapes: Shapes, *, integer: bool) -> Mapping[Node, str]:
+        """Node -> why `write` (integer) or `convert` cannot carry it: asked of the float graph, before any long work.
+
+        What depends on such a node need not be told.  shapes: of the inputs, with any batch size.
+        """
+        return {}
 
     def pass_options(self) -> dict[str, dict[str, Any]]:
         """Pass -> options that follow from this target's own."""

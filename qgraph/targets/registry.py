@@ -109,6 +109,14 @@ def with_options(text: str, **given: Any) -> str:
     return str(dataclasses.replace(target, **{name: given[name] for name in own}))
 
 
+def no_open_sizes(target: Target) -> str:
+    """Why ``--input-shape data:1,3,?,?`` cannot be for this target; "" where it can."""
+    able = [cls.name for cls in all_classes() if cls.open_sizes]
+    if target.open_sizes:
+        return ""
+    return f"sizes can be left open for {', '.join(able)} (--target, --to); {target.name} wants numbers"
+
+
 def check_legal(target: Target, granularity: str, weight_bits: int, act_bits: int,
                 act_signed: str = "auto", beyond: tuple[str, ...] = ()) -> None:
     """UnsupportedError, naming the targets that can, if the target cannot carry these choices exactly."""

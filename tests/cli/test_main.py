@@ -19,6 +19,7 @@ from qgraph.cli import console
 from qgraph.cli.freeze import command as freeze_command
 from qgraph.cli.main import COMMANDS, cli, main
 from qgraph.options import FreezeOptions
+from qgraph.targets.registry import option_fields
 
 SUFFIXES = ("-symbol.json", "-0000.params", ".calib.json", ".report.json")
 
@@ -139,7 +140,7 @@ def test_dump_and_a_pass_of_ones_own(net: Path, capsys: pytest.CaptureFixture[st
         "    name = 'nothing'\n    def run(self, g):\n        return 0\n")
     assert main(["freeze", "net-symbol.json", "--pass", "mine_cli:Nothing@fold-bn", "--dump-passes", "dump", "-q"]) == 0
     names = sorted(os.listdir("dump"))
-    assert names[:4] == ["00-input.txt", "01-canonicalize.txt", "02-fold-bn.txt", "03-nothing.txt"]
+    assert names[:5] == ["00-input.txt", "01-canonicalize.txt", "02-constants.txt", "03-fold-bn.txt", "04-nothing.txt"]
     assert names[-1].endswith("-bake-weights.txt") and len(set(n[:2] for n in names)) == len(names)
 
 
@@ -301,7 +302,7 @@ def test_an_interrupt_keeps_the_old_files(net: Path, capsys: pytest.CaptureFixtu
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qgraph.calibration.collect.collect", interrupt)
+    monkeypatch.setattr("qgraph.commands.line.collect", interrupt)
     Path("net-quantized-symbol.json").write_text("old")
     assert main([*FREEZE, "-q"]) == 130
     _, err = lines_of(capsys)
@@ -311,7 +312,7 @@ def test_an_interrupt_keeps_the_old_files(net: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.mxnet
 def test_our_own_bug_keeps_its_traceback(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qgraph.calibration.collect.collect", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("qgraph.commands.line.collect", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([*FREEZE, "-q"])
 
@@ -355,9 +356,13 @@ def test_a_closed_pipe_is_quiet() -> None:
 def test_flags_are_the_fields_of_the_options() -> None:
     flags = {p.name: p for p in freeze_command.params}
     fields = {f.name: f for f in dataclasses.fields(FreezeOptions)}
-    assert set(flags) - {"model", "as_json", "quiet", "verbose", "targets"} == set(fields) - {"target"}
+    of_targets = option_fields()
+    assert {"isa", "int4", "fast"} <= of_targets.keys()
+    rest = {"model", "as_json", "quiet", "verbose", "targets", *of_targets}
+    assert set(flags) - rest == set(fields) - {"target"}
     with freeze_command.make_context("freeze", ["x"]) as ctx:
         assert ctx.params.pop("targets") == (fields.pop("target").default,)
+        assert all(ctx.params[name] is None for name in of_targets)
         for name, f in fields.items():
             assert ctx.params[name] == f.default, name
 

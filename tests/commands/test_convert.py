@@ -18,7 +18,7 @@ from helpers import DIGITS, EXAMPLES, ROOT, load_example, run_example, run_mxnet
 
 import qgraph
 from qgraph.cli.main import main
-from qgraph.commands.convert import find_output
+from qgraph.commands.open_model import find_output
 from qgraph.errors import OptionError, QGraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port

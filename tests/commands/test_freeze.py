@@ -41,7 +41,7 @@ def frozen() -> dict[str, Frozen]:
 
 @pytest.mark.parametrize("options", [
     {"target": ["mxnet", "onnx"]}, {"exclude": None}, {"calib": None}, {"input_shape": (1, 1, 24, 24)},
-    {"input_shape": {"data": (1, 1, 24, 24)}}, {"int4": "no"}, {"runtime": 3}])
+    {"input_shape": {"data": (1, 1, 24, 24)}}, {"merge_bn": "no"}, {"runtime": 3}])
 def test_options_of_the_wrong_kind_are_named(options: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         FreezeOptions(**options)  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def test_the_report(target: str, frozen: dict[str, Frozen], tmp_path: Path) -> N
     tensor = report["tensors"]["digits_depthwise_fwd"]
     assert tensor["dtype"] == "u8" and tensor["low"] == 0 and tensor["high"] == pytest.approx(255 * tensor["scale"])
     assert report["tensors"]["digits_dense_weight"]["source"] == ["weights"]
-    assert [p["name"] for p in report["passes"]][:2] == ["canonicalize", "fold-bn"]
+    assert [p["name"] for p in report["passes"]][:3] == ["canonicalize", "constants", "fold-bn"]
     frozen[target].save(tmp_path / "m")
     sizes = sum((tmp_path / f"m{s}").stat().st_size for s in ("-symbol.json", "-0000.params"))
     assert report["size"]["after"] == sizes

@@ -285,7 +285,8 @@ def test_rows_survive_a_file() -> None:
     lambda body: body.update(format="other"), lambda body: body.pop("about"), lambda body: body.update(rows=[1]),
     lambda body: body["rows"][0].update(weight_bits="8"), lambda body: body["rows"][0].pop("top1"),
     lambda body: body["float"].update(classes=[1]), lambda body: body["float"].update(classes="x"),
-    lambda body: body["rows"][0].update(top1=[1])])
+    lambda body: body["rows"][0].update(top1=[1]), lambda body: body["rows"][0].update(act_signed="atto"),
+    lambda body: body["rows"][0].update(weight_bits=0)])
 def test_files_that_hold_something_else_are_refused(change: Any) -> None:
     body = json.loads(rows().to_json())
     change(body)

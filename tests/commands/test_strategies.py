@@ -14,7 +14,7 @@ from qgraph import FreezeOptions
 from qgraph.commands.line import pipeline, split
 from qgraph.commands.report import quantized_layers
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.ir.graph import Graph
+from qgraph.ir.graph import Fused, Graph
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes.winograd_weights import DOMAINS, WinogradWeights, in_domain
 from qgraph.quant.spec import QSpec, quantize
@@ -150,7 +150,7 @@ def test_batchnorms_go_into_the_scales_behind_the_rounding(granularity: str) -> 
             (q, q.inputs(ours)[1].node), (apart, apart.inputs(alone)[1].node)))
         assert np.array_equal(codes[0], -plain[0]) and not codes[1].any() and plain[1].any()
         assert np.array_equal(codes[2:], plain[2:])
-        assert (q.inputs(ours)[1].node.quant.granularity, ours.attrs["act_type"]) == ("channel", "relu")
+        assert (q.inputs(ours)[1].node.quant.granularity, ours.fused) == ("channel", Fused("relu"))
     found, want = (Reference(h, rounding="mxnet").run(feeds)[0] for h in (q, apart))
     rows = quantized_layers(q)
     assert [row["granularity"] for row in rows] == [granularity] * 3 and {row["weight"] for row in rows} == {"s8"}

@@ -558,7 +558,6 @@ def test_a_single_input_of_another_name_reads_data(arrays):
         (dict(data=np.float32(1)), "at least 1"),
         (dict(data=np.array([["a"]])), "real numbers"),
         (dict(data=np.zeros((2, 3), complex)), "real numbers"),
-        (dict(data=np.zeros((3, 4, 4))), r"\[0\]: data has the shape \(4, 4\).*add the batch axis"),
         (dict(data=np.asfortranarray(np.zeros((2, 3, 4, 5)))), "ascontiguousarray"),
     ],
 )
@@ -709,8 +708,6 @@ def test_failing_iterator_fails_again_rather_than_ending_early(arrays):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([np.zeros((3, 4, 4))], "add the batch axis"),
-        ([np.zeros(3)], "add the batch axis"),
         ([(np.zeros((2, 3, 4, 4)), np.zeros(3))], "want the batch axis first"),
         ([(np.zeros((2, 3)),) * 3], "found 3 arrays, want data and at most a label"),
         ([{"image": np.zeros((2, 3))}], "lacks data; it has image"),
@@ -792,3 +789,16 @@ def test_rows_of_several_arrays_are_read_with_steps(save, select, tmp_path):
     wanted = np.arange(40)[slice(*(int(part) if part else None for part in select.split(":")))]
     assert np.array_equal(np.concatenate([batch.labels for batch in found]), wanted)
     assert np.array_equal(np.concatenate([batch.feeds["data"] for batch in found]), data[wanted])
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 10), (6, 10, 7), (6, 3, 4, 5, 6, 2)])
+def test_items_of_any_rank_are_taken(tmp_path, shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    np.savez(tmp_path / "a.npz", data=values)
+    for source in (tmp_path / "a.npz", values, [values]):
+        assert np.array_equal(np.concatenate([b.feeds["data"] for b in open_data(source, batch_size=4)]), values)
+
+
+def test_a_missing_batch_axis_is_named_where_the_model_says_its_shape():
+    with raises(r"\[0\]: data has the shape \(4, 4\).*want \(3, \?, \?\).*add the batch axis"):
+        list(open_data(np.zeros((3, 4, 4)), input_shapes={"data": (0, 3, 0, 0)}))

@@ -18,7 +18,7 @@ from hostile import KINDS, Kind
 from qgraph.errors import FormatError, QGraphError
 from qgraph.formats.mxnet import load, split_params, to_json
 from qgraph.formats.ndarray import dump_params, read_params
-from qgraph.ir.graph import Graph, Port
+from qgraph.ir.graph import Fused, Graph, Port
 
 FILES = 500  # of each kind
 SECONDS = 5.0  # for one file; they take about 15 milliseconds
@@ -34,7 +34,8 @@ def seed_graph() -> Graph:
         return Port(g.add_param(name, rng.normal(size=shape).astype(np.float32)))
 
     conv = g.add("Convolution", [g.add("null", name="data"), param("w", 4, 3, 3, 3), param("b", 4)], "conv",
-                 kernel=(3, 3), num_filter=4, act_type="relu")
+                 kernel=(3, 3), num_filter=4)
+    conv.fused = Fused("relu")
     bn = g.add("BatchNorm", [conv, *(param(f"bn_{n}", 4) for n in ("gamma", "beta", "mean", "var"))], "bn", eps=1e-5)
     split = g.add("SliceChannel", [bn], "split", n_out=2, num_outputs=2)
     inner = {"nodes": [{"op": "null", "name": "x", "inputs": []}, {"op": "null", "name": "w", "inputs": []},

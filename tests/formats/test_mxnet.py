@@ -20,7 +20,7 @@ from qgraph.formats.gluon import from_gluon
 from qgraph.formats.mxnet import load, lower_float, save, split_params, to_json, to_mxnet
 from qgraph.formats.ndarray import dump_params, read_params, write_params
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Port
+from qgraph.ir.graph import Fused, Graph, Port
 from qgraph.quant.spec import QSpec
 
 CASE_NAMES = ["squeezenet1.1", "mobilenetv1_0.75_192_bn", "cifar_resnet20_v1"]
@@ -267,9 +267,11 @@ def activation_graph() -> Graph:
     data = g.add("null", name="data")
     weight = g.add_param("w", np.ones((2, 3, 1, 1), np.float32))
     conv = g.add("Convolution", [data, weight], "conv", origin=["conv0", "relu0"], kernel=(1, 1), num_filter=2,
-                 no_bias=True, act_type="relu")
-    add = g.add("elemwise_add", [conv, conv], "add", origin=["add", "w"], act_type="clip", a_min="0", a_max="6")
-    g.heads = [Port(g.add("broadcast_add", [add, conv], "sum", act_type="sigmoid")), Port(conv)]
+                 no_bias=True)
+    add = g.add("elemwise_add", [conv, conv], "add", origin=["add", "w"])
+    total = g.add("broadcast_add", [add, conv], "sum")
+    conv.fused, add.fused, total.fused = Fused("relu"), Fused("clip", 0, 6), Fused("sigmoid")
+    g.heads = [Port(total), Port(conv)]
     return g
 
 

@@ -236,7 +236,7 @@ def test_helper_sees_a_wrong_graph_and_a_constant_one() -> None:
     ("second-reader", "c:Convolution: has other readers"),
     ("head", "c:Convolution: is a head"),
     ("axis", "bn:BatchNorm: normalizes axis 3"),
-    ("activation", "c:Convolution: has act_type=relu"),
+    ("activation", "c:Convolution: has a fused relu"),
     ("further-output", "bn:BatchNorm: its mean or variance output is read"),
 ])
 def test_fold_bn_says_why_not(case: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:

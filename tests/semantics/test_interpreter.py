@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -15,7 +16,7 @@ from qgraph.data.open import Preprocess, open_data
 from qgraph.errors import DataError, GraphError, UnsupportedError
 from qgraph.formats.mxnet import load
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.quant.spec import QParams, quantize
 from qgraph.semantics import interpreter as reference
 from qgraph.semantics import linear
@@ -151,11 +152,12 @@ def test_accumulation_equals_python_integers(case: Case, granularity: str) -> No
     assert len(np.unique(found)) > 10
 
 
-def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int, **fused: Any) -> tuple[Graph, dict, QParams]:
+def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int,
+              fused: Fused | None = None) -> tuple[Graph, dict, QParams]:
     """x -> fake_quantize -> op(fake-quantized weight and bias)."""
     g, feeds = case.graph()
     node, wp = g.find("node"), weight_params(case, granularity)
-    node.attrs.update({k: str(v) for k, v in fused.items()})
+    node.fused = fused
     g.insert_after(g.find("x0"), "fake_quantize", "xq", quant=xp)
     g.insert_after(g.find("x1"), "fake_quantize", "wq", quant=wp)
     for name in [name for name in feeds if name != "x0"]:
@@ -174,7 +176,7 @@ def quantized(case: Case, granularity: str, xp: QParams, bias_bits: int, **fused
 def test_integer_path_of_a_graph(case: Case, granularity: str, bias_bits: int) -> None:
     """real = relu((acc + bias codes) * (s_x s_w[c]) + float bias), each rounded to float32, not by the float path."""
     xp = qparams(8, False, 0.02, 50)
-    g, feeds, wp = quantized(case, granularity, xp, bias_bits, act_type="relu")
+    g, feeds, wp = quantized(case, granularity, xp, bias_bits, Fused("relu"))
     node = g.find("node")
     tensors = {n.name: out[0] for n, _, out in Executor(g).walk(feeds)}
     acc = accumulate(node, tensors["xq"], tensors["wq"])
@@ -275,16 +277,16 @@ def test_concat_keeps_codes_only_of_equal_params() -> None:
 
 
 @pytest.mark.parametrize("op,fused,want", [
-    ("Convolution", {"act_type": "relu"}, lambda y: np.maximum(y, 0)),
-    ("Convolution", {"act_type": "clip", "a_min": "0.5", "a_max": "1.5"}, lambda y: np.clip(y, 0.5, 1.5)),
-    ("Convolution", {"act_type": "tanh"}, np.tanh),
-    ("elemwise_add", {"act_type": "clip", "a_min": "0.5", "a_max": "3"}, lambda y: np.clip(y, 0.5, 3)),
-    ("FullyConnected", {"act_type": "clip", "a_min": "0", "a_max": "6"}, lambda y: np.clip(y, 0, 6)),
-    ("Deconvolution", {"act_type": "sigmoid"}, lambda y: 1 / (1 + np.exp(-y)))])
-def test_fused_activations(op: str, fused: dict[str, str], want: Any) -> None:
+    ("Convolution", Fused("relu"), lambda y: np.maximum(y, 0)),
+    ("Convolution", Fused("clip", 0.5, 1.5), lambda y: np.clip(y, 0.5, 1.5)),
+    ("Convolution", Fused("tanh"), np.tanh),
+    ("elemwise_add", Fused("clip", 0.5, 3), lambda y: np.clip(y, 0.5, 3)),
+    ("FullyConnected", Fused("clip", 0, 6), lambda y: np.clip(y, 0, 6)),
+    ("Deconvolution", Fused("sigmoid"), lambda y: 1 / (1 + np.exp(-y)))])
+def test_fused_activations(op: str, fused: Fused, want: Any) -> None:
     g, feeds = next(case for case in TABLE if case.op == op).graph()
     plain = run(g, feeds)[0]
-    g.find("node").attrs.update(fused)
+    g.find("node").fused = fused
     found = run(g, feeds)[0]
     np.testing.assert_allclose(found, want(plain), rtol=1e-6)
     assert (found != plain).any()
@@ -347,6 +349,43 @@ def test_a_decision_without_numbers_is_transparent() -> None:
     g, feeds = one("relu").graph()
     g.insert_after(g.find("x0"), "fake_quantize", quant=qparams(8, False, 1.0).spec)
     assert (run(g, feeds)[0] == np.maximum(feeds["x0"], 0)).all()
+
+
+LENT = """
+%data = input
+%w = param float32 (2, 3)
+%odd = MyOp(%data, %w)
+%r = Activation(%odd) {act_type=relu}
+%n = Activation(%data) {act_type=tanh}
+return %r, %n
+"""
+
+
+def test_an_op_without_a_kernel_is_lent() -> None:
+    g = Graph.parse(LENT)
+    x = np.arange(-3, 3, dtype=np.float32).reshape(2, 3)
+    asked = []
+
+    def lend(node: Node, inputs: Sequence[np.ndarray], fixed: Sequence[bool]) -> list[np.ndarray]:
+        asked.append((node.name, list(fixed)))
+        return [inputs[0] * 2 + inputs[1]]
+
+    found = Executor(g, run_op=lend).run({"data": x})
+    assert (found[0] == np.maximum(x * 2 + g.params["w"], 0)).all()
+    assert (found[1] == np.tanh(x)).all()
+    assert asked == [("odd", [False, True])]
+
+
+def test_what_cannot_be_lent_is_unknown_with_all_that_depends_on_it() -> None:
+    g = Graph.parse(LENT)
+
+    def refuse(*_: object) -> list[np.ndarray]:
+        raise UnsupportedError("no")
+
+    executor = Executor(g, run_op=refuse)
+    assert list(executor.known_tensors({"data": np.ones((2, 3))})) == [Port(g.find("n"))]
+    with pytest.raises(UnsupportedError, match="r: its value is unknown"):
+        executor.run({"data": np.ones((2, 3))})
 
 
 def test_errors_name_the_node() -> None:

@@ -117,7 +117,8 @@ def test_hostile_attributes_are_refused_or_mean_something(case: Case) -> None:
         g, feeds = case.graph()
         try:
             table = infer(g, {name: array.shape for name, array in feeds.items()})
-            if sum(int(np.prod(table[head])) for head in g.heads) < 1 << 20:
+            known = all(head in table for head in g.heads)  # not the shape that a reader decides
+            if known and sum(int(np.prod(table[head])) for head in g.heads) < 1 << 20:
                 assert [table[head] for head in g.heads] == [array.shape for array in run(g, feeds)]
         except QGraphError as error:
             assert "node:" in str(error)

@@ -22,15 +22,14 @@ from qgraph.analysis.codes import is_dense, passes_integers
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet import SUBGRAPHS
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.quant.spec import QParams, mxnet_range, quantize
 from qgraph.targets.mxnet.channel_ops import ChannelOps
 from qgraph.targets.mxnet.sim import avoid_sum_fusion
 from qgraph.targets.mxnet.weights import can_dictate, dictate
 
-_STEP = np.array([1.3], np.float32)  # of weights that are written for their codes alone; near it is one below the tie
+_STEP = np.array([1.3], np.float32)  # any step will do where only codes matter; near 1.3 a float32 lies below the tie
 _RANGES = ((-128, 127), (0, 255))
-_FUSION_ATTRS = ("act_type", "a_min", "a_max")
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class _Lowering:
     def _copy(self, node: Node, inputs: list[Port] | tuple) -> None:
         twin = _as(node, self.out.add(node.op, inputs, node.name, n_out=node.n_out, origin=node.origin,
                                       attrs=node.attrs))
+        twin.fused = node.fused
         if node.name in self.g.params:
             self.out.params[twin.name] = self.g.params[node.name]
         for index in range(node.n_out):
@@ -146,8 +146,7 @@ class _Lowering:
         source = self.g.inputs(self.g.inputs(conv)[1].node)[0].node
         flat = dictate(codes.reshape(1, -1), _STEP, qp.qmin, qp.qmax)
         weight = self.out.add_param(f"{conv.name}_codes", flat.reshape(codes.shape), origin=(source.name,))
-        own = {k: v for k, v in conv.attrs.items() if k not in _FUSION_ATTRS}
-        steps = [("Convolution", {**own, "no_bias": "True"}, ["data", "weight"])]
+        steps = [("Convolution", {**conv.attrs, "no_bias": "True"}, ["data", "weight"])]
         sums = self._subgraph("_sg_mkldnn_conv", conv, [data.ports[0], Port(weight), *data.ports[1:]],
                               {"quantized": "true"}, ["data", "weight"], steps, origin=(conv,))
         self.out.rename(sums, conv.name + "_sums")
@@ -166,11 +165,11 @@ class _Lowering:
         # by way of float64: int32 would become float32 in place, and ops of oneDNN go on to take it for integers
         value = op("Cast", [op("Cast", [Port(sums)], "wide", dtype="float64")], "floats", dtype="float32")
         value = self.channel_ops.affine(value, len(codes), steps_of, bias, f"{conv.name}_scaled", sums.origin)
-        act = ops.attr(conv, "act_type")
-        if act:
-            value = op("Activation", [value], "act", act_type="relu" if act == "clip" else act)
-        if act == "clip":  # from zero, as all that are fused
-            value = op("_minimum_scalar", [value], "top", scalar=ops.attr(conv, "a_max"))
+        act = conv.fused
+        if act is not None:
+            value = op("Activation", [value], "act", act_type="relu" if act.act == "clip" else act.act)
+            if act.act == "clip":  # from zero, as all that are fused
+                value = op("_minimum_scalar", [value], "top", scalar=float(act.high))
         return value
 
     # ---- integer side -----------------------------------------------------------------------------------------------
@@ -183,7 +182,7 @@ class _Lowering:
             if self._reader(node) is None or not all(p in self.codes or self._waits(p) for p in inputs):
                 return False
             waiting = sum(map(self._waits, inputs))  # the kernel adds the codes of one operand to the sums of the other
-            return waiting == 1 or (not waiting and not ops.attr(node, "act_type"))
+            return waiting == 1 or (not waiting and node.fused is None)
         return passes_integers(node) and all(p in self.codes for p in inputs)
 
     def _waits(self, port: Port) -> bool:
@@ -242,7 +241,7 @@ class _Lowering:
             return self._add(node, qp)
         main = waiting[-1]
         operand = self.codes[ports[1 - ports.index(main)]]
-        if operand.params.signed and ops.attr(node, "act_type") and qp.qmax != 127:
+        if operand.params.signed and node.fused is not None and qp.qmax != 127:
             raise UnsupportedError(f"{node}: MXNet's kernel ends at code 127 here; run the pass signed-residual")
         return self._convolution(main.node, qp, node, operand)
 
@@ -258,17 +257,17 @@ class _Lowering:
         inputs += data.ports[1:]
         if operand is not None:
             inputs += operand.ports[1:]
-        act = ops.attr(last, "act_type")
-        self._check_range(last, qp, act)
+        act = last.fused
+        self._check_range(last, qp)
         attrs = {"quantized": "true", **self._range(qp)}
         if add is not None:
             attrs["with_sum"] = "true"
-        if act:
+        if act is not None:
             attrs["with_postsum_act" if add is not None else "with_act"] = "true"
-        steps = [("Convolution", {k: v for k, v in conv.attrs.items() if k not in _FUSION_ATTRS}, names)]
+        steps = [("Convolution", dict(conv.attrs), names)]
         if operand is not None:
             steps = [("Convolution", steps[0][1], names[:-1]), ("elemwise_add", {}, ["", "sum"])]
-        if act:
+        if act is not None:
             steps.append(_activation(act))
         return self._subgraph("_sg_mkldnn_conv", last, inputs, attrs, names, steps, origin=(conv, last))
 
@@ -278,21 +277,22 @@ class _Lowering:
         inputs = [data.ports[0], *self._weights(node, flat=True)]
         names = ["data", "weight", "bias"][: len(inputs)]
         inputs += data.ports[1:]
-        act = ops.attr(node, "act_type")
+        act = node.fused
         attrs = {"quantized": "true", "channel_wise_quantize": "true"}
         if qp is None:
             attrs["enable_float_output"] = "true"
         else:
-            self._check_range(node, qp, act)
+            self._check_range(node, qp)
             attrs.update(self._range(qp))
-        if act:
+        if act is not None:
             attrs["with_eltwise"] = "true"
-        own = {k: v for k, v in node.attrs.items() if k not in _FUSION_ATTRS}
+        own = dict(node.attrs)
         if node.op == "Convolution":
             own = {"num_hidden": own["num_filter"], "no_bias": str(len(names) < 3), "flatten": "True"}
-        last = ("clip", {k: node.attrs[k] for k in ("a_min", "a_max")}, [""]) if act == "clip" and qp is None else (
-            _activation(act))
-        steps = [("FullyConnected", own, names)] + ([last] if act else [])
+        steps = [("FullyConnected", own, names)]
+        if act is not None:
+            steps.append(("clip", {"a_min": str(act.low), "a_max": str(act.high)}, [""])
+                         if act.act == "clip" and qp is None else _activation(act))
         dense = self._subgraph("_sg_mkldnn_fully_connected", node, inputs, attrs, names, steps, origin=(node,),
                                n_out=1 if qp is None else 3)
         if node.op == "Convolution":
@@ -303,7 +303,7 @@ class _Lowering:
     def _add(self, add: Node, qp: QParams) -> Node:
         """_contrib_quantized_elemwise_add of two integer tensors, for sums that no convolution can take in."""
         left, right = (self.codes[p] for p in self.g.inputs(add))
-        if ops.attr(add, "act_type"):
+        if add.fused is not None:
             raise UnsupportedError(f"{add}: MXNet's int8 addition has no fused activation")
         return _as(add, self.out.add("_contrib_quantized_elemwise_add",
                                      [left.ports[0], right.ports[0], *left.ports[1:], *right.ports[1:]], add.name,
@@ -347,10 +347,11 @@ class _Lowering:
         high = float(mxnet_range(qp.scale, bool(qp.signed)))
         return {"min_calib_range": str(-high if qp.signed else 0.0), "max_calib_range": str(high)}
 
-    def _check_range(self, node: Node, qp: QParams, act: str) -> None:
-        if qp.signed == bool(act):
+    def _check_range(self, node: Node, qp: QParams) -> None:
+        act = node.fused
+        if qp.signed == (act is not None):
             raise UnsupportedError(f"{node}: MXNet's kernel writes {'u8' if act else 's8'} here, found {qp.dtype}")
-        if act == "clip" and float(qp.scale) * 255 > ops.attr(node, "a_max") * (1 + 1e-6):
+        if act is not None and act.act == "clip" and float(qp.scale) * 255 > act.high * (1 + 1e-6):
             raise UnsupportedError(f"{node}: behind a fused clip the range must end at a_max")
 
     def _subgraph(self, op: str, last: Node, inputs: list[Port], attrs: dict[str, str], names: list[str],
@@ -385,6 +386,6 @@ def _as(node: Node, twin: Node) -> Node:
     return twin
 
 
-def _activation(act: str) -> tuple[str, dict[str, str], list[str]]:
+def _activation(act: Fused) -> tuple[str, dict[str, str], list[str]]:
     """The fused step. A clip is written as relu: the kernel ignores its upper bound, which is where the codes end."""
-    return ("Activation", {"act_type": "relu" if act == "clip" else act}, [""])
+    return ("Activation", {"act_type": "relu" if act.act == "clip" else act.act}, [""])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from qgraph.data.open import Batch
-from qgraph.errors import DataError, MissingDependencyError
+from qgraph.errors import DataError, MissingDependencyError, QGraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
+from qgraph.semantics.legal import Legal, legal_values
 from qgraph.targets.base import Feeds
 
 _BACKEND = "MXNET_SUBGRAPH_BACKEND"
@@ -55,11 +56,11 @@ def _leaves_alone(layer: Node, reader: Node) -> bool:
     """Whether MXNet fuses the two in no way, or in one that changes nothing."""
     if reader.op == "LeakyReLU":
         return bool(ops.attr(reader, "act_type") == "leaky" and ops.attr(reader, "slope") == 1)
-    return reader.op in _READS or (reader.op == "BatchNorm" and "act_type" in layer.attrs)
+    return reader.op in _READS or (reader.op == "BatchNorm" and layer.fused is not None)
 
 
 def _let_fuse(g: Graph) -> bool:
-    """Make `g` one whose layers MXNet fuses with their own activation and nothing else; False if that cannot be had.
+    """Rewrite `g` so that MXNet fuses each layer with its activation only. Returns False if that is not possible.
 
     MXNet fuses without regard to which tensors are watched, and its conv + sum is wrong in some graphs; a broadcast_add
     is the same sum, and is left alone.  The numbers are those of the graph that is not fused, bit for bit.
@@ -77,9 +78,12 @@ class Executor:
 
     watch: the tensors to return instead of the heads.
     fused: let MXNet fuse activations into layers where that is safe: two to three times as fast behind clip.
+    way_out: what else may run a graph that MXNet cannot, for messages.
+    Raises UnsupportedError, which names the node, for an op that this MXNet lacks or cannot run.
     """
 
-    def __init__(self, graph: Graph, watch: Sequence[Port] | None = None, fused: bool = False) -> None:
+    def __init__(self, graph: Graph, watch: Sequence[Port] | None = None, fused: bool = False,
+                 way_out: Callable[[Graph], str] | None = None) -> None:
         from qgraph.formats.mxnet import to_mxnet
 
         self._mx = import_mxnet("running a model on MXNet")
@@ -91,16 +95,25 @@ class Executor:
         twin = {n.name: n for n in bare.dag}
         bare.heads = [Port(twin[p.node.name], p.index) for p in heads]
         self.inputs = [n.name for n in bare.data_inputs()]
+        self._way_out = way_out
+        self._source = bare
         if any(n.op == "fake_quantize" for n in bare.dag):
             from qgraph.targets.mxnet.sim import lower
 
             bare = lower(bare)
         # "default" fuses nothing, as "NONE" does, which logs a line at every bind
         self._backend = "MKLDNN" if fused and _let_fuse(bare) else "default"
-        self._symbol, self._args, self._aux = to_mxnet(bare)
-        self._bound: dict[tuple, Any] = {}
+        self._graph = bare
+        try:
+            self._symbol, self._args, self._aux = to_mxnet(bare)
+        except self._mx.MXNetError as error:
+            if (node := self._lacking(str(error))) is None:
+                raise UnsupportedError(f"MXNet does not take this model: {_said(error)}") from error
+            raise self._refusal(node, f"this MXNet ({self._mx.__version__}) has no such op") from error
+        self._bound: dict[tuple, tuple[Any, dict[str, Legal]]] = {}
 
-    def _bind(self, feeds: Feeds) -> Any:
+    def _bind(self, feeds: Feeds) -> tuple[Any, dict[str, Legal]]:
+        """(the compiled graph, values of inputs beyond which MXNet crashes)"""
         shapes = {name: feeds[name].shape for name in self.inputs}
         key = tuple(shapes.items())
         if key not in self._bound:
@@ -109,38 +122,95 @@ class Executor:
             self._bound.clear()  # one shape at a time: memory stays that of one executor
             try:
                 with subgraph_backend(self._backend):
-                    self._bound[key] = self._symbol.bind(mx.current_context(), args, grad_req="null",
-                                                         aux_states=self._aux)
+                    bound = self._symbol.bind(mx.current_context(), args, grad_req="null", aux_states=self._aux)
             except mx.MXNetError as error:
                 raise DataError(f"MXNet cannot run this model on inputs of shape {shapes}: "
                                 f"{str(error).splitlines()[0]}") from error
+            self._bound[key] = bound, legal_values(self._source, shapes, crash=True)
         return self._bound[key]
 
-    def start(self, feeds: Feeds) -> list[Any]:
-        """Begin a forward pass; the arrays returned wait for it when they are read."""
+    def _forward(self, feeds: Feeds) -> list[Any]:
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise DataError(f"the model wants input {', '.join(missing)}; found {', '.join(feeds)}")
-        bound = self._bind(feeds)
+        bound, legal = self._bind(feeds)
+        for name, wanted in legal.items():
+            if (bad := wanted.outside(feeds[name])).size:
+                raise DataError(f"input {name} holds {bad.flat[0]:g} in a batch of {len(feeds[name])}, want "
+                                f"{wanted.low[0]:g} to {wanted.high[0]:g}, the values that {wanted.reader} can read; "
+                                "numbers of images count within the batch (--batch-size)")
         outputs = bound.forward(is_train=False, **{n: self._mx.nd.array(feeds[n]) for n in self.inputs})
         return [outputs[i] for i in self._order]
 
+    def start(self, feeds: Feeds) -> list[Any]:
+        """Begin a forward pass; the arrays returned wait for it when they are read."""
+        try:
+            return self._forward(feeds)
+        except self._mx.MXNetError as error:
+            raise self._cannot_run(feeds, error) from error
+
+    def _read(self, arrays: Sequence[Any], feeds: Feeds) -> list[np.ndarray]:
+        try:
+            return [array.asnumpy() for array in arrays]
+        except self._mx.MXNetError as error:
+            raise self._cannot_run(feeds, error) from error
+
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """The values of the heads, or of the watched tensors."""
-        return [array.asnumpy() for array in self.start(feeds)]
+        return self._read(self.start(feeds), feeds)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
         """(batch, values) for every batch; MXNet computes the next one while the caller looks at this one."""
         previous: Any = None
         pending: list[Any] | None = None
         for batch in batches:
-            values = [array.asnumpy() for array in pending] if pending is not None else None
+            values = self._read(pending, previous.feeds) if pending is not None else None
             pending = self.start(batch.feeds)
             if values is not None:
                 yield previous, values
             previous = batch
         if pending is not None:
-            yield previous, [array.asnumpy() for array in pending]
+            yield previous, self._read(pending, previous.feeds)
+
+    # ---- what MXNet cannot run --------------------------------------------------------------------------------------
+
+    def _lacking(self, message: str) -> Node | None:
+        """The first node whose op is not there, or whose Custom op was not registered."""
+        there = set(self._mx.operator.get_all_registered_operators())
+        return next((n for n in self._graph.toposort() if n.op != "null" and (
+            n.op not in there or (n.op == "Custom" and n.attrs.get("op_type", "") in message))), None)
+
+    def _cannot_run(self, feeds: Feeds, error: Exception) -> QGraphError:
+        """The error that names the node, which is found by bisection: the first `low` nodes run, `high` do not."""
+        order = [n for n in self._graph.toposort() if n.op != "null"]
+        low, high = 0, len(order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._runs(order[:middle], feeds) else (low, middle)
+        return self._refusal(order[low], f"MXNet cannot run it: {_said(error)}")
+
+    def _runs(self, nodes: Sequence[Node], feeds: Feeds) -> bool:
+        within = set(nodes)
+        ends = [Port(n) for n in nodes if not any(reader in within for reader, _ in self._graph.uses(n))]
+        part = Executor(self._graph, ends)
+        try:
+            for array in part._forward(feeds):
+                array.wait_to_read()
+        except self._mx.MXNetError:
+            return False
+        return True
+
+    def _refusal(self, node: Node, why: str) -> UnsupportedError:
+        before = next((p.node.name for p in self._graph.inputs(node) if p.node.op != "null"), "NAME")
+        other = self._way_out(self._source) if self._way_out is not None else ""
+        return UnsupportedError(f"{node}: {why}; {other}--outputs {before} ends the model before it")
+
+
+def _said(error: Exception) -> str:
+    """The line of an MXNetError that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if "Error" in line or "heck failed" in line]
+    text = (lines or str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return text.removeprefix("MXNetError: ")[:300]
 
 
 def run(graph: Graph, feeds: Feeds, watch: Sequence[Port] | None = None) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from qgraph.analysis.codes import are_bias_steps, channel_scales
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_marks import AS_IS, BIAS, CODES_ENDING, MARK, SUMS, mark_of
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.quant.spec import ROUNDER, QParams, quantize
 from qgraph.targets.mxnet.channel_ops import ChannelOps
 from qgraph.targets.mxnet.codes import CodesWriter
@@ -115,13 +115,12 @@ class _Lowering:
             inputs.append(found)
             bias = None
         act = _take_act(node)
-        early = bias is None and act is not None and act["act_type"] in ("relu", "clip") and float(
-            act.get("a_min", 0)) == 0
+        early = bias is None and act is not None and act.act in ("relu", "clip") and act.low == 0
         node.attrs["no_bias"] = str(len(inputs) < 3)
         out.set_inputs(node, inputs)
         chain = _Chain(out, node)
         if early:  # the kernel's own; the order of a relu and a positive factor does not matter
-            node.attrs["act_type"] = "relu"
+            node.fused = Fused("relu")
         self._multiply(chain, node, factors, len(scales))
         if bias is not None:
             self._add_bias(chain, node, bias)
@@ -179,7 +178,7 @@ class _Lowering:
             shaped = gamma if axis == -1 else Port(out.add("Reshape", [gamma], f"{node.name}_steps_nd", shape=shape))
             chain.add("broadcast_mul", "scaled", shaped, attrs=mark)
             return
-        if node.op == "Convolution" and "act_type" not in node.attrs:  # another thing that is not folded, and is free
+        if node.op == "Convolution" and node.fused is None:  # another thing that is not folded, and is free
             chain.add("LeakyReLU", "as_is", attrs={**mark, "act_type": "leaky", "slope": "1.0"})
         chain.append(self.channel_ops.affine(Port(chain.last), channels, gamma, 0.0, f"{node.name}_scaled", node.origin,
                                              axis, attrs=mark).node)
@@ -194,17 +193,17 @@ class _Lowering:
                                              node.origin, _channel_axis(node),
                                              attrs={MARK: BIAS} if self.marked else {}).node)
 
-    def _activate(self, chain: _Chain, act: dict[str, str] | None, early: bool) -> None:
+    def _activate(self, chain: _Chain, act: Fused | None, early: bool) -> None:
         """early: what is below zero is gone already."""
         if act is None:
             return
-        if act["act_type"] == "clip" and float(act["a_min"]) != 0:
-            chain.add("clip", "act", attrs={key: act[key] for key in ("a_min", "a_max")})
+        if act.act == "clip" and act.low != 0:
+            chain.add("clip", "act", attrs={"a_min": str(act.low), "a_max": str(act.high)})
             return
         if not early:
-            chain.add("Activation", "act", attrs={"act_type": act["act_type"].replace("clip", "relu")})
-        if act["act_type"] == "clip" and (chain.was_head or not self.codes.end_at(chain.readers, float(act["a_max"]))):
-            chain.add("_minimum_scalar", "top", attrs={"scalar": act["a_max"]})
+            chain.add("Activation", "act", attrs={"act_type": act.act.replace("clip", "relu")})
+        if act.act == "clip" and (chain.was_head or not self.codes.end_at(chain.readers, float(act.high))):
+            chain.add("_minimum_scalar", "top", attrs={"scalar": str(act.high)})
 
     def _wide(self, node: Node) -> None:
         """In float64, which no order of the terms shows in."""
@@ -247,20 +246,20 @@ def _channel_axis(node: Node) -> int:
     return -1 if node.op == "FullyConnected" and not ops.attr(node, "flatten") else 1
 
 
-def _take_act(node: Node) -> dict[str, str] | None:
-    act: dict[str, str] = {key: node.attrs.pop(key) for key in ("act_type", "a_min", "a_max") if key in node.attrs}
-    return act or None
+def _take_act(node: Node) -> Fused | None:
+    act, node.fused = node.fused, None
+    return act
 
 
 def _keep_batchnorms(out: Graph, marked: bool) -> None:
     """conv -> BatchNorm  becomes  conv -> * 1 -> BatchNorm.
 
-    MXNet's default bind would fold the BatchNorm into the weight, and so round otherwise than in training; copies it
-    sees through.
+    MXNet's default bind would fold the BatchNorm into the weight, which changes the rounding.  A `_copy` in between
+    does not prevent the folding; a multiplication by 1 does.
     """
     for bn in out.nodes("BatchNorm"):
         layer = out.inputs(bn)[0].node
-        if ops.kind(layer) == ops.COMPUTE and "act_type" not in layer.attrs:
+        if ops.kind(layer) == ops.COMPUTE and layer.fused is None:
             out.set_input(bn, 0, out.add("_mul_scalar", [layer], layer.name + "_as_is", scalar=1.0,
                                          attrs={MARK: AS_IS} if marked else {}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qgraph.analysis.codes import nonnegative
 from qgraph.errors import OptionError
 from qgraph.formats.mxnet import SYMBOL_SUFFIX
 from qgraph.ir import ops
@@ -57,9 +58,15 @@ class Mxnet(Target):
                 return "MXNet's int8 convolution is 2-D, NCHW"
             if not is_dense_or_depthwise(g, layer):
                 return "MXNet's int8 kernel computes grouped convolutions with wrong scales"
-        if ops.attr(layer, "act_type") not in ("", "relu", "clip"):
-            return f"MXNet's int8 kernel is not used with {ops.attr(layer, 'act_type')}"
+        if layer.fused is not None and layer.fused.act not in ("relu", "clip"):
+            return f"MXNet's int8 kernel is not used with {layer.fused.act}"
         return ""
+
+    def doubts(self, g: Graph) -> dict[Node, str]:
+        """Fully connected layers that pass signed-dense leaves in float."""
+        unsigned = nonnegative(g)
+        return {layer: "MXNet's int8 dense kernel reads unsigned values, and its input can be negative"
+                for layer in g.nodes("FullyConnected") if g.inputs(layer)[0] not in unsigned}
 
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.mxnet.int8 import lower_with_codes

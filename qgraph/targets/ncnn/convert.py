@@ -41,7 +41,7 @@ def converter(*names: str) -> Callable[[Converter], Converter]:
 
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
-        f"{node}: there is no ncnn converter for this op; end the model before it (qgraph convert --outputs NAME), or "
+        f"{node}: there is no ncnn converter for this op; end the model before it (--outputs NAME), or "
         f"add one with @qgraph.targets.ncnn.convert.converter({node.op!r})")
 
 
@@ -151,7 +151,7 @@ class Context:
 
     def refuse(self, why: str) -> UnsupportedError:
         """The error to raise for what ncnn cannot say."""
-        return UnsupportedError(f"{self.node}: {why}; end the model before it (qgraph convert --outputs NAME)")
+        return UnsupportedError(f"{self.node}: {why}; end the model before it (--outputs NAME)")
 
     # ---- layers -----------------------------------------------------------------------------------------------------
 
@@ -183,10 +183,10 @@ class Context:
         return str(self.layer("Reshape", blob, params=sizes(shape)))
 
     def activation(self, blob: str) -> str:
-        """A layer for the activation that this node carries (attributes act_type, a_min, a_max)."""
-        kind = self.attr("act_type")
-        if not kind:
+        """A layer for the activation that this node carries."""
+        act = self.node.fused
+        if act is None:
             return blob
-        if kind == "clip":
-            return str(self.layer("Clip", blob, params={0: self.attr("a_min"), 1: self.attr("a_max")}))
+        if act.act == "clip":
+            return str(self.layer("Clip", blob, params={0: float(act.low), 1: float(act.high)}))
         return str(self.layer("ReLU", blob))

@@ -18,6 +18,7 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
+from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.interpreter import Tensor, evaluate
 from qgraph.semantics.kernels import KERNELS
@@ -31,9 +32,6 @@ from qgraph.targets.ncnn.model import NcnnModel
 from qgraph.targets.ncnn.runtime import Codes
 
 _BATCHES = (2, 3)
-_SHAPE_ONLY = {"slice_like": (1,), "Crop": (1,), "broadcast_like": (1,), "reshape_like": (1,),
-               "shape_array": (0,), "size_array": (0,), "_contrib_arange_like": (0,)}
-"""Op -> slots of which only the shape counts."""
 _FILLS = {"zeros_like": 0.0, "ones_like": 1.0, "_zeros": 0.0, "_ones": 1.0, "_full": 0.0}
 
 
@@ -44,6 +42,11 @@ def to_ncnn(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> Ncnn
     Raises UnsupportedError naming the node that ncnn, or a converter, cannot carry.
     """
     return _Emitter(g, dict(shapes or {})).run()
+
+
+def refused(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Node, str]:
+    """Node -> why it cannot be carried, see `Target.refused`."""
+    return refused_by(g, _Emitter(g, dict(shapes)).carry)
 
 
 def carried_ops() -> dict[str, str]:
@@ -94,7 +97,7 @@ class _Emitter:
         reached = value_nodes(self.g)
         for node in self.order:
             if node in reached:
-                self._node(node)
+                self.carry(node)
         heads = [self._head(head) for head in self.g.heads]
         quantizers = {fq: self.blobs[Port(fq)] for fq in self.g.nodes("fake_quantize") if Port(fq) in self.blobs}
         wanted = _names(self.g, self.order, self.layers, self.blobs, self.made_for, self.fused)
@@ -116,13 +119,14 @@ class _Emitter:
 
     def blob(self, port: Port) -> str:
         if port not in self.blobs:
-            raise UnsupportedError(f"{port.key}: is read as an image's value, and is none")
+            raise UnsupportedError(f"{port.key}: is read as a value of the image, but it is a constant")
         return self.blobs[port]
 
     def constant(self, port: Port) -> np.ndarray | None:
         return self.constants.get(port)
 
-    def _node(self, node: Node) -> None:
+    def carry(self, node: Node) -> None:
+        """Add what stands for this node. Raises UnsupportedError."""
         ports = value_inputs(self.g, node)
         if node.op == "null":
             self._variable(node)
@@ -164,7 +168,7 @@ class _Emitter:
 
     def _fold(self, node: Node, ports: list[Port]) -> bool:
         """What depends on parameters and shapes alone, such as anchors, is computed now."""
-        shape_only = _SHAPE_ONLY.get(node.op, ())
+        shape_only = ops.SHAPE_ONLY.get(node.op, ())
         unclear = [p for slot, p in enumerate(ports) if slot in shape_only and -2 in self.shapes.get(p, (-2,))]
         if node.op in _FILLS and (not ports or -2 not in self.shapes.get(ports[0], (-2,))):
             shape = self.shapes[ports[0]] if ports else ops.attr(node, "shape")
@@ -210,7 +214,7 @@ def _names(g: Graph, order: Sequence[Node], layers: list[Layer], blobs: Mapping[
         if node.op == "fake_quantize" or (blob in wanted and node not in fused):
             continue  # passed on
         name = port.key
-        carries = "act_type" in ops.info(node.op).defaults and "act_type" in node.attrs and node.op != "Activation"
+        carries = node.fused is not None or (node.op == "LeakyReLU" and "act_type" in node.attrs)
         if port.index == 0 and node.origin and node.origin[-1] not in users and (carries or port in heads):
             name = node.origin[-1]
         wanted[blob] = port.key if name in given else name

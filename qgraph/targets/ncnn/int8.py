@@ -16,8 +16,8 @@ from qgraph.targets.ncnn.files import Layer, Weight
 
 FUSING = ("Convolution", "ConvolutionDepthWise")
 MASK, NO_WINOGRAD = 31, 64  # parameter of any layer: bits of options that are off for it (net.cpp)
-# Convolutions of 3x3 run as F(4,3): y = (A^T ((G W G^T) * (B^T X B)) A) / 576 in int32.  Sums wrap round, so what
-# counts is 576 * y alone; the transformed weights and inputs, at most 144 * 127 and 100 * 127, fit the int16 they have.
+# Convolutions of 3x3 run as F(4,3): y = (A^T ((G W G^T) * (B^T X B)) A) / 576 in int32.  int32 sums wrap
+# round, so only the result, 576 * y, must fit.  Transformed weights (up to 144 * 127) and inputs (100 * 127) fit int16.
 WINOGRAD_LIMIT = ((1 << 31) - 1) // 576
 
 

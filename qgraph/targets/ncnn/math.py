@@ -36,7 +36,7 @@ def _binary(c: Context) -> str:
     """BinaryOp, which broadcasts blobs of as many axes; MXNet's sum may carry an activation."""
     op = _BINARY[c.node.op.split("_")[-1]]
     out = _combined(c, op)
-    return c.activation(out) if c.node.op == "elemwise_add" else out
+    return c.activation(out)
 
 
 def _combined(c: Context, op: int) -> str:

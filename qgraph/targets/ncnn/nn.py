@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph.ir import ops
-from qgraph.ir.graph import Node
+from qgraph.ir.graph import Fused, Node
 from qgraph.semantics.geometry import deconv_geometry, pool_geometry, resize_output
 from qgraph.targets.ncnn.convert import Context, converter
 from qgraph.targets.ncnn.files import Value, Weight
@@ -25,17 +25,18 @@ def check_layout(c: Context, ranks: tuple[int, ...] = (2,)) -> None:
 
 def _carried(c: Context) -> dict[int, Value]:
     """Parameters 9 and 10: the activation that the node carries, or that is its only reader."""
-    kind = c.attr("act_type")
-    node = c.node if kind else c.take_activation(_TAKEN)
-    if node is None:
-        return {}
-    if not kind:
+    act = c.node.fused
+    if act is None:
+        node = c.take_activation(_TAKEN)
+        if node is None:
+            return {}
         kind = ops.attr(node, "act_type") if node.op in ("Activation", "LeakyReLU") else node.op
-    if kind == "clip":
-        return {9: 3, 10: [float(ops.attr(node, "a_min")), float(ops.attr(node, "a_max"))]}
-    if kind == "leaky":
-        return {9: 2, 10: [float(ops.attr(node, "slope"))]}
-    return {9: {"relu": 1, "sigmoid": 4}[kind]}
+        if kind == "leaky":
+            return {9: 2, 10: [float(ops.attr(node, "slope"))]}
+        act = Fused("clip", ops.attr(node, "a_min"), ops.attr(node, "a_max")) if kind == "clip" else Fused(kind)
+    if act.act == "clip":
+        return {9: 3, 10: [float(act.low), float(act.high)]}
+    return {9: {"relu": 1, "sigmoid": 4}[act.act]}
 
 
 def _window(c: Context) -> dict[int, Value]:

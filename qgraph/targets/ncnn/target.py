@@ -50,6 +50,11 @@ class Ncnn(Target):
 
         return carried_ops()
 
+    def refused(self, g: Graph, shapes: Shapes, *, integer: bool) -> Mapping[Node, str]:
+        from qgraph.targets.ncnn.emit import refused
+
+        return refused(g, shapes)
+
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.ncnn.emit import to_ncnn
 

@@ -51,6 +51,7 @@ class Emitter(Protocol):
     g: Graph
     nodes: list[NodeProto]
     shapes: dict[Port, Shape]
+    varying: set[Port]
 
     def read(self, reader: Node, port: Port) -> str:
         """The tensor in which this reader finds a value."""
@@ -118,7 +119,9 @@ class Context:
         return self._shape(Port(self.node, index))
 
     def knows(self, slot: int = 0) -> bool:
-        return self._ports[slot] in self._emitter.shapes
+        """Whether the shape of an input is known, and the same whatever the sizes of the model's inputs."""
+        port = self._ports[slot]
+        return port in self._emitter.shapes and port not in self._emitter.varying
 
     def _shape(self, port: Port) -> tuple[int, ...]:
         if port not in self._emitter.shapes:
@@ -138,10 +141,10 @@ class Context:
         return str(self.op("Reshape", x, self.const(list(shape), "shape")))
 
     def activation(self, x: str) -> str:
-        """The activation fused into this node (attributes act_type, a_min, a_max), unless quantization implies it."""
-        kind = self.attr("act_type")
-        if not kind or self._emitter.drops_activation(self.node):
+        """The activation fused into this node, unless quantization implies it."""
+        act = self.node.fused
+        if act is None or self._emitter.drops_activation(self.node):
             return x
-        if kind == "relu":
+        if act.act == "relu":
             return str(self.op("Relu", x))
-        return str(self.op("Clip", x, *(self.const(np.float32(self.attr(key))) for key in ("a_min", "a_max"))))
+        return str(self.op("Clip", x, *(self.const(np.float32(end)) for end in (act.low, act.high))))

@@ -55,6 +55,14 @@ def _pick(c: Context, x: str, indices: str) -> str:
     return found if c.attr("keepdims") else c.op("Squeeze", found, axes)
 
 
+@converter("batch_take")
+def _batch_take(c: Context, x: str, indices: str) -> str:
+    """One number of each row."""
+    axes = c.const([1], "axis")
+    index = c.op("Unsqueeze", _bounded(c, indices, _length(c, x, 0, 1), "clip"), axes)
+    return c.op("Squeeze", c.op("GatherElements", x, index, axis=1), axes)
+
+
 @converter("gather_nd")
 def _gather_nd(c: Context, x: str, indices: str) -> str:
     """GatherND, which has the axis of coordinates last."""
@@ -87,9 +95,15 @@ def _sorted(c: Context, x: str, count: int = 0) -> list[str]:
 @converter("topk")
 def _topk(c: Context, x: str) -> str | list[str]:
     kind, count = c.attr("ret_typ"), max(c.attr("k"), 0)
-    if kind not in ("indices", "value", "both"):
-        raise c.refuse(f"found ret_typ {kind}, want indices, value or both")
+    if kind not in ("indices", "value", "both", "mask"):
+        raise c.refuse(f"found ret_typ {kind}, want indices, value, both or mask")
     values, indices = _sorted(c, x, count)
+    if kind == "mask":
+        zero, one = (c.op("Expand", scalar(c, value), c.op("Shape", like)) for value, like in ((0, x), (1, values)))
+        if c.attr("axis"):
+            return c.op("ScatterElements", zero, indices, one, axis=one_axis(c.node, len(c.shape())))
+        found = c.op("ScatterElements", c.reshape(zero, (-1,)), indices, one, axis=0)
+        return c.op("Reshape", found, c.op("Shape", x))
     if kind == "value":
         return values
     return to_float(c, indices) if kind == "indices" else [values, to_float(c, indices)]

@@ -5,8 +5,8 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `recurrent` and `detect`; see `convert`
-to add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `recurrent`, `detect` and `boxes`; see
+`convert` to add one.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import numpy as np
 
 import qgraph
 from qgraph.analysis.codes import fits_codes
-from qgraph.errors import UnsupportedError
+from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
+from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
-from qgraph.semantics.inputs import known_channels
-from qgraph.targets.onnx import attention, detect, nn, recurrent, resample  # noqa: F401  (the import fills the table)
+from qgraph.semantics.inputs import closed, known_channels
+from qgraph.targets.onnx import attention, boxes, detect, nn, recurrent, resample  # noqa: F401  (they fill the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
 from qgraph.targets.onnx.model import ORDERS, ORIGINS, OnnxModel
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 OPSET, IR_VERSION = 21, 10
 BATCH = "N"
@@ -43,11 +44,55 @@ def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4
     """The graph as an ONNX model, whose batch size may vary.
 
     shapes: of the inputs by name, with any batch size; some ops need them, and without them heights and widths may vary
-    too.  int4: weights of 4 bits or fewer are stored as INT4.  check: run `onnx.checker`, with shape inference.
+    too, as sizes do that are 0.  int4: weights of 4 bits or fewer are stored as INT4.
+    check: run `onnx.checker`, with shape inference.
     Raises UnsupportedError naming the node that ONNX, or a converter, cannot carry.
     """
-    emitter = _Emitter(g, dict(shapes or {}), int4)
-    return OnnxModel(emitter.run(check), codes=emitter.integers)
+    known = dict(shapes or {})
+    if any(0 in shape[1:] for shape in known.values()):
+        emitter, proto = _of_any_size(g, known, int4, check)
+    else:
+        emitter = _Emitter(g, _shapes(g, known), int4)
+        proto = emitter.run(check)
+    return OnnxModel(proto, codes=emitter.integers)
+
+
+def _of_any_size(g: Graph, shapes: dict[str, Sequence[int]], int4: bool, check: bool) -> tuple[_Emitter, ModelProto]:
+    """What comes out for two choices of the sizes that are left open, if it is the same.
+
+    Raises UnsupportedError naming the first node whose ONNX form depends on them.
+    """
+    tables = []
+    for choice in range(2):
+        try:
+            tables.append(_shapes(g, {name: closed(shape, choice) for name, shape in shapes.items()}))
+        except GraphError as error:
+            raise UnsupportedError(f"sizes cannot be left open in this model: {error}; give numbers in --input-shape"
+                                   ) from error
+    open_table = {port: tuple(a if a == b else -1 for a, b in zip(shape, tables[1][port]))
+                  for port, shape in tables[0].items() if len(tables[1].get(port, ())) == len(shape)}
+    first, second = (_Emitter(g, table, int4, open_table) for table in tables)
+    proto, other = first.run(check), second.run(check=False)
+    if (at := _first_difference(proto.graph, other.graph)) is not None:
+        node = first.makers[min(at, len(first.makers) - 1)]
+        raise UnsupportedError(f"{node}: its ONNX form depends on the sizes that are left open; give numbers in "
+                               "--input-shape, or end the model before it with --outputs NAME")
+    return first, proto
+
+
+def _first_difference(first: GraphProto, second: GraphProto) -> int | None:
+    """The number of the first node that is not the same in both, or reads other constants."""
+    own, others = ({t.name: t for t in graph.initializer} for graph in (first, second))
+    for number, (a, b) in enumerate(zip(first.node, second.node)):
+        if a != b or any(own.get(name) != others.get(name) for name in a.input):
+            return number
+    return None if len(first.node) == len(second.node) else min(len(first.node), len(second.node))
+
+
+def refused(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Node, str]:
+    """Node -> why it cannot be carried, see `Target.refused`."""
+    table = _shapes(g, {name: closed(shape) for name, shape in shapes.items()})
+    return refused_by(g, _Emitter(g, table, int4=False).carry)
 
 
 def carried_ops() -> dict[str, str]:
@@ -56,11 +101,16 @@ def carried_ops() -> dict[str, str]:
 
 
 class _Emitter:
-    def __init__(self, g: Graph, shapes: dict[str, Sequence[int]], int4: bool) -> None:
+    """shapes: what converters may rely on.  shown: what the file says of its inputs and outputs, if that is less.
+    makers: for each ONNX node the node that it was made for."""
+
+    def __init__(self, g: Graph, shapes: dict[Port, Shape], int4: bool, shown: dict[Port, Shape] | None = None) -> None:
         self.g, self.int4 = g, int4
         self.order = g.toposort()
-        self.shapes = _shapes(g, shapes)
+        self.shapes, self._shown = shapes, shapes if shown is None else shown
+        self.varying = {port for port, shape in shapes.items() if self._shown.get(port) != shape}
         self.nodes: list[NodeProto] = []
+        self.makers: list[Node] = []
         self.constants: dict[str, TensorProto] = {}
         self.tensors: dict[Port, str] = {}
         self.taken = {Port(n, i).key for n in self.order for i in range(n.n_out)}
@@ -77,13 +127,11 @@ class _Emitter:
         feeds = [n for n in self.order if n.op == "null" and n.name not in self.g.params]
         reached = value_nodes(self.g)
         for node in self.order:
-            if node.op == "null":
-                if node.name not in self.g.params:
-                    self.tensors[Port(node)] = node.name
-            elif node in reached:
-                self._node(node)
+            if node in reached:
+                self.carry(node)
+                self.makers += [node] * (len(self.nodes) - len(self.makers))
         outputs = [self._output(i, head) for i, head in enumerate(self.g.heads)]
-        self.nodes = _read_nodes(self.nodes, outputs)
+        self._drop_unread(outputs)
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes, "qgraph",
@@ -101,11 +149,21 @@ class _Emitter:
         if found:
             helper.set_model_props(proto, found)
         for output, head in zip(proto.graph.output, self.g.heads):
-            if head in self.shapes:
+            if head in self._shown:
                 output.CopyFrom(helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, self._dims(head)))
         if check:
             self._check(proto)
         return proto
+
+    def _drop_unread(self, outputs: list[str]) -> None:
+        """Drop nodes that no output depends on: a converter may know already what its inputs are."""
+        read, kept = set(outputs), []
+        for at, node in reversed([*enumerate(self.nodes)]):
+            if read.intersection(node.output):
+                read.update(node.input)
+                kept.append(at)
+        self.makers = [self.makers[at] for at in reversed(kept) if at < len(self.makers)]
+        self.nodes = [self.nodes[at] for at in reversed(kept)]
 
     def _read_constants(self, outputs: list[str]) -> list[TensorProto]:
         """Initializers that some node reads: converters may do without one, such as a gamma that is fixed."""
@@ -113,7 +171,7 @@ class _Emitter:
         return [tensor for name, tensor in self.constants.items() if name in read]
 
     def _dims(self, port: Port) -> list[str | int] | None:
-        known = self.shapes.get(port)
+        known = self._shown.get(port)
         if known is None:
             return None
         return [BATCH if d == -1 and axis == 0 else f"{port.key}_{axis}" if d == -1 else d
@@ -164,14 +222,14 @@ class _Emitter:
         return self.tensors[port]
 
     def read(self, reader: Node, port: Port) -> str:
-        """`tensor`, past two things that onnxruntime does.
+        """Return `tensor(port)`, working around two onnxruntime behaviours.
 
-        A quantized parameter that several layers read is written for each of them: with x64quantprecision such
-        initializers are rewritten layer by layer, and the second fails.
-        In front of a layer that is to stay in float there is a Clip without bounds: where such a layer reads from a
-        DequantizeLinear and is read by a QuantizeLinear its weights are quantized, per tensor.
-        The same in front of a layer with a float bias that reads fewer than 8 bits: there biases are rounded to
-        products of the steps, and these are coarse.
+        1. With x64quantprecision onnxruntime rewrites initializers layer by layer, and fails on the second layer that
+           reads one.  So a quantized parameter is written once for every layer that reads it.
+        2. onnxruntime quantizes the weights of a float layer, per tensor, where the layer reads from a DequantizeLinear
+           and is read by a QuantizeLinear.  So a Clip without bounds stands in front of a layer that stays in float.
+           The same Clip protects a float bias of a layer that reads fewer than 8 bits: onnxruntime would round the bias
+           to products of the steps, which are coarse.
         """
         fq = port.node
         if fq.op != "fake_quantize":
@@ -228,7 +286,12 @@ class _Emitter:
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def _node(self, node: Node) -> None:
+    def carry(self, node: Node) -> None:
+        """Add what stands for this node. Raises UnsupportedError."""
+        if node.op == "null":
+            if node.name not in self.g.params:
+                self.tensors[Port(node)] = node.name
+            return
         if node.op == "fake_quantize":
             self._quantizer(node)
             return
@@ -309,16 +372,6 @@ class _Emitter:
         return self._dequantize(wanted, name, self.constant(fq, scale, "scale"), zero_name, **axis)
 
 
-def _read_nodes(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
-    """Nodes that an output depends on: a converter may know already what its inputs are."""
-    read, kept = set(outputs), []
-    for node in reversed(nodes):
-        if read.intersection(node.output):
-            read.update(node.input)
-            kept.append(node)
-    return kept[::-1]
-
-
 def _nibbles(codes: np.ndarray) -> bytes:
     """Two 4-bit codes a byte, the first in the low half."""
     flat = codes.astype(np.uint8).ravel() & 15
@@ -327,9 +380,12 @@ def _nibbles(codes: np.ndarray) -> bytes:
 
 
 def _shapes(g: Graph, shapes: dict[str, Sequence[int]]) -> dict[Port, Shape]:
-    """Shape of every known port, -1 for a dimension that depends on the batch size."""
+    """Shape of every known port, -1 for a dimension that depends on the batch size, unless it is fixed to 1."""
     if not all(n.name in shapes for n in g.data_inputs() if g.uses(n)) and not shapes:
         return {}
-    first, second = (infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()}) for batch in (2, 3))
+    try:
+        first, second = (infer(g, {name: (batch, *shape[1:]) for name, shape in shapes.items()}) for batch in (2, 3))
+    except GraphError:
+        return infer(g, {name: (1, *shape[1:]) for name, shape in shapes.items()})
     return {port: tuple(a if a == b else -1 for a, b in zip(shape, second[port])) for port, shape in first.items()
             if port in second and len(second[port]) == len(shape)}

@@ -84,7 +84,7 @@ class OnnxModel(Model):
 
     @property
     def channel_orders(self) -> dict[str, np.ndarray]:
-        """Tensors whose channels lie in another order than the user's, see `Node.layout`."""
+        """Tensors whose channels are not in the user's order, see `Node.layout`."""
         return {name: np.array(order) for name, order in self._metadata(ORDERS).items()
                 if isinstance(order, list) and all(type(i) is int for i in order)
                 and sorted(order) == list(range(len(order)))}
@@ -245,6 +245,6 @@ class OnnxTensors(Tensors):
 
 
 def load(path: str | os.PathLike[str]) -> OnnxModel:
-    """Read an .onnx file. Raises FormatError for what is none, or keeps its weights in other files."""
+    """Read an .onnx file. Raises FormatError for other files, and for a model with its weights in other files."""
     name = os.fspath(path)
     return OnnxModel(read(name), os.path.getsize(name))

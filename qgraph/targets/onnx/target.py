@@ -27,6 +27,7 @@ class Onnx(Target):
               "round-weights", "quantize-bias", "bake-weights")
     float_passes = "canonical"
     keeps_simulation = True
+    open_sizes = True
     reads = "an .onnx model"
 
     isa: str = field(default="auto", metadata={
@@ -64,6 +65,11 @@ class Onnx(Target):
         from qgraph.targets.onnx.emit import carried_ops
 
         return carried_ops()
+
+    def refused(self, g: Graph, shapes: Shapes, *, integer: bool) -> Mapping[Node, str]:
+        from qgraph.targets.onnx.emit import refused
+
+        return refused(g, shapes)
 
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.onnx.emit import to_onnx

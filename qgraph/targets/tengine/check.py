@@ -22,13 +22,18 @@ def check_integer(g: Graph, node: Node, refuse: Callable[[Graph, Node], str]) ->
         raise UnsupportedError(float_only(node))
     if ops.kind(node) == ops.COMPUTE and g.inputs(node)[1].node.op != "fake_quantize":
         why = refuse(g, node) or "excluded, trained in float, or its weight is computed"
-        raise UnsupportedError(f"{node}: stays in float ({why}), and Tengine's int8 models are so from inputs "
-                               "to outputs: freeze without --exclude, end the model before it (qgraph convert "
-                               "--outputs NAME), or keep all of it in float (qgraph convert --to tengine)")
+        raise UnsupportedError(stays_in_float(node, why))
+
+
+def stays_in_float(node: Node, why: str) -> str:
+    """Why an int8 model cannot have this layer, and what to do."""
+    return (f"{node}: stays in float ({why}), and Tengine's int8 models are so from inputs to outputs: freeze without "
+            "--exclude, end the model before it (--outputs NAME), or keep all of it in float (qgraph convert --to "
+            "tengine)")
 
 
 def float_only(node: Node) -> str:
     """Why an int8 model cannot have this node, and what to do."""
     return (f"{node}: Tengine has no int8 form of it that is known to work, and its int8 models are so from inputs to "
-            "outputs; end the model before it (qgraph convert --outputs NAME), or keep all of it in float "
-            "(qgraph convert --to tengine)")
+            "outputs; end the model before it (--outputs NAME), or keep all of it in float (qgraph convert --to "
+            "tengine)")

@@ -45,7 +45,7 @@ def converter(*names: str, int8: bool = True) -> Callable[[Converter], Converter
 
 def missing(node: Node) -> UnsupportedError:
     return UnsupportedError(
-        f"{node}: there is no Tengine converter for this op; end the model before it (qgraph convert --outputs NAME), "
+        f"{node}: there is no Tengine converter for this op; end the model before it (--outputs NAME), "
         f"or add one with @qgraph.targets.tengine.convert.converter({node.op!r})")
 
 
@@ -95,7 +95,7 @@ class Context:
 
     def refuse(self, why: str) -> UnsupportedError:
         """The error to raise for what Tengine cannot say."""
-        return UnsupportedError(f"{self.node}: {why}; end the model before it (qgraph convert --outputs NAME)")
+        return UnsupportedError(f"{self.node}: {why}; end the model before it (--outputs NAME)")
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
 
@@ -188,14 +188,14 @@ class Context:
                                  Tensor(given, VAR, tuple(dims), INT8 if self.int8 else FP32, scales=scales))
 
     def activation(self, tensor: int) -> int:
-        """A node for the activation that this node carries (attributes act_type, a_min, a_max)."""
-        kind = self.attr("act_type")
-        if not kind:
+        """A node for the activation that this node carries."""
+        act = self.node.fused
+        if act is None:
             return tensor
         name = (self.node.origin or ("",))[-1]
-        name = name if name and not self._emitter.is_taken(name) else f"{self.node.name}_{kind}"
-        if kind == "clip":
-            return clip(self, tensor, float(self.attr("a_min")), float(self.attr("a_max")), name)
+        name = name if name and not self._emitter.is_taken(name) else f"{self.node.name}_{act.act}"
+        if act.act == "clip":
+            return clip(self, tensor, float(act.low), float(act.high), name)
         return self.layer("ReLU", [tensor], 0.0, name=name)
 
 

@@ -8,16 +8,18 @@ Nodes keep the names of the graph's nodes.  Converters of single ops are in `nn`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from qgraph.analysis.codes import folded_graph
 from qgraph.errors import UnsupportedError
+from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
+from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import infer, value_inputs, value_nodes
-from qgraph.targets.tengine.check import float_only
+from qgraph.targets.tengine.check import float_only, stays_in_float
 from qgraph.targets.tengine.convert import CONVERTERS, FLOAT_ONLY, Context, check_activation, missing, new_layer
 from qgraph.targets.tengine.export import INPUT_NAMES, scale_file
 from qgraph.targets.tengine.files import FP32, INPUT, INT8, Model, Param, Tensor
@@ -36,6 +38,21 @@ def to_tengine(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> T
 def carried_ops() -> dict[str, str]:
     """Op -> how a Tengine model carries it: "yes", or "float" where an int8 model cannot."""
     return {op: "float" if op in FLOAT_ONLY else "yes" for op in CONVERTERS}
+
+
+def refused(g: Graph, shapes: Mapping[str, Sequence[int]],
+            refuse: Callable[[Graph, Node], str] | None = None) -> dict[Node, str]:
+    """Node -> why it cannot be carried, see `Target.refused`. refuse: why a layer has no int8 form, if it is to."""
+    emitter = _Emitter(g, dict(shapes))
+
+    def carry(node: Node) -> None:
+        if refuse is not None and node.op in FLOAT_ONLY:
+            raise UnsupportedError(float_only(node))
+        if refuse is not None and ops.kind(node) == ops.COMPUTE and (why := refuse(g, node)):
+            raise UnsupportedError(stays_in_float(node, why))
+        emitter.carry(node)
+
+    return refused_by(g, carry)
 
 
 def frozen_tengine(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None) -> TengineModel:
@@ -63,7 +80,7 @@ class _Emitter:
     def run(self) -> TengineModel:
         for node in self.g.toposort():
             if node in self.reached:
-                self._node(node)
+                self.carry(node)
         for head in self.g.heads:
             if self.param(head) is not None or head.node.op == "null":
                 raise UnsupportedError(f"{head.key}: is an output of the model and no operator's: Tengine gives back "
@@ -71,7 +88,8 @@ class _Emitter:
         self.tm.outputs = [self._made_by[self.tensors[head]] for head in self.g.heads]
         return TengineModel(self.tm)
 
-    def _node(self, node: Node) -> None:
+    def carry(self, node: Node) -> None:
+        """Add what stands for this node. Raises UnsupportedError."""
         ports = value_inputs(self.g, node)
         if node.op == "null":
             if node.name not in self.g.params:

@@ -208,7 +208,7 @@ def scale_file(g: Graph, inputs: Mapping[str, str] | None = None) -> str:
             continue
         node = source.node
         names = [(inputs or {}).get(node.name, node.name)]
-        if "act_type" in ops.info(node.op).defaults and node.attrs.get("act_type") and node.op != "Activation":
+        if node.fused is not None or (node.op == "LeakyReLU" and node.attrs.get("act_type")):
             names += [node.origin[-1]] if node.origin else [f"{node.name}_act"]
         for name in names:
             lines.setdefault(name, f"{name} {float(fq.quant.scale):.9g} 0\n")

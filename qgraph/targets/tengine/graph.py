@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qgraph.errors import UnsupportedError
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.quant.spec import QParams, dequantize, quantize
 from qgraph.registry import enter
 from qgraph.targets.tengine.files import (
@@ -137,7 +137,7 @@ def real_of(codes: np.ndarray, qp: QParams) -> np.ndarray:
 
 # ---- nodes ----------------------------------------------------------------------------------------------------------
 
-_ACT_ATTRS = {"": {}, "relu": {"act_type": "relu"}, "relu6": {"act_type": "clip", "a_min": "0", "a_max": "6"}}
+_FUSED = {"": None, "relu": Fused("relu"), "relu6": Fused("clip", 0, 6)}
 
 
 @maker("Convolution")
@@ -149,8 +149,10 @@ def _convolution(b: _Builder, layer: Layer) -> Node:
             weight.shape != (count, channels // groups, kh, kw)):
         raise UnsupportedError(f"{layer.name}: qgraph cannot execute a Convolution with pads "
                                f"{(top, left, bottom, right)}, activation {act}, weights of {weight.shape}")
-    return b.add("Convolution", layer, 3, kernel=(kh, kw), stride=(sh, sw), dilate=(dh, dw), pad=(top, left),
-                 num_filter=count, num_group=groups, no_bias=len(layer.inputs) < 3, **_ACT_ATTRS[kinds[act]])
+    node = b.add("Convolution", layer, 3, kernel=(kh, kw), stride=(sh, sw), dilate=(dh, dw), pad=(top, left),
+                 num_filter=count, num_group=groups, no_bias=len(layer.inputs) < 3)
+    node.fused = _FUSED[kinds[act]]
+    return node
 
 
 @maker("FullyConnected")

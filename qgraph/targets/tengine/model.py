@@ -186,7 +186,7 @@ def check_read_back(g: Graph, model: TengineModel, feeds: Feeds) -> None:
 
 
 def with_export(model: TengineModel, float_graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> TengineModel:
-    """The same with the checkpoint for convert_tool, or why there is none."""
+    """Add the checkpoint for convert_tool to the model, or the reason why it cannot be written."""
     try:
         model.export = export(float_graph, shapes)
     except UnsupportedError as error:

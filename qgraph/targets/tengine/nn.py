@@ -13,9 +13,10 @@ from qgraph.targets.tengine.files import AVG_POOL, CONV_ACTS, FULL, INCLUDE_PAD,
 
 def conv_act(c: Context) -> str:
     """The activation that a Convolution of Tengine can carry: "", relu, relu6."""
-    if c.attr("act_type") != "clip":
-        return str(c.attr("act_type"))
-    return "relu6" if (c.attr("a_min"), c.attr("a_max")) == (0.0, 6.0) else "other"
+    act = c.node.fused
+    if act is None or act.act != "clip":
+        return act.act if act is not None else ""
+    return "relu6" if (act.low, act.high) == (0, 6) else "other"
 
 
 @converter("Convolution")
@@ -147,7 +148,7 @@ def _eltwise(c: Context) -> int:
         if len(first) != 4 or second != (*first[:2], 1, 1):
             raise c.refuse(f"Tengine spreads a value per channel over an image, found shapes {first} and {second}")
     out = c.layer("Eltwise", [a, b], kind, 0, 0.0, 1.0, 1.0)
-    return c.activation(out) if c.node.op == "elemwise_add" else out
+    return c.activation(out)
 
 
 @converter("softmax", "SoftmaxActivation")

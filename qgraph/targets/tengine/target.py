@@ -30,6 +30,10 @@ class Tengine(Target):
     reads = "a .tmfile of Tengine"
     companions = {".scale": "the scales of a Tengine model"}
 
+    @property
+    def parts_shortcuts(self) -> bool:
+        return True
+
     def refuse(self, g: Graph, layer: Node) -> str:
         """Layers that Tengine has no int8 form of, or that crash in it."""
         if layer.op == "Deconvolution":
@@ -50,6 +54,11 @@ class Tengine(Target):
         from qgraph.targets.tengine.emit import carried_ops
 
         return carried_ops()
+
+    def refused(self, g: Graph, shapes: Shapes, *, integer: bool) -> Mapping[Node, str]:
+        from qgraph.targets.tengine.emit import refused
+
+        return refused(g, shapes, self.refuse if integer else None)
 
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.tengine.emit import frozen_tengine

@@ -22,7 +22,7 @@ from helpers import ROOT, VNNI
 from qgraph import passes
 from qgraph.errors import OptionError, UnsupportedError
 from qgraph.formats.mxnet import load, save
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor as Reference
@@ -265,8 +265,8 @@ def one_layer(out: QParams | None, *, act: str = "relu", data: QParams | None = 
     x = g.add("fake_quantize", [g.add("null", name="data")], "x", quant=data or QParams(8, False, scale=0.1))
     w = g.add_param("w", np.broadcast_to(np.reshape(codes, (-1, 1, 1, 1)), (4, 3, 1, 1)).astype(np.float32))
     fw = g.add("fake_quantize", [w], "w_q", quant=weight or QParams(8, True, granularity="channel", scale=np.ones(4)))
-    y: Node = g.add("Convolution", [x, fw], "conv", kernel=(1, 1), num_filter=4, no_bias=True,
-                    **({"act_type": act, "a_min": 0, "a_max": 6} if act else {}))
+    y: Node = g.add("Convolution", [x, fw], "conv", kernel=(1, 1), num_filter=4, no_bias=True)
+    y.fused = Fused(act, 0, 6) if act else None
     if out is not None:
         y = g.add("fake_quantize", [y], "y", quant=out)
     g.heads = [Port(y)]

@@ -9,7 +9,8 @@ import pytest
 from helpers import MXNET, run_mxnet
 
 from qgraph.errors import UnsupportedError
-from qgraph.ir.graph import Graph, Port
+from qgraph.ir import attributes
+from qgraph.ir.graph import Fused, Graph, Port
 from qgraph.targets.ncnn.emit import to_ncnn
 from qgraph.targets.ncnn.runtime import Executor
 
@@ -145,6 +146,7 @@ def build(case: Case, batch: int) -> tuple[Graph, dict[str, Shape]]:
         inputs.append(g.add_param(f"p{number}", (rng.uniform(0.5, 1.5, shape) * (1 if len(shape) == 1 else rng.choice(
             [-1, 1], shape))).astype(np.float32)))
     node = g.add(case.op, inputs, "node", n_out=case.n_out, attrs=case.attrs)
+    attributes.take(node)
     g.heads = [Port(node, index) for index in range(case.n_out)]
     return g, shapes
 
@@ -223,12 +225,12 @@ def test_names_are_the_users() -> None:
     g = Graph()
     x = g.add("null", name="data")
 
-    def conv(name: str, origin: tuple[str, ...], **attrs: str) -> Any:
+    def conv(name: str, origin: tuple[str, ...]) -> Any:
         weight = g.add_param(name + "_weight", np.full((2, 2, 1, 1), 0.5 + len(name), np.float32))
-        return g.add("Convolution", [x, weight], name, origin=origin, kernel=(1, 1), num_filter=2, no_bias=True,
-                     **attrs)
+        return g.add("Convolution", [x, weight], name, origin=origin, kernel=(1, 1), num_filter=2, no_bias=True)
 
-    first, second = (conv(name, (name, "bn", "relu"), act_type="relu") for name in ("conv", "other"))
+    first, second = (conv(name, (name, "bn", "relu")) for name in ("conv", "other"))
+    first.fused = second.fused = Fused("relu")
     leaky = g.add("LeakyReLU", [conv("third", ())], "leaky", act_type="leaky", slope=0.1)
     g.heads = [Port(g.add("add_n", [first, second, leaky], "sum", num_args=3, origin=("sum", "out")))]
     model = to_ncnn(g, {"data": (1, 2, 3, 3)})

@@ -247,7 +247,7 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
     frozen.save(tmp_path / "q")
     folded = qgraph.load(tmp_path / "q-folded-symbol.json", tmp_path / "q-folded-0000.params")
     assert not folded.nodes("BatchNorm") and not folded.nodes("fake_quantize")
-    assert all("act_type" not in node.attrs for node in folded.nodes("Convolution"))
+    assert all(node.fused is None for node in folded.nodes("Convolution"))
     for layer in frozen.model.int8_layers:
         scales = layer.weights[-3 if layer.number(8) > 100 else -2].array
         codes = layer.weights[0].array
@@ -259,11 +259,11 @@ def test_the_float_checkpoint_is_what_the_tools_want(tmp_path: Path) -> None:
 
 @pytest.mark.mxnet
 def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import qgraph.calibration.collect as calibration
+    from qgraph.commands import line
 
     calls: list[int] = []
-    real = calibration.collect
-    monkeypatch.setattr(calibration, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = line.collect
+    monkeypatch.setattr(line, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
     run("freeze", MODEL, "--target", "mxnet", "--target", "onnx", "--target", "ncnn", "--output", tmp_path / "q")
     assert len(calls) == 1
     names = {p.name for p in tmp_path.iterdir()}

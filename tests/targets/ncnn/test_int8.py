@@ -14,6 +14,7 @@ from qgraph import FreezeOptions, Graph, Node, Port
 from qgraph.analysis.codes import nonnegative
 from qgraph.commands.departure import kernel_departure
 from qgraph.errors import OptionError, UnsupportedError
+from qgraph.ir import attributes
 from qgraph.quant.spec import QParams, QSpec, quantize
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.ncnn.emit import to_ncnn
@@ -79,6 +80,7 @@ def test_a_layer_is_exact(kind: str, granularity: str) -> None:
     x = g.add("null", name="data")
     layer = quantized("Convolution", x, rng.normal(size=shape), 0.02, g, "conv", not attrs.pop("no_bias", False),
                       granularity, **attrs)
+    attributes.take(layer)
     g.heads = [Port(layer)]
     feeds = {"data": rng.normal(size=(2, 6, 9, 8)).astype(np.float32)}
     model = to_ncnn(g, {"data": (1, 6, 9, 8)})

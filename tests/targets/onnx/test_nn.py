@@ -11,6 +11,7 @@ import pytest
 from helpers import run_mxnet
 
 from qgraph.errors import UnsupportedError
+from qgraph.ir import attributes
 from qgraph.ir.graph import Graph, Port
 from qgraph.targets.onnx.emit import to_onnx
 from qgraph.targets.onnx.model import OnnxModel
@@ -54,7 +55,9 @@ def build(case: Case) -> Graph:
         inputs.append(g.add_param(name, np.abs(value) + 0.1 if name in case.positive else value))
     if case.op.endswith("Output"):
         inputs.append(g.add("null", name="label"))
-    g.heads = [Port(g.add(case.op, inputs, "out", attrs=case.attrs))]
+    node = g.add(case.op, inputs, "out", attrs=case.attrs)
+    attributes.take(node)
+    g.heads = [Port(node)]
     return g
 
 

@@ -11,6 +11,7 @@ from helpers import run_mxnet
 from tmfile import check_structure
 
 from qgraph.errors import UnsupportedError
+from qgraph.ir import attributes
 from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams, quantize
 from qgraph.semantics.interpreter import Executor
@@ -105,7 +106,9 @@ def build(case: Case) -> tuple[Graph, dict[str, np.ndarray]]:
     for index, shape in enumerate(case.params):
         low, high = (0.5, 1.5) if case.op == "BatchNorm" else (-1.0, 1.0)
         ports.append(g.add_param(f"p{index}", rng.uniform(low, high, shape).astype(np.float32)))
-    g.heads = [Port(g.add(case.op, ports, "op", attrs=case.attrs))]
+    node = g.add(case.op, ports, "op", attrs=case.attrs)
+    attributes.take(node)
+    g.heads = [Port(node)]
     return g, {f"x{i}": rng.uniform(-4, 8, (2, *shape)).astype(np.float32) for i, shape in enumerate(case.shapes)}
 
 
@@ -233,7 +236,9 @@ def test_int8_ops_read_back_exactly(case: Case) -> None:
         ports.append(g.add("Convolution" if image else "FullyConnected", [x, weight], f"in{index}", attrs=attrs))
     for index, shape in enumerate(case.params):
         ports.append(g.add_param(f"p{index}", rng.normal(size=shape).astype(np.float32)))
-    g.heads = [Port(g.add(case.op, ports, "op", attrs=case.attrs))]
+    node = g.add(case.op, ports, "op", attrs=case.attrs)
+    attributes.take(node)
+    g.heads = [Port(node)]
     feeds = {f"x{i}": rng.normal(size=(3, *shape)).astype(np.float32) for i, shape in enumerate(case.shapes)}
     g = networks.quantize(g, networks.calibrated(g, feeds), "tengine")
     back = read_back(to_tengine(g, {n: x.shape for n, x in feeds.items()}))

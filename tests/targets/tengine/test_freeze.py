@@ -51,11 +51,11 @@ def digits() -> np.ndarray:
 # ---- what freezing writes -------------------------------------------------------------------------------------------
 
 def test_one_calibration_serves_all_targets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from qgraph.calibration import collect as calibration
+    from qgraph.commands import line
 
     swept: list[int] = []
-    collect = calibration.collect
-    monkeypatch.setattr(calibration, "collect", lambda *a, **k: swept.append(1) or collect(*a, **k))
+    collect = line.collect
+    monkeypatch.setattr(line, "collect", lambda *a, **k: swept.append(1) or collect(*a, **k))
     targets = ["tengine", "ncnn", "onnx", "mxnet-sim"]
     assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", "--output", str(tmp_path / "m"),
                  *(word for target in targets for word in ("--target", target))]) == 0

@@ -1,0 +1,93 @@
+"""A package of another author brings a target and a pass: README's recipe, followed to the letter."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import DIGITS, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(kind: str, name: str) -> str:
+    """The fenced block of README whose first line is the name of a file."""
+    (text,) = re.findall(rf"^```{kind}\n(# {re.escape(name)}\n.*?)^```$", README, re.M | re.S)
+    return str(text)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as pip leaves one: the modules, and a .dist-info with the entry points of setup.cfg."""
+    folder = tmp_path_factory.mktemp("site")
+    for name in ("listing.py", "my_passes.py"):
+        (folder / name).write_text(block("python", name))
+    config = configparser.ConfigParser()
+    config.read_string(block("ini", "setup.cfg"))
+    info = folder / f"{config['metadata']['name'].replace('-', '_')}-{config['metadata']['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {config['metadata']['name']}\n"
+                                   f"Version: {config['metadata']['version']}\n")
+    groups = {group: lines.strip() for group, lines in config["options.entry_points"].items()}
+    (info / "entry_points.txt").write_text("".join(f"[{group}]\n{lines}\n" for group, lines in groups.items()))
+    return folder
+
+
+@pytest.fixture()
+def model(tmp_path: Path) -> Path:
+    for name in ("digits-symbol.json", "digits-0000.params", "digits-calib.npz"):
+        shutil.copy(DIGITS / name, tmp_path / name.replace("digits-", "model-", 1))
+    return tmp_path
+
+
+def qgraph(package: Path, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(package), *sys.path]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    return subprocess.run([sys.executable, "-m", "qgraph", *args], cwd=folder, env=env, capture_output=True, text=True,
+                          timeout=300)
+
+
+def test_its_target_freezes(package: Path, model: Path) -> None:
+    done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "listing", "--runtime", "onnxruntime")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "agreement   100 % top-1" in done.stdout and "model-quantized.listing" in done.stdout
+    text = (model / "model-quantized.listing").read_text()
+    assert text.count("= fake_quantize(") > 10 and "= Convolution(" in text
+    report = json.loads((model / "model-quantized.report.json").read_text())
+    assert report["target"] == "listing" and len(report["quantized"]) == 9
+
+
+def test_its_options_are_flags(package: Path, model: Path) -> None:
+    for choice in (("--target", "listing{names=false}"), ("--target", "listing", "--no-names")):
+        done = qgraph(package, model, "freeze", "model-symbol.json", *choice, "--runtime", "onnxruntime")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "digits_conv0" not in (model / "model-quantized.listing").read_text()
+    done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "onnx", "--no-names")
+    assert done.returncode == 1 and "--no-names: target onnx has no choice; it is for --target listing" in done.stderr
+
+
+def test_its_pass_runs(package: Path, model: Path) -> None:
+    done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "onnx", "--runtime", "onnxruntime",
+                  "--pass", "mean-to-pooling@canonicalize")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "mean-to-pooling" in done.stderr
+    listed = qgraph(package, model, "passes")
+    assert "mean-to-pooling" in listed.stdout and "fold-bn" in listed.stdout
+
+
+def test_a_package_that_cannot_be_loaded_is_named_and_hurts_nobody(package: Path, model: Path) -> None:
+    broken = model / "site"
+    shutil.copytree(package, broken)
+    (broken / "listing.py").write_text("import missing_module\n")
+    asked = qgraph(broken, model, "freeze", "model-symbol.json", "--target", "listing")
+    assert asked.returncode == 2 and "target listing: listing:Listing cannot be loaded" in asked.stderr
+    assert "Traceback" not in asked.stderr
+    other = qgraph(broken, model, "freeze", "model-symbol.json", "--target", "onnx", "--runtime", "onnxruntime")
+    assert other.returncode == 0 and "target listing" in other.stderr
