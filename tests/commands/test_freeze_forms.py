@@ -104,5 +104,5 @@ def test_weights_tell_the_rank_of_the_input() -> None:
 def test_channels_last_are_refused_before_any_data_are_read(work: Any) -> None:
     chain = Chain(8, 8, 3)
     chain.op("Convolution", chain.param("w", 4, 3, 3, 3), kernel=(3, 3), num_filter=4, no_bias=True, layout="NHWC")
-    with pytest.raises(UnsupportedError, match="^convolution0:Convolution: found layout NHWC, want channels"):
+    with pytest.raises(UnsupportedError, match=":Convolution: found layout NHWC, want channels"):
         work(chain.done(), **({"to": "onnx"} if work is qgraph.convert else {"options": FreezeOptions(target="onnx")}))
