@@ -205,6 +205,11 @@ TABLE = [
            [(2, 4, 6, 7), (2, 18 * more.get("num_deformable_group", 1), 6, 7),
             (2, 9 * more.get("num_deformable_group", 1), 6, 7), (4, 4, 3, 3), (4,)])
       for more in ({}, {"num_deformable_group": 2})),
+    Case("RNN", {"mode": "lstm", "state_size": 3, "num_layers": 1, "state_outputs": True},
+         [(5, 2, 4), (108,), (1, 2, 3), (1, 2, 3)], n_out=3),
+    Case("RNN", {"mode": "gru", "state_size": 3, "num_layers": 1, "bidirectional": True},
+         [(5, 2, 4), (162,), (2, 2, 3)]),
+    Case("_rnn_param_concat", {"dim": 0, "num_args": 2}, [(5,), (7,)]),
     one("_contrib_div_sqrt_dim"),
     Case("_contrib_interleaved_matmul_selfatt_qk", {"heads": 2}, [(5, 3, 24)]),
     Case("_contrib_interleaved_matmul_selfatt_valatt", {"heads": 2}, [(5, 3, 24), (6, 5, 5)]),

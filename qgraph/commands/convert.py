@@ -16,7 +16,14 @@ from qgraph import engines
 from qgraph.arrays import Array
 from qgraph.commands import floatcheck
 from qgraph.commands.carried import refusal
-from qgraph.commands.open_model import Opened, end_at, find_symbol, open_model, refuse_random
+from qgraph.commands.open_model import (
+    Opened,
+    end_at,
+    find_symbol,
+    open_model,
+    refuse_channels_last,
+    refuse_random,
+)
 from qgraph.errors import DataError, GraphError, OptionError, QGraphError, UnsupportedError
 from qgraph.files import check_output, write_files
 from qgraph.formats.mxnet_marks import is_quantized_op
@@ -77,6 +84,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     end_at(g, outputs)
     if target.rewrites:
         refuse_random(g)
+        refuse_channels_last(g)
         source = g.copy()
         PassManager(PIPELINES[target.float_passes]).run(g)
         names = inputs_of(g)

@@ -17,7 +17,7 @@ from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.line import collect_table, pipeline, quantize
 from qgraph.commands.network import FloatNetwork
-from qgraph.commands.open_model import end_at, open_model, refuse_random
+from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
@@ -90,6 +90,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     opened.refuse_frozen()
     end_at(original, options.outputs)
     refuse_random(original)
+    refuse_channels_last(original)
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()

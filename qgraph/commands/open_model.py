@@ -64,6 +64,15 @@ class Opened:
                 raise OptionError(f"{self.name}: is quantized already ({node}), want the float model")
 
 
+def refuse_channels_last(g: Graph) -> None:
+    """Raise UnsupportedError for a layer of layout NHWC, or of another layout with the channels last."""
+    for node in g.toposort():
+        if "layout" in ops.info(node.op).defaults and not ops.channels_first(node):
+            raise UnsupportedError(f"{node}: found layout {ops.attr(node, 'layout')}, want channels in axis 1: build the "
+                                   "network with layout NCHW, move axis -1 of the convolutions' weights to axis 1, and "
+                                   "export it again")
+
+
 def refuse_random(g: Graph) -> None:
     """Raise UnsupportedError for a model whose outputs are drawn at random, which nothing can be compared with."""
     reached = value_nodes(g)

@@ -18,7 +18,7 @@ from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import Tally, open_for, runnable
 from qgraph.commands.line import collect_table, pipeline, quantize, split
-from qgraph.commands.open_model import end_at, open_model, refuse_random
+from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
@@ -129,6 +129,7 @@ class _Bench:
         opened.refuse_frozen()
         end_at(self.source, options.outputs)
         refuse_random(self.source)
+        refuse_channels_last(self.source)
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")

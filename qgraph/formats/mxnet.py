@@ -19,6 +19,7 @@ from qgraph.files import Content, write_files
 from qgraph.formats.mxnet_json import JsonGraph, JsonNode, compose, num_outputs, pack_subgraphs, parse, unpack_subgraphs
 from qgraph.formats.mxnet_marks import MARK, restore
 from qgraph.formats.ndarray import dump_params, read_params
+from qgraph.formats.numpy_ops import as_older_op
 from qgraph.ir import attributes, ops
 from qgraph.ir.graph import Graph, Node, Port, collector_paused
 
@@ -118,7 +119,7 @@ def _build(doc: JsonGraph, where: str) -> Graph:
         taken.add(name)
         return name
 
-    for number, item in enumerate(doc.nodes):
+    for number, item in enumerate(map(as_older_op, doc.nodes)):
         here = f"{where}: node {number} ({item.name[:60]}:{item.op[:60]})"
         _refuse(item, here)
         if item.op == "null":

@@ -237,6 +237,9 @@ def num_outputs(node: JsonNode) -> int:
         rank = len([part for part in attrs.get("kernel", "").strip("()[] ").split(",") if part.strip()])
         planar = attrs.get("layout", "None") in ("None", *ops.CHANNEL_FIRST)
         return 2 if attrs.get("pool_type", "max") == "max" and 1 <= rank <= 3 and planar else 1
+    if op == "RNN":
+        states = attrs.get("state_outputs", "").lower() in ("true", "1")
+        return (3 if attrs.get("mode") == "lstm" else 2) if states else 1
     if op == "LeakyReLU":
         return 2 if attrs.get("act_type") == "rrelu" else 1
     if op.startswith("_sg_mkldnn_"):

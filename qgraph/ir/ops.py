@@ -187,6 +187,12 @@ OPS: dict[str, OpInfo] = {
     # products of matrices
     "dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
     "batch_dot": OpInfo(("lhs", "rhs"), defaults={"transpose_a": False, "transpose_b": False}),
+    # recurrent layers
+    "RNN": OpInfo(("data", "parameters", "state", "*"), defaults={
+        "state_size": 0, "num_layers": 1, "bidirectional": False, "mode": "", "state_outputs": False,
+        "projection_size": None, "use_sequence_length": False, "lstm_state_clip_min": None,
+        "lstm_state_clip_max": None}),
+    "_rnn_param_concat": OpInfo(("*",), defaults={"dim": 1, "num_args": 1}),
     # attention
     **dict.fromkeys(("_contrib_interleaved_matmul_selfatt_qk", "_contrib_interleaved_matmul_encdec_qk",
                      "_contrib_interleaved_matmul_selfatt_valatt", "_contrib_interleaved_matmul_encdec_valatt"),

@@ -12,5 +12,6 @@ from qgraph.semantics import (  # noqa: F401
     move,
     norm,
     pool,
+    recurrent,
     reduce,
 )

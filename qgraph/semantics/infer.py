@@ -63,9 +63,11 @@ def infer(g: Graph, input_shapes: Mapping[str, Sequence[int]]) -> dict[Port, Sha
 
 
 def value_inputs(g: Graph, node: Node) -> list[Port]:
-    """The inputs that the node's value depends on at inference: all of them but a training label."""
+    """The inputs that the node's value depends on at inference: no training label, nor states that begin with zeros."""
     names = ops.info(node.op).inputs
     ports = g.inputs(node)
+    if node.op == "RNN" and all(port.node.op == "_zeros" for port in ports[2:]):
+        return ports[:2]  # Gluon leaves it to MXNet to find their shape
     return ports[:names.index("label")] if "label" in names else ports
 
 

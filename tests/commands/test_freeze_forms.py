@@ -12,6 +12,7 @@ import qgraph
 from qgraph import FreezeOptions, Graph, Port
 from qgraph.analysis.difference import Difference
 from qgraph.commands.frozen import Frozen
+from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Node
 from qgraph.semantics.inputs import known_channels
 
@@ -97,3 +98,11 @@ def test_a_resize_between_quantized_layers(target: str, mode: str) -> None:
 def test_weights_tell_the_rank_of_the_input() -> None:
     assert known_channels(in_one_dimension().done()) == {"data": (0, 4, 0)}
     assert known_channels(in_three_dimensions().done()) == {"data": (0, 3, 0, 0, 0)}
+
+
+@pytest.mark.parametrize("work", [qgraph.freeze, qgraph.convert])
+def test_channels_last_are_refused_before_any_data_are_read(work: Any) -> None:
+    chain = Chain(8, 8, 3)
+    chain.op("Convolution", chain.param("w", 4, 3, 3, 3), kernel=(3, 3), num_filter=4, no_bias=True, layout="NHWC")
+    with pytest.raises(UnsupportedError, match=":Convolution: found layout NHWC, want channels"):
+        work(chain.done(), **({"to": "onnx"} if work is qgraph.convert else {"options": FreezeOptions(target="onnx")}))

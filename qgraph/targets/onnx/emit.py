@@ -5,8 +5,8 @@
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
-Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `detect` and `boxes`; see `convert` to
-add one.
+Converters of single ops are in `nn`, `math`, `shape`, `resample`, `attention`, `recurrent`, `detect` and `boxes`; see
+`convert` to add one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.cut import refused_by
 from qgraph.semantics.infer import Shape, infer, value_inputs, value_nodes
 from qgraph.semantics.inputs import closed, known_channels
-from qgraph.targets.onnx import attention, boxes, detect, nn, resample  # noqa: F401  (the import fills the table)
+from qgraph.targets.onnx import attention, boxes, detect, nn, recurrent, resample  # noqa: F401  (they fill the table)
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
@@ -131,6 +131,7 @@ class _Emitter:
                 self.carry(node)
                 self.makers += [node] * (len(self.nodes) - len(self.makers))
         outputs = [self._output(i, head) for i, head in enumerate(self.g.heads)]
+        self._drop_unread(outputs)
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes, "qgraph",
@@ -153,6 +154,16 @@ class _Emitter:
         if check:
             self._check(proto)
         return proto
+
+    def _drop_unread(self, outputs: list[str]) -> None:
+        """Drop nodes that no output depends on: a converter may know already what its inputs are."""
+        read, kept = set(outputs), []
+        for at, node in reversed([*enumerate(self.nodes)]):
+            if read.intersection(node.output):
+                read.update(node.input)
+                kept.append(at)
+        self.makers = [self.makers[at] for at in reversed(kept) if at < len(self.makers)]
+        self.nodes = [self.nodes[at] for at in reversed(kept)]
 
     def _read_constants(self, outputs: list[str]) -> list[TensorProto]:
         """Initializers that some node reads: converters may do without one, such as a gamma that is fixed."""
