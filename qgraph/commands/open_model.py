@@ -68,8 +68,8 @@ def refuse_channels_last(g: Graph) -> None:
     """Raise UnsupportedError for a layer of layout NHWC, or of another layout with the channels last."""
     for node in g.toposort():
         if "layout" in ops.info(node.op).defaults and not ops.channels_first(node):
-            raise UnsupportedError(f"{node}: found layout {ops.attr(node, 'layout')}, want channels in axis 1: build the "
-                                   "network with layout NCHW, move axis -1 of the convolutions' weights to axis 1, and "
+            raise UnsupportedError(f"{node}: found layout {ops.attr(node, 'layout')}, want channels in axis 1: build "
+                                   "the network with layout NCHW, move axis -1 of the weights to axis 1, and "
                                    "export it again")
 
 
