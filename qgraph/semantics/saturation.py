@@ -9,6 +9,7 @@ pairs, but where the number of channels is odd they cross taps ("tap-major").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -159,9 +160,10 @@ def patches(node: Node, codes: np.ndarray, rng: np.random.Generator, positions: 
     kernel, stride, dilate, pad = (ops.attr(node, key) for key in ("kernel", "stride", "dilate", "pad"))
     padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)], constant_values=zero)
     size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded.shape[2:], kernel, stride, dilate)]
-    count = min(positions, len(codes) * size[0] * size[1])
-    flat = np.sort(rng.choice(len(codes) * size[0] * size[1], count, replace=False))
-    image, row, column = np.unravel_index(flat, (len(codes), *size))
-    taps = [padded[image, :, row * stride[0] + i * dilate[0], column * stride[1] + j * dilate[1]]
-            for i in range(kernel[0]) for j in range(kernel[1])]
+    windows = len(codes) * math.prod(size)
+    flat = np.sort(rng.choice(windows, min(positions, windows), replace=False))
+    image, *at = np.unravel_index(flat, (len(codes), *size))
+    channels = np.arange(codes.shape[1])
+    taps = [padded[(image[:, None], channels, *((place * s + t * d)[:, None] for place, s, t, d in
+                                                zip(at, stride, tap, dilate)))] for tap in np.ndindex(*kernel)]
     return np.stack(taps, axis=2)

@@ -73,7 +73,7 @@ def in_three_dimensions() -> Chain:
 @pytest.mark.mxnet
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("network", [in_one_dimension, in_three_dimensions])
-@pytest.mark.parametrize("target, layers", [("mxnet-sim", 3), ("mxnet", 0)])
+@pytest.mark.parametrize("target, layers", [("mxnet-sim", 3), ("onnx", 3), ("mxnet", 0)])
 def test_convolutions_of_other_ranks(target: str, layers: int, network: Any, given: bool) -> None:
     """With and without the shape of the input, of which the weights tell the rank."""
     chain = network()
