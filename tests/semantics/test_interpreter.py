@@ -74,8 +74,8 @@ def test_target_shape_of_a_deconvolution() -> None:
 def test_every_op_of_the_table_has_a_kernel_and_a_case() -> None:
     special = {"null", "fake_quantize"}
     assert set(ops.OPS) - special - set(KERNELS) <= set(CONVERTERS)  # detectors' decoding is for ONNX only
-    of_boxes = {f"_contrib_{name}" for name in ("MultiBoxDetection", "MultiBoxPrior", "box_decode", "box_iou", "box_nms")}
-    assert set(ops.OPS) & set(KERNELS) - of_boxes == {case.op for case in TABLE}  # those have cases of their own
+    boxes = ("MultiBoxDetection", "MultiBoxPrior", "box_decode", "box_iou", "box_nms")  # these have cases of their own
+    assert set(ops.OPS) & set(KERNELS) - {f"_contrib_{name}" for name in boxes} == {case.op for case in TABLE}
 
 
 # ---- exact integers -------------------------------------------------------------------------------------------------
