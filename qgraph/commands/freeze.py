@@ -11,7 +11,7 @@ import numpy as np
 
 from qgraph import engines
 from qgraph.analysis.observed import wanted_ranges
-from qgraph.calibration.images import as_the_network_takes_them, find_images, sample_of
+from qgraph.calibration.images import CalibrationImages, as_the_network_takes_them, find_images, sample_of
 from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
@@ -27,7 +27,7 @@ from qgraph.ir.rewrite import PassRecord
 from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_shapes
 from qgraph.quant.ranges import method
 from qgraph.quant.table import CalibrationTable
-from qgraph.targets.base import Writing
+from qgraph.targets.base import Shapes, Target, Writing
 from qgraph.targets.registry import get_target, no_open_sizes
 
 log = logging.getLogger("qgraph")
@@ -120,11 +120,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     table, after = quantize(g, network.quantizing, ranges, dump, records,
                             feeds=None if images is None else images.sample, run_op=engine.run_op,
                             trained=frozenset(network.entries))
-    given_shapes = parse_shapes(options.input_shape, [*shapes], no_open_sizes(target))
-    opened_shapes = {name: [0 if axis and not given_shapes.get(name, shape)[axis] else d
-                            for axis, d in enumerate(shape)] for name, shape in shapes.items()}
-    writing = Writing(opened_shapes, table, _preprocess(table, options), None if images is None else {
-        name: np.ascontiguousarray(x[:checks.REFERENCE_IMAGES]) for name, x in images.first.feeds.items()})
+    writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
     judged = checks.judge(g, network, written, images, target, engine)
     frozen = Frozen(g, written, table, {}, opened.files)
@@ -147,6 +143,17 @@ def _given_table(options: FreezeOptions, table: CalibrationTable | str | None) -
         raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table, by {found.method}; leave "
                           "one of them out")
     return found
+
+
+def _writing(options: FreezeOptions, target: Target, shapes: Shapes, table: CalibrationTable | None,
+             images: CalibrationImages | None) -> Writing:
+    """What the target is told of the run; sizes that the user left open are 0."""
+    given = parse_shapes(options.input_shape, [*shapes], no_open_sizes(target))
+    opened = {name: [0 if axis and not given.get(name, shape)[axis] else size for axis, size in enumerate(shape)]
+              for name, shape in shapes.items()}
+    feeds = None if images is None else {name: np.ascontiguousarray(x[:checks.REFERENCE_IMAGES])
+                                         for name, x in images.first.feeds.items()}
+    return Writing(opened, table, _preprocess(table, options), feeds)
 
 
 def _preprocess(table: CalibrationTable | None, options: FreezeOptions) -> Preprocess:
