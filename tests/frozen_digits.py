@@ -15,10 +15,11 @@ from helpers import DIGITS, GOLDEN
 from qgraph.commands.freeze import freeze
 from qgraph.options import FreezeOptions
 from qgraph.quant.table import CalibrationTable
+from qgraph.targets.registry import TARGETS
 
 FOLDER = GOLDEN / "frozen"
 TABLE = FOLDER / "calib.json"
-OPTIONS = {name: FreezeOptions(target=name) for name in ("mxnet", "mxnet-sim", "onnx", "ncnn", "tengine")}
+OPTIONS = {name: FreezeOptions(target=name) for name in TARGETS}
 SCALE = re.compile(r"(?<= scale=)(?:\[[^\]]*\]|[^ }]+)")
 
 

@@ -13,11 +13,13 @@ import networkx as nx
 import pytest
 from helpers import ROOT
 
+from qgraph.targets.registry import TARGETS
+
 grimp = pytest.importorskip("grimp", reason="import-linter is not installed (Python 3.10 and later)")
 pytest.importorskip("importlinter")
 
 FOLDERS = ("qgraph", "passes", "cli")
-ENGINES = ("mxnet", "mxnet-sim", "onnx", "ncnn", "tengine")
+ENGINES = tuple(TARGETS)
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,17 @@ from typing import Callable
 
 import numpy as np
 import pytest
-from scale import chain  # noqa: E402
+from scale import chain
 
 from qgraph.calibration.collect import observed_ports
-from qgraph.commands.freeze import bind
-from qgraph.commands.line import pipeline, split
+from qgraph.commands.line import bound, pipeline, split
 from qgraph.formats.mxnet import load, to_json
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.options import FreezeOptions
 from qgraph.passes import PIPELINES
 from qgraph.quant.table import CalibrationTable, Entry
-from qgraph.targets.base import TARGETS
+from qgraph.targets.registry import TARGETS
 
 
 def long_network(nodes: int) -> Graph:
@@ -92,7 +91,7 @@ def quantizing_cost(make: Callable[[int], Graph], nodes: int, target: str) -> di
     for step in split(pipeline(FreezeOptions(target=target)))[1]:
         profile = cProfile.Profile()
         profile.enable()
-        bind(step, table=table, feeds=feeds).run(g)
+        bound(step, table=table, feeds=feeds).run(g)
         profile.disable()
         calls[step.name] = sum(entry.callcount for entry in profile.getstats())
     return calls

@@ -105,7 +105,7 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
         raise OptionError(f"found a {type(model).__name__}, want a path, a qgraph.Graph or a Gluon HybridBlock")
     path = os.fspath(model)
     for cls in registry.all_classes():
-        if cls.reads and path.endswith(cls.suffix):
+        if cls.suffix != SYMBOL_SUFFIX and path.endswith(cls.suffix):
             return _open_written(registry.get_target(cls.name), path, params)
     symbol, prefix = find_symbol(path)
     arrays = params or find_params(prefix, epoch)
@@ -115,6 +115,8 @@ def open_model(model: Any, params: str | None = None, epoch: int | None = None,
 
 
 def _open_written(target: Target, path: str, params: str | None) -> Opened:
+    if not target.reads:
+        return Opened(target.open(path))  # which says that it only writes
     if params:
         raise OptionError(f"--params {params}: {target.reads} has its parameters {target.holds}")
     if not os.path.isfile(path):

@@ -8,6 +8,7 @@ Subclass `RewritePass` when one local pattern tells the whole story, `Pass` othe
     class Relu6ToRelu(RewritePass):
         \"\"\"clip(x, 0, 6) -> relu(x): an unsigned int8 activation already clips at its own qmax.\"\"\"
         name = "relu6-to-relu"
+        preserves_float = False
         pattern = P("clip", "x", name="clip", a_min="0", a_max="6")
 
         def rewrite(self, g, x, clip):

@@ -18,8 +18,9 @@ graph is written) and one of `Model` (what was written, or read back)::
             return ListingModel(g)
 
 The line names the class: in `qgraph.targets.registry.TARGETS`, or, in a package of its own, as an entry point of the
-group ``qgraph.targets``.  `freeze`, `convert`, `inspect`, `compare` and `eval` then know it; fields of the class are
-its options (``--target "listing{wide=true}"``).
+group ``qgraph.targets``.  `freeze` then knows it; fields of the class are its options (``--target
+"listing{wide=true}"``).  `convert` knows it where it has `Target.convert`; `inspect`, `compare` and `eval` where it has
+`Target.reads` and `Target.open`.
 """
 
 from __future__ import annotations

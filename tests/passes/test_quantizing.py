@@ -99,7 +99,7 @@ def test_every_quantizing_pass_has_a_change_and_a_no_change_case() -> None:
     for path in FILES:
         step, g, _, _ = read_case(path)
         changes[path.parent.name].add(step.run(g) > 0)
-    float_passes = {"fuse-relu"}  # see test_passes.py
+    float_passes = {"fuse-relu"}  # see test_float.py
     assert {name for name, seen in changes.items() if seen != {True, False}} == float_passes
 
 

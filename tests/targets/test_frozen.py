@@ -7,7 +7,7 @@ import pytest
 from frozen_digits import FOLDER, OPTIONS, TABLE, calibrated, frozen, split_scales
 
 from qgraph.quant.table import CalibrationTable
-from qgraph.targets.base import TARGETS
+from qgraph.targets.registry import TARGETS
 
 RTOL = 1e-4  # of scales and ranges
 

@@ -62,6 +62,8 @@ def test_its_target_freezes(package: Path, model: Path) -> None:
     assert text.count("= fake_quantize(") > 10 and "= Convolution(" in text
     report = json.loads((model / "model-quantized.report.json").read_text())
     assert report["target"] == "listing" and len(report["quantized"]) == 9
+    read = qgraph(package, model, "inspect", "model-quantized.listing")
+    assert read.returncode == 1 and "target listing only writes such files" in read.stderr
 
 
 def test_its_options_are_flags(package: Path, model: Path) -> None:

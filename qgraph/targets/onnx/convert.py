@@ -8,8 +8,8 @@ To teach qgraph an op, in its own code or in yours::
     def my_op(c: Context, x: str) -> str:        # names of the input tensors, in slot order
         return c.op("Mul", x, c.const(np.float32(2)))
 
-and if the op is new to qgraph add its row to `qgraph.ir.ops` and a rule to
-`qgraph.semantics` (only ops that read shapes, somewhere behind it, need the rule).
+and if the op is new to qgraph add its row to `qgraph.ir.ops` and its shape rule to `qgraph.semantics`: every op of the
+table has one.
 """
 
 from __future__ import annotations
