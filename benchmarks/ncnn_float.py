@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,16 @@ def trained(name: str) -> tuple[Graph, np.ndarray]:
     return case.graph(), stacked(case.data(case.test, limit=3))
 
 
+def one_by_one(run: Callable[[np.ndarray], list[np.ndarray]], images: np.ndarray) -> list[np.ndarray]:
+    return [np.concatenate(values) for values in zip(*(run(image[None]) for image in images))]
+
+
 def check(name: str, g: Graph, images: np.ndarray) -> tuple[list[str], float]:
-    want = mxnet_runtime.Executor(g).run({"data": images})
+    # ncnn takes an image at a time: an output that tells the place in the batch is 0 for each
+    run = mxnet_runtime.Executor(g).run
+    want = one_by_one(lambda image: run({"data": image}), images)
     kept = [i for i, out in enumerate(want) if varies(out)]
-    exact = truth(g, images)
+    exact = one_by_one(lambda image: truth(g, image), images)
     folded = g.copy()
     PassManager(PIPELINES["float"]).run(folded)
     model = to_ncnn(folded, {"data": images.shape})

@@ -632,7 +632,7 @@ def test_a_block_inside_says_how_the_network_is_traced():
     scaled = from_gluon(net)
     assert inner.scale is None and not plain.nodes("broadcast_mul") and len(scaled.nodes("broadcast_mul")) == 1
     x = np.ones((2, 4), np.float32)
-    assert np.array_equal(run_mxnet(scaled, {"data": x})[0], net(mx.nd.array(x)).asnumpy() * [[1, 2, 3]])
+    assert np.array_equal(run_mxnet(scaled, {"data": x})[0], net(mx.nd.array(x)).asnumpy() * np.float32([[1, 2, 3]]))
 
 
 # ---- output files ---------------------------------------------------------------------------------------------------
