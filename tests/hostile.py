@@ -3,7 +3,7 @@
     how, file = mutated(KINDS["onnx"], make_seeds()["onnx"], number, seed)
     attempt(KINDS["onnx"], write(KINDS["onnx"], file, folder), number)    "read" or "refused", else it raises
 
-Everything depends on the kind and the numbers alone, so a failure is found again.  `tests/test_fuzz_formats.py` reads
+Everything depends on the kind and the numbers alone, so a failure is found again.  `tests/formats/test_fuzz.py` reads
 some hundreds of each kind, `benchmarks/fuzz.py` as many as one likes.
 """
 

@@ -90,7 +90,7 @@ def test_the_bound_of_a_sound_network_stays() -> None:
         run_checked((Louder(),), g, FEEDS, executor())
 
 
-def test_it_can_be_wave_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_can_be_waived(caplog: pytest.LogCaptureFixture) -> None:
     assert run_checked((Louder(),), small(), FEEDS, executor(), check=False) == 0
     assert "WARNING: --no-float-check" in caplog.text
 
