@@ -245,6 +245,7 @@ def test_a_block_is_converted() -> None:
     import mxnet as mx
     block = mx.gluon.nn.HybridSequential()
     block.add(mx.gluon.nn.Conv2D(4, 3, activation="relu"), mx.gluon.nn.Dense(3))
+    mx.random.seed(0)
     block.initialize(mx.init.Uniform(0.5))
     block.hybridize()
     x = mx.nd.array(batch(2, 2, 6, 6))

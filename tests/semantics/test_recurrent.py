@@ -54,6 +54,7 @@ def test_recurrent_layers_equal_mxnet(mode: str, layers: int, sides: int, begin:
 def test_layers_of_gluon(mode: str) -> None:
     import mxnet as mx
 
+    mx.random.seed(0)
     block = getattr(mx.gluon.rnn, mode)(5, num_layers=2, bidirectional=True, layout="NTC", input_size=4)
     block.initialize(mx.init.Normal(0.5))
     x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
