@@ -30,6 +30,11 @@ CPU_FLAGS = _CPU.read_text() if _CPU.exists() else ""
 VNNI = "vnni" in CPU_FLAGS  # without, kernels add two products of codes in 16 bits, which saturate
 
 
+def normal(*shape: int) -> np.ndarray:
+    """Random numbers, the same for a shape whichever tests run before."""
+    return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
+
+
 def calls(work: Callable[[], Any]) -> int:
     """How many function calls `work` makes: a cost that is the same on every machine, however busy."""
     profile = cProfile.Profile()

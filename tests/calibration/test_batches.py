@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+from helpers import normal
 
 from qgraph import engines
 from qgraph.calibration.images import CalibrationImages, as_the_network_takes_them, find_images
@@ -16,25 +17,23 @@ from qgraph.ir.graph import Graph, Port
 from qgraph.options import FreezeOptions
 
 pytest.importorskip("onnxruntime")
-RNG = np.random.default_rng(0)
 
 
 def network(shape: str) -> Graph:
     """conv -> Reshape: with a batch axis, or with a batch of one inside."""
     g = Graph()
-    weight = g.add_param("conv_weight", RNG.normal(0, 0.3, (4, 3, 3, 3)).astype(np.float32))
+    weight = g.add_param("conv_weight", normal(4, 3, 3, 3) * np.float32(0.3))
     conv = g.add("Convolution", [g.add("null", name="data"), weight], "conv", kernel="(3, 3)", num_filter="4",
                  no_bias="True")
     flat = g.add("Reshape", [conv], "flat", shape=shape)
-    fc = g.add_param("fc_weight", RNG.normal(0, 0.3, (5, 4)).astype(np.float32))
+    fc = g.add_param("fc_weight", normal(5, 4) * np.float32(0.3))
     dense = g.add("FullyConnected", [g.add("mean", [flat], "mean", axis="2"), fc], "fc", num_hidden="5", no_bias="True")
     g.heads = [Port(dense)]
     return g
 
 
 def images(batch_size: int = 4) -> CalibrationImages:
-    arrays = RNG.normal(size=(6, 3, 8, 8)).astype(np.float32)
-    return CalibrationImages(open_data(arrays, batch_size=batch_size))
+    return CalibrationImages(open_data(normal(6, 3, 8, 8), batch_size=batch_size))
 
 
 @pytest.mark.parametrize(("shape", "size"), [("(0, 0, -1)", 4), ("(1, 4, -1)", 1), ("(1, 4, 36)", 1)])
@@ -47,14 +46,14 @@ def test_a_batch_of_one_inside_the_network_is_found(shape: str, size: int, caplo
 
 
 def test_a_stream_is_taken_apart() -> None:
-    data = open_data([(RNG.normal(size=(3, 3, 8, 8)).astype(np.float32), np.arange(3))])
+    data = open_data([(normal(3, 3, 8, 8), np.arange(3))])
     alone = list(data.one_by_one())
     assert [(len(b), b.labels.tolist()) for b in alone] == [(1, [0]), (1, [1]), (1, [2])]
     assert np.array_equal(np.concatenate([b.feeds["data"] for b in alone]), next(iter(data)).feeds["data"])
 
 
 def test_such_a_network_freezes_without_being_told(caplog: pytest.LogCaptureFixture) -> None:
-    arrays = RNG.uniform(0, 1, (8, 3, 8, 8)).astype(np.float32)
+    arrays = np.abs(normal(8, 3, 8, 8))
     frozen = freeze(network("(1, 4, -1)"), FreezeOptions(target="onnx", runtime="onnxruntime"), calib_data=arrays)
     assert frozen.report["calibration"]["images"] == 8
     assert frozen.report["agreement"]["images"] == 8 and frozen.report["agreement"]["sqnr_db"] > 25

@@ -20,22 +20,21 @@ from qgraph.passes import PIPELINES
 from qgraph.targets.onnx.convert import CONVERTERS, Context
 
 pytest.importorskip("onnxruntime")
-RNG = np.random.default_rng(0)
-FEEDS = {"data": RNG.normal(size=(2, 3, 8, 8)).astype(np.float32)}
+FEEDS = {"data": np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)}
 
 
 def small(gain: float = 1.0) -> Graph:
     """conv0 -> bn0 -> relu0 -> conv1 -> sin(gain * x), which makes much of the last bits where the gain is large."""
-    g = Graph()
+    g, rng = Graph(), np.random.default_rng(1)
     x = g.add("null", name="data")
 
     def conv(value: object, name: str, channels: int) -> object:
-        weight = g.add_param(f"{name}_weight", RNG.normal(0, 0.3, (4, channels, 3, 3)).astype(np.float32))
+        weight = g.add_param(f"{name}_weight", rng.normal(0, 0.3, (4, channels, 3, 3)).astype(np.float32))
         return g.add("Convolution", [value, weight], name, kernel="(3, 3)", pad="(1, 1)", num_filter="4",
                      no_bias="True")
 
     first = conv(x, "conv0", 3)
-    stats = [g.add_param(f"bn0_{key}", RNG.uniform(0.5, 1.5, 4).astype(np.float32))
+    stats = [g.add_param(f"bn0_{key}", rng.uniform(0.5, 1.5, 4).astype(np.float32))
              for key in ("gamma", "beta", "moving_mean", "moving_var")]
     relu = g.add("Activation", [g.add("BatchNorm", [first, *stats], "bn0", fix_gamma="False")], "relu0",
                  act_type="relu")

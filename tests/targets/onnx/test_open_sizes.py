@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import normal
 
 from qgraph.cli.main import main
 from qgraph.commands.convert import convert
@@ -17,22 +18,21 @@ from qgraph.options import FreezeOptions
 from qgraph.semantics.interpreter import run
 
 pytest.importorskip("onnxruntime")
-RNG = np.random.default_rng(0)
 ANY = ["data:1,3,?,?"]
 
 
 def network(tail: str, **attrs: str) -> Graph:
     """conv -> pool -> the tail."""
     g = Graph()
-    weight = g.add_param("conv_weight", RNG.normal(0, 0.3, (4, 3, 3, 3)).astype(np.float32))
+    weight = g.add_param("conv_weight", normal(4, 3, 3, 3) * np.float32(0.3))
     conv = g.add("Convolution", [g.add("null", name="data"), weight], "conv", kernel="(3, 3)", pad="(1, 1)",
                  num_filter="4", no_bias="True")
     pool = g.add("Pooling", [conv], "pool", kernel="(2, 2)", stride="(2, 2)", pool_type="max")
     more = []
     if tail == "FullyConnected":
-        more = [g.add_param("tail_weight", RNG.normal(size=(5, 4 * 16 * 16)).astype(np.float32))]
+        more = [g.add_param("tail_weight", normal(5, 4 * 16 * 16))]
     if tail == "broadcast_add":
-        more = [g.add_param("tail_map", RNG.normal(size=(1, 4, 112, 128)).astype(np.float32))]
+        more = [g.add_param("tail_map", normal(1, 4, 112, 128))]
     g.heads = [Port(g.add(tail, [pool, *more], "tail", **attrs))]
     return g
 
@@ -50,7 +50,7 @@ def test_one_model_runs_at_any_size(tail: str, attrs: dict[str, str]) -> None:
     dims = [d.dim_param for d in found.model.proto.graph.input[0].type.tensor_type.shape.dim]
     assert dims[2] and dims[3] and dims[2] != dims[3]
     for size in ((1, 3, 8, 8), (2, 3, 12, 20)):
-        feeds = {"data": RNG.normal(size=size).astype(np.float32)}
+        feeds = {"data": normal(*size)}
         (want,), (got,) = run(g, feeds), found.model.executor().run(feeds)
         assert np.abs(want - got).max() <= 1e-5 * np.abs(want).max()
 
@@ -65,11 +65,11 @@ def test_the_op_that_wants_a_size_is_named(tail: str, attrs: dict[str, str]) -> 
 
 def test_a_frozen_model_keeps_them_open() -> None:
     g = network("Pooling", global_pool="True", pool_type="avg")
-    arrays = RNG.normal(size=(8, 3, 8, 8)).astype(np.float32)
+    arrays = normal(8, 3, 8, 8)
     options = FreezeOptions(target="onnx", input_shape=tuple(ANY), runtime="onnxruntime")
     frozen = freeze(g, options, calib_data=arrays)
     assert frozen.model.inputs == {"data": (0, 3, 0, 0)} and frozen.report["quantized"]
-    other = RNG.normal(size=(2, 3, 14, 10)).astype(np.float32)
+    other = normal(2, 3, 14, 10)
     (want,), (got,) = run(g, {"data": other}), frozen.model.executor().run({"data": other})
     assert np.abs(want - got).max() < 0.05 * np.abs(want).max()
 
