@@ -26,9 +26,6 @@ _BESIDE = {  # what lies beside a model -> what it is, and what to give instead
 }
 
 
-_INSTEAD = ("", 'give the node "mode": "training" in the symbol file, which leaves it out at inference, or ')
-
-
 @dataclass
 class Opened:
     """A model that qgraph may change. prefix: of its files, without ``-symbol.json``, or ""."""
@@ -79,8 +76,10 @@ def refuse_random(g: Graph) -> None:
     for node in g.toposort():
         if node in reached and (why := ops.randomness(node)):
             before = next((p.node.name for p in g.inputs(node) if p.node.op != "null"), "NAME")
-            raise UnsupportedError(f"{node}: {why}, so its outputs are random: {_INSTEAD[node.op == 'Dropout']}"
-                                   f"--outputs {before} ends the model before it")
+            instead = ('give the node "mode": "training" in the symbol file, which leaves it out at inference, or '
+                       if node.op == "Dropout" else "")
+            raise UnsupportedError(f"{node}: {why}, so its outputs are random: {instead}--outputs {before} ends the "
+                                   "model before it")
 
 
 def open_model(model: Any, params: str | None = None, epoch: int | None = None,
