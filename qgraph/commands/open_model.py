@@ -23,6 +23,7 @@ _BESIDE = {  # what lies beside a model -> what it is, and what to give instead
     ".params": f"these are parameters, want the MODEL{SYMBOL_SUFFIX} that goes with them (and --params)",
     ".calib.json": f"this is a table of ranges (for --calib-table), give a MODEL{SYMBOL_SUFFIX}",
     ".report.json": f"this is the report of an earlier run, give a MODEL{SYMBOL_SUFFIX}",
+    **dict.fromkeys((".rec", ".npz", ".npy"), f"these are data, not a model, give a MODEL{SYMBOL_SUFFIX}"),
 }
 
 
