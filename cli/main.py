@@ -20,7 +20,7 @@ from qgraph.errors import CheckFailed, QGraphError, suggest
 
 COMMANDS = {  # name -> line of help; each lives in the file of its name
     "freeze": "Quantize a model and write the frozen checkpoint.",
-    "convert": "Carry a float model to ONNX, or to MXNet's newest files.",
+    "convert": "Carry a float model to ONNX, ncnn or Tengine, or to MXNet's newest files.",
     "simulate": "What strategies of quantization would cost, one or a table of them.",
     "eval": "Accuracy of a model, and its agreement with another.",
     "compare": "Where a frozen model departs from the float one.",

@@ -17,7 +17,7 @@ from qgraph.data.open import Batch
 from qgraph.engines import Engine
 from qgraph.ir.graph import Graph
 from qgraph.semantics.interpreter import Executor as Reference
-from qgraph.targets.base import Executor, Model, Target
+from qgraph.targets.base import Executor, Feeds, Model, Target
 
 log = logging.getLogger("qgraph")
 
@@ -63,12 +63,16 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
             "departure": _kernels(g, model, images, target, engine, run)}
 
 
+def reference_feeds(images: CalibrationImages) -> Feeds:
+    """The few images that exact arithmetic, which is slow, is computed on."""
+    return {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in images.first.feeds.items()}
+
+
 def _kernels(g: Graph, model: Model, images: CalibrationImages, target: Target, engine: Engine,
              run: Any) -> dict[str, Any] | None:
     if not model.has_kernels:
         return None
-    feeds = {name: np.ascontiguousarray(x[:REFERENCE_IMAGES]) for name, x in images.first.feeds.items()}
-    return departure.kernel_departure(g, model, feeds, target.spec.rounding, run, engine.run_op)
+    return departure.kernel_departure(g, model, reference_feeds(images), target.spec.rounding, run, engine.run_op)
 
 
 def _is_beyond_codes(g: Graph) -> bool:

@@ -15,6 +15,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, PassManager, PassRecord
 from qgraph.semantics.legal import legal_values
+from qgraph.targets.base import Feeds
 
 log = logging.getLogger("qgraph")
 
@@ -25,7 +26,6 @@ ROUNDING = 8  # times what one rounding of everything costs, float32 engines may
 _DRAWS = 2
 _AT_ONCE = 32  # tensors watched in one run
 
-Feeds = Mapping[str, Array]
 Values = Callable[[Sequence[Any]], "list[Array]"]  # of these tensors
 
 

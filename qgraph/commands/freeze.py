@@ -7,8 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from qgraph import engines
 from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import CalibrationImages, as_the_network_takes_them, find_images, sample_of
@@ -151,8 +149,7 @@ def _writing(options: FreezeOptions, target: Target, shapes: Shapes, table: Cali
     given = parse_shapes(options.input_shape, [*shapes], no_open_sizes(target))
     opened = {name: [0 if axis and not given.get(name, shape)[axis] else size for axis, size in enumerate(shape)]
               for name, shape in shapes.items()}
-    feeds = None if images is None else {name: np.ascontiguousarray(x[:checks.REFERENCE_IMAGES])
-                                         for name, x in images.first.feeds.items()}
+    feeds = None if images is None else checks.reference_feeds(images)
     return Writing(opened, table, _preprocess(table, options), feeds)
 
 

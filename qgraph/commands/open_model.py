@@ -23,10 +23,8 @@ _BESIDE = {  # what lies beside a model -> what it is, and what to give instead
     ".params": f"these are parameters, want the MODEL{SYMBOL_SUFFIX} that goes with them (and --params)",
     ".calib.json": f"this is a table of ranges (for --calib-table), give a MODEL{SYMBOL_SUFFIX}",
     ".report.json": f"this is the report of an earlier run, give a MODEL{SYMBOL_SUFFIX}",
+    **dict.fromkeys((".rec", ".npz", ".npy"), f"these are data, not a model, give a MODEL{SYMBOL_SUFFIX}"),
 }
-
-
-_INSTEAD = ("", 'give the node "mode": "training" in the symbol file, which leaves it out at inference, or ')
 
 
 @dataclass
@@ -79,8 +77,10 @@ def refuse_random(g: Graph) -> None:
     for node in g.toposort():
         if node in reached and (why := ops.randomness(node)):
             before = next((p.node.name for p in g.inputs(node) if p.node.op != "null"), "NAME")
-            raise UnsupportedError(f"{node}: {why}, so its outputs are random: {_INSTEAD[node.op == 'Dropout']}"
-                                   f"--outputs {before} ends the model before it")
+            instead = ('give the node "mode": "training" in the symbol file, which leaves it out at inference, or '
+                       if node.op == "Dropout" else "")
+            raise UnsupportedError(f"{node}: {why}, so its outputs are random: {instead}--outputs {before} ends the "
+                                   "model before it")
 
 
 def open_model(model: Any, params: str | None = None, epoch: int | None = None,

@@ -193,6 +193,9 @@ class Arrays(Items):
         arrays = [ready(a[index], self.where(index), self._preprocess) for a in self._arrays]
         return arrays, None if self._label is None else self._label[index]
 
+    def labels(self, indices: Iterable[int]) -> Iterator[Label]:
+        return (None if self._label is None else self._label[index] for index in indices)
+
 
 class Npz(Items):
     """An .npz is read as a stream, row by row: it may be larger than memory, and may claim what it does not hold."""
@@ -237,14 +240,23 @@ class Npz(Items):
         return stream, shape, dtype
 
     def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
+        for index, arrays in self._read(self._keys, indices):
+            label = arrays.pop() if self._has_label else None
+            yield [ready(a, self.where(index), self._preprocess) for a in arrays], label
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Label]:
+        if not self._has_label:
+            return (None for _ in indices)
+        return (arrays[0] for _, arrays in self._read(self._keys[-1:], indices))
+
+    def _read(self, keys: Sequence[str], indices: Iterable[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """(index, one item of each array) as they are stored."""
         with contextlib.ExitStack() as opened:
             # each array has the file to itself: Python 3.13 seeks from where the other one's reading has ended
-            members = [self._member(opened.enter_context(self._open()), key) for key in self._keys]
+            members = [self._member(opened.enter_context(self._open()), key) for key in keys]
             starts = [stream.tell() for stream, _, _ in members]
             for index in indices:
-                arrays = [self._row(member, start, index) for member, start in zip(members, starts)]
-                label = arrays.pop() if self._has_label else None
-                yield [ready(a, self.where(index), self._preprocess) for a in arrays], label
+                yield index, [self._row(member, start, index) for member, start in zip(members, starts)]
 
     def _row(self, member: Member, start: int, index: int) -> np.ndarray:
         stream, shape, dtype = member
