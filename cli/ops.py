@@ -22,12 +22,12 @@ def command(name: str | None, as_json: bool) -> None:
     from qgraph.commands.ops import columns, describe_op, ops_table
 
     if name is None:
-        rows = ops_table()
+        rows, names = ops_table(), columns()
         if as_json:
             console.result(rows, True, ())
             return
-        console.table("", ("op", "kind", *columns()), [(op, *row.values()) for op, row in rows.items()], to_stdout=True)
-        counts = ", ".join(f"{column} {sum(bool(row[column]) for row in rows.values())}" for column in columns())
+        console.table("", ("op", "kind", *names), [(op, *row.values()) for op, row in rows.items()], to_stdout=True)
+        counts = ", ".join(f"{column} {sum(bool(row[column]) for row in rows.values())}" for column in names)
         click.echo(f"\n{len(rows)} ops: {counts}")
         return
     found = describe_op(name)
