@@ -49,6 +49,9 @@ KEEP_GRAPH, KEEP_CODES, KEEP_RANGES = "graph", "codes", "ranges"
 """What a target keeps of a network that was trained quantized: its graph as it is, the codes of weights and the ranges
 of activations, or the ranges alone (weights are rounded again)."""
 
+BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
+"""Choices that no integer engine has, as the flags that make them: for `Spec.beyond`."""
+
 
 class Executor(Protocol):
     """What runs a model, whichever engine it is."""
@@ -233,7 +236,7 @@ class Spec:
     granularities, weight_bits, act_bits, act_signed: what it can carry exactly.
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes; 0 sets no limit.
     bias_limit: largest code of a bias; a layer whose bias has a larger one adds it in float.
-    beyond: choices that no integer engine has, as the flags that make them.
+    beyond: those of `BEYOND` that it carries.
     """
 
     rounding: str
