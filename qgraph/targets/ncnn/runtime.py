@@ -65,8 +65,8 @@ class Executor:
     half: 16-bit floats between layers where the CPU has them, as is ncnn's default.  winograd: of float layers too.
     """
 
-    def __init__(self, model: Runnable, watch: Sequence[Any] | None = None, fused: bool = False, *,
-                 packing: bool = True, half: bool = True, winograd: bool = True) -> None:
+    def __init__(self, model: Runnable, watch: Sequence[Any] | None = None, *, packing: bool = True,
+                 half: bool = True, winograd: bool = True) -> None:
         ncnn = import_ncnn()
         self._model = model
         self._watch = list(model.outputs if watch is None else watch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -132,11 +131,6 @@ def optimized(model: Runnable) -> Any:
         path = os.path.join(folder, "optimized.onnx")
         open_session(model.to_bytes(), save_to=path)
         return onnx.load(path).graph
-
-
-def count_ops(model: Runnable) -> dict[str, int]:
-    """Ops of onnxruntime's optimized graph."""
-    return dict(sorted(Counter(node.op_type for node in optimized(model).node).items()))
 
 
 def _first_line(error: Exception) -> str:
