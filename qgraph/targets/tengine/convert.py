@@ -23,6 +23,7 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape, axis_of
 from qgraph.targets.tengine.files import CONST, FP32, INT8, INT32, TYPE_OF, VAR, Layer, Model, Param, Tensor
 
@@ -35,12 +36,9 @@ FLOAT_ONLY: set[str] = set()
 
 def converter(*names: str, int8: bool = True) -> Callable[[Converter], Converter]:
     """Register a converter for these ops. int8: Tengine computes them on codes too."""
-    def add(function: Converter) -> Converter:
-        CONVERTERS.update(dict.fromkeys(names, function))
-        if not int8:
-            FLOAT_ONLY.update(names)
-        return function
-    return add
+    if not int8:
+        FLOAT_ONLY.update(names)
+    return enter(CONVERTERS, names)
 
 
 def missing(node: Node) -> UnsupportedError:
