@@ -35,9 +35,9 @@ from qgraph.analysis.difference import Difference
 from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.data.preprocess import Preprocess
-from qgraph.errors import OptionError, UnsupportedError
+from qgraph.errors import DataError, OptionError, UnsupportedError
 from qgraph.files import Content, written_size
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable
 
@@ -220,6 +220,19 @@ def model_of(value: object) -> Model | None:
     """Return the value if it is a model, else its attribute ``model`` if that is one, else None."""
     found = getattr(value, "model", value)
     return found if isinstance(found, Model) else None
+
+
+def check_feeds(inputs: Sequence[str], feeds: Feeds) -> None:
+    """Raise DataError, which names the inputs that are not fed."""
+    missing = [name for name in inputs if name not in feeds]
+    if missing:
+        raise DataError(f"the model wants input {', '.join(missing)}; found {', '.join(feeds)}")
+
+
+def unknown_shape(node: Node, port: Port) -> UnsupportedError:
+    """The error of a converter that needs the shape of what `node` reads or writes."""
+    return UnsupportedError(f"{node}: its conversion needs the shape of {port.key}, which is not known; "
+                            "--input-shape data:1,3,224,224 (with the right numbers) may tell it")
 
 
 def counted(arrays: Sequence[Array]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, per_axis, quantize
 from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape, axis_of
+from qgraph.targets.base import unknown_shape
 from qgraph.targets.tengine.files import CONST, FP32, INT8, INT32, TYPE_OF, VAR, Layer, Model, Param, Tensor
 
 Converter = Callable[["Context"], int]
@@ -129,8 +130,7 @@ class Context:
     def want_shape(self, slot: int = 0) -> Shape:
         shape = self.shape(slot)
         if shape is None:
-            raise UnsupportedError(f"{self.node}: its conversion needs the shape of {self.ports[slot].key}, which is "
-                                   "not known; --input-shape data:1,3,224,224 (with the right numbers) may tell it")
+            raise unknown_shape(self.node, self.ports[slot])
         return shape
 
     def axis(self, axis: int) -> int:
