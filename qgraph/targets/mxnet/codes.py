@@ -5,7 +5,7 @@
     codes = max(qmax - z - qmin, 0) + qmin       qmin <= round(y)
 
 1.5 * 2^23 - y is rounded to a whole number, ties to even.  Where convolutions write x
-and read the codes all this is written per channel (`mxnet_channels`), elsewhere as elementwise ops; the codes are the
+and read the codes all this is written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the
 same.  Quantize and dequantize would be fewer passes over memory, but bring tensors into other layouts and back.
 
 online: 1 / s comes from the batch, whose range is the mean over its images of max |x|, or of max x.

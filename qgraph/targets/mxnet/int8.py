@@ -7,7 +7,7 @@
     pool/concat/flatten of codes                 ->  their _contrib_quantized_ op
     fq(x) of floats, a float op that reads codes ->  _contrib_quantize_v2, _contrib_dequantize
 
-The kernels take float weights and quantize them again; `mxnet_weights.dictate` makes them find our codes.  Where it
+The kernels take float weights and quantize them again; `weights.dictate` makes them find our codes.  Where it
 cannot (no code of a channel is the largest), a convolution writes its sums too; what is left is computed in float.
 """
 
