@@ -11,8 +11,8 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.ir.select import select_nodes
 from qgraph.quant.spec import QSpec, as_granularity
-from qgraph.targets.base import Target
-from qgraph.targets.registry import ONLINE_FLAG, check_legal, get_target
+from qgraph.targets.base import ONLINE_FLAG, Target
+from qgraph.targets.registry import check_legal, get_target
 
 
 def layer_verdicts(g: Graph, target: Target, exclude: tuple[str, ...]) -> dict[Node, str]:

@@ -6,7 +6,7 @@ import dataclasses
 
 from networkx.utils import UnionFind
 
-from qgraph.analysis.codes import quantizer_name
+from qgraph.analysis.codes import before_quantizer, quantizer_name
 from qgraph.analysis.observed import observed_ports
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
@@ -63,7 +63,7 @@ class _Everything:
         self.heads = {self._bare(head) for head in g.heads}
 
     def _bare(self, port: Port) -> Port:
-        return self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
+        return before_quantizer(self.g, port)
 
     def run(self) -> int:
         readers: dict[Node, list[Node]] = {node: [] for node in self.order}

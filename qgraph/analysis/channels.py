@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qgraph.analysis.codes import before_quantizer
 from qgraph.arrays import Array
 from qgraph.errors import FormatError
 from qgraph.ir import ops
@@ -67,7 +68,7 @@ def _visit(g: Graph, node: Node, parts: dict[Port, Parts], made: list[Order]) ->
     known = [parts.get(p, []) for p in g.inputs(node)]  # []: of the network's inputs, of parameters, of what mixes
     if node.op == "Convolution" and known and _own_params(g, node):
         filters, groups = ops.attr(node, "num_filter"), ops.attr(node, "num_group")
-        params = [_behind_quantizer(g, p).node for p in g.inputs(node)[1:]]
+        params = [before_quantizer(g, p).node for p in g.inputs(node)[1:]]
         if groups == 1:
             for order, start in _starts(known[0]):
                 order.readers.append((node, start))
@@ -102,17 +103,13 @@ def _is_channelwise(node: Node) -> bool:
     return node.op in _CHANNELWISE and (scales is None or scales.granularity == "tensor")
 
 
-def _behind_quantizer(g: Graph, port: Port) -> Port:
-    return g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
-
-
 def _own_params(g: Graph, node: Node) -> bool:
     """All parameters belong to this layer alone, and no scale belongs to neighbouring channels."""
     ports = g.inputs(node)[1:]
     if any(p.node.quant is not None and p.node.quant.granularity == "group" for p in ports):
         return False
-    chain = [p for port in ports for p in {port, _behind_quantizer(g, port)}]
-    return all(g.has_one_use(p) for p in chain) and all(g.param(_behind_quantizer(g, p)) is not None for p in ports)
+    chain = [p for port in ports for p in {port, before_quantizer(g, port)}]
+    return all(g.has_one_use(p) for p in chain) and all(g.param(before_quantizer(g, p)) is not None for p in ports)
 
 
 def _starts(part: Parts) -> list[tuple[Order, int]]:

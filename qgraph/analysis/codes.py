@@ -15,6 +15,11 @@ def quantizer_name(port: Port) -> str:
     return port.key.replace(":", "_") + "_q"
 
 
+def before_quantizer(g: Graph, port: Port) -> Port:
+    """The tensor that the quantizer of this port reads; the port itself where it is not quantized."""
+    return g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
+
+
 def ranged(g: Graph, fq: Node) -> tuple[str, ...]:
     """Names of the tensors whose ranges a quantizer of activations is given."""
     assert fq.quant is not None

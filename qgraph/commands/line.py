@@ -16,7 +16,8 @@ from qgraph.passes import PIPELINES
 from qgraph.passes.winograd_weights import NONE, check_domain
 from qgraph.quant.spec import QParams, as_granularity
 from qgraph.quant.table import CalibrationTable
-from qgraph.targets.registry import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG, check_legal, get_target
+from qgraph.targets.base import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG
+from qgraph.targets.registry import check_legal, get_target
 
 log = logging.getLogger("qgraph")
 

@@ -25,7 +25,7 @@ from qgraph.quant.spec import QParams, dequantize
 MARK = "__quantized__"
 AS_IS = "as_is"  # marks helper nodes that `restore` removes
 BIAS = "bias"  # marks an addition that `restore` makes the bias of its layer
-SUMS, CODES_ENDING, BIAS_ENDING = "_sums", "_codes", "_biased_shift"  # of names, see `mxnet_sim`
+SUMS, CODES_ENDING, BIAS_ENDING = "_sums", "_codes", "_biased_shift"  # of names, see `targets.mxnet.sim`
 CODES = "codes"  # marks nodes that compute codes in a frozen model; `restore` leaves them
 _MARKED = frozenset({"_copy", "identity", "BatchNorm", "_contrib_BatchNormWithReLU", "_maximum_scalar"})
 _FIELDS: dict[str, type] = {"bits": int, "signed": bool, "narrow": bool, "granularity": str, "axis": int, "groups": int}

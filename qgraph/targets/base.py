@@ -35,9 +35,9 @@ from qgraph.analysis.difference import Difference
 from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.data.preprocess import Preprocess
-from qgraph.errors import OptionError, UnsupportedError
+from qgraph.errors import DataError, OptionError, UnsupportedError
 from qgraph.files import Content, written_size
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable
 
@@ -48,6 +48,9 @@ Facts = dict[str, Any]  # plain data for the report
 KEEP_GRAPH, KEEP_CODES, KEEP_RANGES = "graph", "codes", "ranges"
 """What a target keeps of a network that was trained quantized: its graph as it is, the codes of weights and the ranges
 of activations, or the ranges alone (weights are rounded again)."""
+
+BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
+"""Choices that no integer engine has, as the flags that make them: for `Spec.beyond`."""
 
 
 class Executor(Protocol):
@@ -219,6 +222,19 @@ def model_of(value: object) -> Model | None:
     return found if isinstance(found, Model) else None
 
 
+def check_feeds(inputs: Sequence[str], feeds: Feeds) -> None:
+    """Raise DataError, which names the inputs that are not fed."""
+    missing = [name for name in inputs if name not in feeds]
+    if missing:
+        raise DataError(f"the model wants input {', '.join(missing)}; found {', '.join(feeds)}")
+
+
+def unknown_shape(node: Node, port: Port) -> UnsupportedError:
+    """The error of a converter that needs the shape of what `node` reads or writes."""
+    return UnsupportedError(f"{node}: its conversion needs the shape of {port.key}, which is not known; "
+                            "--input-shape data:1,3,224,224 (with the right numbers) may tell it")
+
+
 def counted(arrays: Sequence[Array]) -> dict[str, int]:
     """How many arrays, numbers and bytes: what `inspect` says of parameters."""
     return {"arrays": len(arrays), "numbers": sum(a.size for a in arrays), "bytes": sum(a.nbytes for a in arrays)}
@@ -233,7 +249,7 @@ class Spec:
     granularities, weight_bits, act_bits, act_signed: what it can carry exactly.
     signed_input_limit: largest magnitude of a weight code in a layer that reads signed codes; 0 sets no limit.
     bias_limit: largest code of a bias; a layer whose bias has a larger one adds it in float.
-    beyond: choices that no integer engine has, as the flags that make them.
+    beyond: those of `BEYOND` that it carries.
     """
 
     rounding: str

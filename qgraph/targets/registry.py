@@ -31,7 +31,6 @@ TARGETS = {  # name -> module:class, which is imported when it is asked for
     "ncnn": "qgraph.targets.ncnn.target:Ncnn",
     "tengine": "qgraph.targets.tengine.target:Tengine",
 }
-BEYOND = ONLINE_FLAG, APART_FLAG, WINOGRAD_FLAG = "--calib online", "--no-merge-bn", "--winograd"
 _TEXT = re.compile(r"\s*([\w\-]+)\s*(?:\{([^}]*)\})?\s*")
 _classes: dict[str, type[Target]] = {}
 

@@ -5,7 +5,7 @@
     codes = max(qmax - z - qmin, 0) + qmin       qmin <= round(y)
 
 1.5 * 2^23 - y is rounded to a whole number, ties to even.  Where convolutions write x
-and read the codes all this is written per channel (`mxnet_channels`), elsewhere as elementwise ops; the codes are the
+and read the codes all this is written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the
 same.  Quantize and dequantize would be fewer passes over memory, but bring tensors into other layouts and back.
 
 online: 1 / s comes from the batch, whose range is the mean over its images of max |x|, or of max x.
@@ -18,6 +18,7 @@ from typing import Union
 
 import numpy as np
 
+from qgraph.analysis.codes import before_quantizer
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_marks import AS_IS, CODES, MARK, mark_of
 from qgraph.ir import ops
@@ -188,7 +189,7 @@ def _channels(g: Graph, fq: Node) -> int | None:
     weight = None if layer is None else g.inputs(layer)[1]
     if layer is None or weight is None:
         return None
-    array = g.param(g.inputs(weight.node)[0] if weight.node.op == "fake_quantize" else weight)
+    array = g.param(before_quantizer(g, weight))
     if array is None:
         return None
     return int(array.shape[0] if layer.op == "Deconvolution" else array.shape[1] * ops.attr(layer, "num_group"))

@@ -7,7 +7,7 @@
     pool/concat/flatten of codes                 ->  their _contrib_quantized_ op
     fq(x) of floats, a float op that reads codes ->  _contrib_quantize_v2, _contrib_dequantize
 
-The kernels take float weights and quantize them again; `mxnet_weights.dictate` makes them find our codes.  Where it
+The kernels take float weights and quantize them again; `weights.dictate` makes them find our codes.  Where it
 cannot (no code of a channel is the largest), a convolution writes its sums too; what is left is computed in float.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qgraph.analysis.codes import is_dense, passes_integers
+from qgraph.analysis.codes import before_quantizer, is_dense, passes_integers
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet import SUBGRAPHS
 from qgraph.ir import ops
@@ -117,7 +117,7 @@ class _Lowering:
             self.floats[Port(node)] = self._accumulators(node)
         else:
             data, *params = self.g.inputs(node)
-            sources = (self.g.inputs(p.node)[0] if p.node.op == "fake_quantize" else p for p in params)
+            sources = (before_quantizer(self.g, port) for port in params)
             own = [Port(self.out.add_param(f"{node.name}_{name}_value", self.g.params[source.node.name]))
                    for name, source in zip(("weight", "bias"), sources)]
             self._copy(node, [self.as_float(data), *own])
@@ -159,8 +159,7 @@ class _Lowering:
         said = 127 / 127.5 * (127 / 127.5 if data.params.signed else 255 / 255.5)
         unit = op("_mul_scalar", [Port(sums, 2)], "unit", scalar=said / (2 ** 31 - 1))
         steps_of = op("broadcast_mul", [Port(self.out.add_param(f"{conv.name}_scales", scales)), unit], "steps")
-        own_bias = [self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port
-                    for port in self.g.inputs(conv)[2:]]
+        own_bias = [before_quantizer(self.g, port) for port in self.g.inputs(conv)[2:]]
         bias = self.g.params[own_bias[0].node.name] if own_bias else np.zeros(len(codes), np.float32)
         # by way of float64: int32 would become float32 in place, and ops of oneDNN go on to take it for integers
         value = op("Cast", [op("Cast", [Port(sums)], "wide", dtype="float64")], "floats", dtype="float32")

@@ -14,7 +14,7 @@ from qgraph.errors import DataError, MissingDependencyError, QGraphError, Unsupp
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.legal import Legal, legal_values
-from qgraph.targets.base import Feeds
+from qgraph.targets.base import Feeds, check_feeds
 
 _BACKEND = "MXNET_SUBGRAPH_BACKEND"
 
@@ -130,9 +130,7 @@ class Executor:
         return self._bound[key]
 
     def _forward(self, feeds: Feeds) -> list[Any]:
-        missing = [name for name in self.inputs if name not in feeds]
-        if missing:
-            raise DataError(f"the model wants input {', '.join(missing)}; found {', '.join(feeds)}")
+        check_feeds(self.inputs, feeds)
         bound, legal = self._bind(feeds)
         for name, wanted in legal.items():
             if (bad := wanted.outside(feeds[name])).size:

@@ -16,7 +16,7 @@ from typing import Optional
 
 import numpy as np
 
-from qgraph.analysis.codes import are_bias_steps, channel_scales
+from qgraph.analysis.codes import are_bias_steps, before_quantizer, channel_scales
 from qgraph.errors import UnsupportedError
 from qgraph.formats.mxnet_marks import AS_IS, BIAS, CODES_ENDING, MARK, SUMS, mark_of
 from qgraph.ir import ops
@@ -186,7 +186,7 @@ class _Lowering:
     def _add_bias(self, chain: _Chain, node: Node, bias: Port) -> None:
         """+ b[c]; a factor of 1 is exact."""
         out = self.out
-        array = out.param(out.inputs(bias.node)[0] if bias.node.op == "fake_quantize" else bias)
+        array = out.param(before_quantizer(out, bias))
         if array is None:
             raise UnsupportedError(f"{node}: its bias is computed, which no layer with quantized weights can have")
         chain.append(self.channel_ops.affine(Port(chain.last), len(array), 1.0, array, f"{node.name}_biased",

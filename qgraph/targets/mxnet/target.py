@@ -10,7 +10,7 @@ from qgraph.formats.mxnet import SYMBOL_SUFFIX
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec
-from qgraph.targets.base import KEEP_CODES, KEEP_GRAPH, KEEP_RANGES, Model, Shapes, Spec, Target, Writing
+from qgraph.targets.base import BEYOND, KEEP_CODES, KEEP_GRAPH, KEEP_RANGES, Model, Shapes, Spec, Target, Writing
 from qgraph.targets.equivalents import is_dense_or_depthwise
 
 _ANY_BITS = tuple(range(2, 17))
@@ -89,7 +89,7 @@ class MxnetSim(Target):
     spec = Spec(rounding="mxnet", weight=QSpec(bits=8, signed=True, narrow=True), act=QSpec(bits=8, signed=None),
                 granularities=("tensor", "group", "channel"), weight_bits=_ANY_BITS, act_bits=_ANY_BITS,
                 bias_limit=2**22,  # floats add whole numbers exactly below 2**24
-                beyond=("--calib online", "--no-merge-bn", "--winograd"))
+                beyond=BEYOND)
     # only what layers with weights read is quantized
     passes = ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "absorb-bn", "fuse-relu",
               "quantize-bias", "bake-weights", "wide-sums")

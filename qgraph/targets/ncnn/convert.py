@@ -24,6 +24,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams
 from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape, axis_of
+from qgraph.targets.base import unknown_shape
 from qgraph.targets.ncnn.files import Layer, Value, Weight
 
 Converter = Callable[["Context"], Union[str, list[str]]]
@@ -131,8 +132,7 @@ class Context:
     def _shape(self, port: Port) -> Shape:
         shape = self._emitter.shapes.get(port)
         if shape is None:
-            raise UnsupportedError(f"{self.node}: its conversion needs the shape of {port.key}, which is not known; "
-                                   "--input-shape data:1,3,224,224 (with the right numbers) may tell it")
+            raise unknown_shape(self.node, port)
         if not shape or shape[0] not in (-1, 1) or -2 in shape[1:]:
             raise self.refuse(f"{port.key} does not have the images of the batch in its first axis, and ncnn runs one "
                               "image at a time")

@@ -2,7 +2,7 @@
 
     conv(fq(x), fq(w), b)  ->  Convolution with int8 weights, their scales, the scale of x, and b in float
 
-Between layers values are float32, but where ncnn's own tool keeps them in int8 (`ncnn_int8.fuse_requantize`).  Layers
+Between layers values are float32, but where ncnn's own tool keeps them in int8 (`int8.fuse_requantize`).  Layers
 keep the names of the graph's nodes, and blobs those of the nodes that have the value in the user's model.
 Converters of single ops are in `nn`, `math` and `shape`; see `convert` to add one.
 """
@@ -93,7 +93,7 @@ class _Emitter:
         self._count = 0
 
     def fresh(self) -> str:
-        """A name for the time being; `_Names` gives the final ones."""
+        """A name for the time being; `_names` gives the final ones."""
         self._count += 1
         return f" {self._count}"
 

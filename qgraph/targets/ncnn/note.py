@@ -29,7 +29,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _python(stem: str, name: str, shape: Sequence[int], output: str, preprocess: Preprocess | None) -> list[str]:
     chosen = preprocess or Preprocess()
-    mean, norm = (", ".join(f"{v:.9g}" for v in values) for values in (preprocess or Preprocess()).mean_norm)
+    mean, norm = (", ".join(f"{v:.9g}" for v in values) for values in chosen.mean_norm)
     grey = len(shape) > 1 and shape[1] == 1
     height, width = (shape[2], shape[3]) if len(shape) == 4 else (224, 224)
     pixels = "PIXEL_GRAY" if grey else "PIXEL_RGB2BGR" if chosen.bgr else "PIXEL_RGB"

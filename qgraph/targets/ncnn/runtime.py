@@ -12,7 +12,7 @@ import numpy as np
 from qgraph.data.open import Batch
 from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
 from qgraph.quant.spec import QParams, quantize
-from qgraph.targets.base import Feeds
+from qgraph.targets.base import Feeds, check_feeds
 
 
 def import_ncnn(what_for: str = "running an ncnn model") -> Any:
@@ -65,8 +65,8 @@ class Executor:
     half: 16-bit floats between layers where the CPU has them, as is ncnn's default.  winograd: of float layers too.
     """
 
-    def __init__(self, model: Runnable, watch: Sequence[Any] | None = None, fused: bool = False, *,
-                 packing: bool = True, half: bool = True, winograd: bool = True) -> None:
+    def __init__(self, model: Runnable, watch: Sequence[Any] | None = None, *, packing: bool = True,
+                 half: bool = True, winograd: bool = True) -> None:
         ncnn = import_ncnn()
         self._model = model
         self._watch = list(model.outputs if watch is None else watch)
@@ -89,9 +89,7 @@ class Executor:
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """The values of the outputs, or of what is watched, with the batch in front."""
-        missing = [name for name in self.inputs if name not in feeds]
-        if missing:
-            raise DataError(f"the model wants input {', '.join(missing)}; found {', '.join(feeds)}")
+        check_feeds(self.inputs, feeds)
         arrays = {name: np.ascontiguousarray(feeds[name], np.float32) for name in self.inputs}
         images = [self._image({name: array[i] for name, array in arrays.items()})
                   for i in range(len(next(iter(arrays.values()))))]

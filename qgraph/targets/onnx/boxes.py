@@ -269,7 +269,7 @@ def _proposal(c: Context, scores: str, offsets: str, info: str) -> str | list[st
     found = c.op("Min", found, c.const(np.int64(wanted), "wanted"))
     turn = c.op("Mod", c.const(np.arange(wanted)[None], "turn"), found)
     index = c.op("GatherElements", index, turn, axis=1)
-    ones = c.op("Mul", to_float(c, c.op("Unsqueeze", index, c.const([-1], "axis"))), scalar(c, 0))
+    ones = c.op("Mul", to_float(c, _column(c, index)), scalar(c, 0))
     images = c.op("CumSum", c.op("Add", ones, scalar(c, 1)), c.const(np.int64(0), "axis"), exclusive=1)
     rois = c.reshape(c.op("Concat", images, _rows(c, best.rows, index), axis=-1), (-1, 5))
     if not c.attr("output_score"):

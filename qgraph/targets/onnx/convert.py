@@ -24,6 +24,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape
+from qgraph.targets.base import unknown_shape
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -125,9 +126,7 @@ class Context:
 
     def _shape(self, port: Port) -> tuple[int, ...]:
         if port not in self._emitter.shapes:
-            what = "--input-shape data:1,3,224,224 (with the right numbers) may tell it"
-            raise UnsupportedError(f"{self.node}: its conversion needs the shape of {port.key}, which is not known; "
-                                   + what)
+            raise unknown_shape(self.node, port)
         return self._emitter.shapes[port]
 
     def refuse(self, why: str) -> UnsupportedError:

@@ -277,12 +277,12 @@ class _Emitter:
             self._shared[key] = name
         return name
 
-    def _emit(self, node: Node, op: str, inputs: Sequence[str], hint: str, n_out: int = 1, **attrs: object) -> str:
+    def _emit(self, node: Node, op: str, inputs: Sequence[str], hint: str) -> str:
         from onnx import helper
 
-        outputs = [self.name(node, hint) for _ in range(n_out)]
-        self.nodes.append(helper.make_node(op, list(inputs), outputs, name=outputs[0], **attrs))
-        return outputs[0]
+        output = self.name(node, hint)
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output))
+        return output
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from qgraph.data.open import Batch
 from qgraph.errors import DataError, UnsupportedError
-from qgraph.targets.base import Feeds
+from qgraph.targets.base import Feeds, check_feeds
 
 EXACT = "session.x64quantprecision"  # CPUs without VNNI: slower kernels that do not saturate
 
@@ -56,9 +55,7 @@ class Executor:
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """The values of the outputs, or of the watched tensors."""
-        missing = [name for name in self.inputs if name not in feeds]
-        if missing:
-            raise DataError(f"the model wants input {', '.join(missing)}; found {', '.join(feeds)}")
+        check_feeds(self.inputs, feeds)
         session, names = self._session(feeds)
         arrays = {name: np.ascontiguousarray(feeds[name], np.float32) for name in self.inputs}
         unique = list(dict.fromkeys(names))
@@ -132,11 +129,6 @@ def optimized(model: Runnable) -> Any:
         path = os.path.join(folder, "optimized.onnx")
         open_session(model.to_bytes(), save_to=path)
         return onnx.load(path).graph
-
-
-def count_ops(model: Runnable) -> dict[str, int]:
-    """Ops of onnxruntime's optimized graph."""
-    return dict(sorted(Counter(node.op_type for node in optimized(model).node).items()))
 
 
 def _first_line(error: Exception) -> str:

@@ -23,7 +23,9 @@ from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.registry import enter
 from qgraph.semantics.geometry import Shape, axis_of
+from qgraph.targets.base import unknown_shape
 from qgraph.targets.tengine.files import CONST, FP32, INT8, INT32, TYPE_OF, VAR, Layer, Model, Param, Tensor
 
 Converter = Callable[["Context"], int]
@@ -35,12 +37,9 @@ FLOAT_ONLY: set[str] = set()
 
 def converter(*names: str, int8: bool = True) -> Callable[[Converter], Converter]:
     """Register a converter for these ops. int8: Tengine computes them on codes too."""
-    def add(function: Converter) -> Converter:
-        CONVERTERS.update(dict.fromkeys(names, function))
-        if not int8:
-            FLOAT_ONLY.update(names)
-        return function
-    return add
+    if not int8:
+        FLOAT_ONLY.update(names)
+    return enter(CONVERTERS, names)
 
 
 def missing(node: Node) -> UnsupportedError:
@@ -131,8 +130,7 @@ class Context:
     def want_shape(self, slot: int = 0) -> Shape:
         shape = self.shape(slot)
         if shape is None:
-            raise UnsupportedError(f"{self.node}: its conversion needs the shape of {self.ports[slot].key}, which is "
-                                   "not known; --input-shape data:1,3,224,224 (with the right numbers) may tell it")
+            raise unknown_shape(self.node, self.ports[slot])
         return shape
 
     def axis(self, axis: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from qgraph.analysis.codes import folded_graph
+from qgraph.analysis.codes import before_quantizer, folded_graph
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -125,7 +125,7 @@ class _Emitter:
 
     def param(self, port: Port) -> np.ndarray | None:
         """The array behind an input, past its quantizer, or None if it is a value."""
-        return self.g.param(self.g.inputs(port.node)[0] if port.node.op == "fake_quantize" else port)
+        return self.g.param(before_quantizer(self.g, port))
 
     def scale_of(self, node: Node) -> np.ndarray:
         """The scale of what a node writes: of the fake_quantize that reads it."""

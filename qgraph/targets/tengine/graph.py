@@ -2,7 +2,7 @@
 
     Convolution of int8 tensors  ->  fq{scale of conv}(Convolution(fq{scale of x}(x), fq(w), fq(b)))
 
-The inverse of `tengine`: an int8 file of ours gives the integers of the graph that it was made from, every one of them.
+The inverse of `emit`: an int8 file of ours gives the integers of the graph that it was made from, every one of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def maker(*names: str) -> Callable[[Maker], Maker]:
 
 
 def to_graph(tm: Model) -> Graph:
-    """Raises UnsupportedError for a node that has no way back; `tm` is sound, as `tengine_files.from_bytes` checks."""
+    """Raises UnsupportedError for a node that has no way back; `tm` is sound, as `files.from_bytes` checks."""
     return _Builder(tm).run()
 
 

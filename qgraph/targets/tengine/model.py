@@ -107,7 +107,6 @@ class TengineModel(Model):
             os.path.basename(beside) if self.export is not None else "", self.why)
         return found
 
-
     def executor(self, watch: Sequence[Any] | None = None, *, precise: bool = False) -> Executor:
         return Reference(self.graph, watch, ROUNDING)
 
