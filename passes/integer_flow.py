@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph.analysis.codes import is_dense, passes_integers, quantizer_name, upper_end
+from qgraph.analysis.codes import is_dense, passes_integers, quantizer_name, ranged, upper_end
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.quant.spec import QSpec
@@ -125,7 +125,7 @@ class _Flow:
     def _move(self, fq: Node, node: Node) -> None:
         """Case 1: from behind `node` to all its inputs, where ranges unite with those asked for there."""
         assert fq.quant is not None
-        wanted = fq.quant.source or (node.name,)
+        wanted = ranged(self.g, fq)
         self.g.replace_uses(fq, node)
         self.g.remove(fq)
         self.count += 1
@@ -133,7 +133,7 @@ class _Flow:
             if port.node.op == "fake_quantize":
                 port = self.g.inputs(port.node)[0]
             there = self._quantizer(port)
-            names = ((there.quant.source or (port.key,)) if there and there.quant else ()) + wanted
+            names = (ranged(self.g, there) if there else ()) + wanted
             moved = self._ensure(port, fq.quant)
             moved.quant = dataclasses.replace(moved.quant or fq.quant, source=tuple(dict.fromkeys(names)))
 
