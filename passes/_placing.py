@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from qgraph.analysis.codes import quantizer_name
 from qgraph.ir.graph import Graph, Node, Port
@@ -26,3 +27,14 @@ def ensure_quantizer(g: Graph, port: Port, spec: QSpec) -> tuple[Node, int]:
     if fq is None:
         return g.insert_after(port, "fake_quantize", quantizer_name(port), quant=spec), 1
     return fq, g.replace_uses(port, fq, keep=[fq])
+
+
+def share_range(quantizers: Collection[Node], source: tuple[str, ...]) -> int:
+    """Give quantizers one range, of these tensors, and whole if one of them wants that; how many changed."""
+    whole, count = any(fq.quant.whole for fq in quantizers if fq.quant is not None), 0
+    for fq in quantizers:
+        assert fq.quant is not None
+        if (fq.quant.source, fq.quant.whole) != (source, whole):
+            fq.quant = dataclasses.replace(fq.quant, source=source, whole=whole)
+            count += 1
+    return count

@@ -11,7 +11,7 @@ from qgraph.analysis.observed import observed_ports
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
-from qgraph.passes._placing import activation_spec, ensure_quantizer
+from qgraph.passes._placing import activation_spec, ensure_quantizer, share_range
 from qgraph.quant.spec import QSpec
 
 
@@ -161,9 +161,4 @@ class _Between:
                 continue  # united by an earlier run
             names = tuple(name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group)
                           if name in self.observed)
-            whole = any(fq.quant.whole for fq in group if fq.quant is not None)
-            for fq in group:
-                assert fq.quant is not None
-                if (fq.quant.source, fq.quant.whole) != (names, whole):
-                    fq.quant = dataclasses.replace(fq.quant, source=names, whole=whole)
-                    self.count += 1
+            self.count += share_range(group, names)
