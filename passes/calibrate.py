@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Optional
 
-from qgraph.analysis.codes import nonnegative, quantizers_behind
+from qgraph.analysis.codes import nonnegative, quantizers_behind, ranged
 from qgraph.errors import CalibrationError
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
@@ -37,7 +37,7 @@ class Calibrate(Pass):
         ranges: dict[tuple[tuple[str, ...], bool], tuple[float, float]] = {}
         for node in activations:
             assert node.quant is not None and self.table is not None
-            asked = (node.quant.source or (g.inputs(node)[0].key,), node.quant.whole)
+            asked = (ranged(g, node), node.quant.whole)
             if asked not in ranges:  # all inputs of a Concat ask for the ranges of all of them
                 ranges[asked] = united_range(*asked, self.table)
             node.quant = with_range(node.quant, *ranges[asked])

@@ -65,7 +65,7 @@ class InsertFakeQuantize(Pass):
         target = get_target(self.target)
         granularity = as_granularity(self.granularity)
         check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed,
-                            (ONLINE_FLAG,) if self.online else ())
+                    (ONLINE_FLAG,) if self.online else ())
         weight = dataclasses.replace(target.spec.weight, bits=self.weight_bits, granularity=granularity)
         act = dataclasses.replace(target.spec.act, bits=self.act_bits, signed=target.spec.signed(self.act_signed),
                                   online=self.online)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph.analysis.codes import is_dense, passes_integers, quantizer_name, upper_end
+from qgraph.analysis.codes import before_quantizer, is_dense, passes_integers, ranged, upper_end
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
+from qgraph.passes._placing import activation_spec, ensure_quantizer, quantizer_of
 from qgraph.quant.spec import QSpec
 
 
@@ -61,9 +62,8 @@ class _Flow:
             self.dtype[node] = self._output_dtype(node)
             passed = passes_integers(node) or node.op == "fake_quantize"
             self.end[node] = self.end[g.inputs(node)[0].node] if passed else upper_end(node)
-        specs = [n.quant for n in self.order if n.op == "fake_quantize" and g.param(g.inputs(n)[0]) is None]
         # act is for tensors that layers with weights read; a tensor that only float ops read keeps its full range
-        self.act = dataclasses.replace(specs[0], source=()) if specs and specs[0] is not None else None
+        self.act = activation_spec(g)
         self.output = dataclasses.replace(self.act, whole=True) if self.act is not None else None
 
     def _output_dtype(self, node: Node) -> str:
@@ -93,17 +93,12 @@ class _Flow:
                 and self.g.has_one_use(port))
 
     def _quantizer(self, port: Port) -> Node | None:
-        return next((v for v, _ in self.g.uses(port) if v.op == "fake_quantize"), None)
+        return quantizer_of(self.g, port)
 
     def _ensure(self, port: Port, spec: QSpec) -> Node:
-        """The fake_quantize of a port, read by all its readers; a new one if there is none."""
-        fq = self._quantizer(port)
-        if fq is None:
-            fq = self.g.insert_after(port, "fake_quantize", quantizer_name(port), quant=spec)
-            self.dtype[fq] = self.dtype[port.node]
-            self.count += 1
-        else:
-            self.count += self.g.replace_uses(port, fq, keep=[fq])
+        fq, changed = ensure_quantizer(self.g, port, spec)
+        self.dtype.setdefault(fq, self.dtype[port.node])
+        self.count += changed
         return fq
 
     def hoist(self) -> None:
@@ -125,15 +120,14 @@ class _Flow:
     def _move(self, fq: Node, node: Node) -> None:
         """Case 1: from behind `node` to all its inputs, where ranges unite with those asked for there."""
         assert fq.quant is not None
-        wanted = fq.quant.source or (node.name,)
+        wanted = ranged(self.g, fq)
         self.g.replace_uses(fq, node)
         self.g.remove(fq)
         self.count += 1
         for port in dict.fromkeys(self.g.inputs(node)):
-            if port.node.op == "fake_quantize":
-                port = self.g.inputs(port.node)[0]
+            port = before_quantizer(self.g, port)
             there = self._quantizer(port)
-            names = ((there.quant.source or (port.key,)) if there and there.quant else ()) + wanted
+            names = (ranged(self.g, there) if there else ()) + wanted
             moved = self._ensure(port, fq.quant)
             moved.quant = dataclasses.replace(moved.quant or fq.quant, source=tuple(dict.fromkeys(names)))
 

@@ -135,4 +135,3 @@ def error_with(layer: Layer, factor: float) -> float:
     x = np.rint(layer.x / np.float32(factor)).astype(np.float32)
     coarse = np.einsum("pct,oct->po", x, w, optimize=True) - pair_excess(*map(pairs, (x, w)))
     return float(np.sqrt((((coarse * factor - exact) * layer.unit) ** 2).mean()))
-

@@ -11,6 +11,7 @@ from qgraph.analysis.observed import observed_ports
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
+from qgraph.passes._placing import activation_spec, ensure_quantizer, share_range
 from qgraph.quant.spec import QSpec
 
 
@@ -48,10 +49,9 @@ class _Between:
         self.sets = UnionFind()  # quantizers that share a scale
 
     def run(self) -> int:
-        specs = [n.quant for n in self.order if n.op == "fake_quantize" and self.g.param(self.g.inputs(n)[0]) is None]
-        if not specs or specs[0] is None:
+        act = activation_spec(self.g)
+        if act is None:
             return 0
-        act = dataclasses.replace(specs[0], source=())
         for node in self.order:
             if node not in self.integer:
                 continue
@@ -124,12 +124,8 @@ class _Between:
         """The fake_quantize of a port, read by all its readers; a new one if there is none."""
         if port.node.op == "fake_quantize":
             return port.node
-        fq = next((v for v, _ in self.g.uses(port) if v.op == "fake_quantize"), None)
-        if fq is None:
-            fq = self.g.insert_after(port, "fake_quantize", quantizer_name(port), quant=spec)
-            self.count += 1
-        else:
-            self.count += self.g.replace_uses(port, fq, keep=[fq])
+        fq, changed = ensure_quantizer(self.g, port, spec)
+        self.count += changed
         return fq
 
     # ---- scales -----------------------------------------------------------------------------------------------------
@@ -165,9 +161,4 @@ class _Between:
                 continue  # united by an earlier run
             names = tuple(name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group)
                           if name in self.observed)
-            whole = any(fq.quant.whole for fq in group if fq.quant is not None)
-            for fq in group:
-                assert fq.quant is not None
-                if (fq.quant.source, fq.quant.whole) != (names, whole):
-                    fq.quant = dataclasses.replace(fq.quant, source=names, whole=whole)
-                    self.count += 1
+            self.count += share_range(group, names)

@@ -6,12 +6,13 @@ import dataclasses
 
 from networkx.utils import UnionFind
 
-from qgraph.analysis.codes import before_quantizer, quantizer_name
+from qgraph.analysis.codes import before_quantizer
 from qgraph.analysis.observed import observed_ports
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
+from qgraph.passes._placing import activation_spec, ensure_quantizer
 from qgraph.quant.spec import QParams, QSpec, with_range
 from qgraph.semantics.infer import value_inputs, value_nodes
 from qgraph.targets.registry import get_target
@@ -43,14 +44,12 @@ class QuantizeEverything(Pass):
     target: str = "tengine"
 
     def run(self, g: Graph) -> int:
-        specs = [n.quant for n in g.nodes("fake_quantize") if g.param(g.inputs(n)[0]) is None]
         target, reached = get_target(self.target), value_nodes(g)
         for node in g.toposort():
             if node in reached and node.op not in ("null", "fake_quantize"):
                 target.check_integer(g, node)
-        if not specs or specs[0] is None:
-            return 0
-        return _Everything(g, dataclasses.replace(specs[0], source=()), reached, self.target).run()
+        act = activation_spec(g)
+        return _Everything(g, act, reached, self.target).run() if act is not None else 0
 
 
 class _Everything:
@@ -98,12 +97,8 @@ class _Everything:
             ends = [self._ends(node) for node in asked]
             spec = with_range(self.act, min(low for low, _ in ends), max(high for _, high in ends))
         for node in group:
-            fq = next((v for v, _ in self.g.uses(node) if v.op == "fake_quantize"), None)
-            if fq is None:
-                fq = self.g.insert_after(node, "fake_quantize", quantizer_name(Port(node)), quant=spec)
-                self.count += 1
-            else:
-                self.count += self.g.replace_uses(node, fq, keep=[fq])
+            fq, changed = ensure_quantizer(self.g, Port(node), spec)
+            self.count += changed
             if not isinstance(fq.quant, QParams) and fq.quant != spec:
                 fq.quant = spec
                 self.count += 1

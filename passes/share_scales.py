@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from networkx.utils import UnionFind
 
 from qgraph.analysis.codes import quantizers_behind, ranged, upper_end
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import Pass, register
+from qgraph.passes._placing import share_range
 
 
 @register
@@ -38,13 +37,5 @@ class ShareScales(Pass):
 def _unite(g: Graph, group: set[Node]) -> int:
     names: dict[str, None] = {}
     for fq in sorted(group, key=lambda n: n.name):
-        assert fq.quant is not None
         names.update(dict.fromkeys(ranged(g, fq)))
-    source, count = tuple(names), 0
-    whole = any(fq.quant.whole for fq in group if fq.quant is not None)
-    for fq in group:
-        assert fq.quant is not None
-        if (fq.quant.source, fq.quant.whole) != (source, whole):
-            fq.quant = dataclasses.replace(fq.quant, source=source, whole=whole)
-            count += 1
-    return count
+    return share_range(group, tuple(names))

@@ -23,7 +23,7 @@ ONLINE = "online"  # instead of a calibration method: ranges of the batch that i
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How images are chosen and made ready; None leaves a part to the preset. See `data.py`, `preprocess.py`."""
+    """How images are chosen and made ready; None leaves a part to the preset. See `qgraph.data`."""
 
     select: str | None = None
     skip: str | None = None

@@ -19,6 +19,7 @@ import numpy as np
 
 from qgraph.arrays import Array
 from qgraph.errors import GraphError
+from qgraph.ir import ops
 from qgraph.ir.node import ChannelOrder, Fused, Node, Port, Rounded, Value, as_port
 from qgraph.quant.spec import QParams, QSpec
 
@@ -285,8 +286,6 @@ class Graph:
 
     def verify(self) -> None:
         """Raise GraphError ``"<name>:<op>: found X, want Y"`` unless the graph is valid."""
-        from qgraph.ir.ops import FUSING
-
         seen: dict[str, Node] = {}
         for node, pred in self._pred.items():
             if not node.name:
@@ -306,7 +305,7 @@ class Graph:
                 raise GraphError(f"{node}: found {len(slots)} inputs on a variable, want none")
             if (node.quant is not None) != (node.op == "fake_quantize"):
                 raise GraphError(f"{node}: found quant={node.quant}, want one on every fake_quantize and on no other")
-            if "act_type" in node.attrs and node.op in FUSING:
+            if "act_type" in node.attrs and node.op in ops.FUSING:
                 raise GraphError(f"{node}: found the attribute act_type, want Node.fused, which writers look at")
             if node.op == "fake_quantize" and len(slots) != 1:
                 raise GraphError(f"{node}: found {len(slots)} inputs, want 1")

@@ -71,8 +71,7 @@ BROADCAST = tuple(f"broadcast_{word}" for word in ("add", "sub", "mul", "div", *
 _CONV = {"kernel": (), "stride": (), "dilate": (), "pad": (), "num_filter": 0, "num_group": 1, "no_bias": False,
          "layout": "None"}
 _BN = {"eps": 1e-3, "momentum": 0.9, "fix_gamma": True, "use_global_stats": False, "output_mean_var": False, "axis": 1}
-_DEFORMABLE = {key: _CONV[key] for key in ("kernel", "stride", "dilate", "pad", "num_filter", "num_group", "no_bias",
-                                           "layout")} | {"num_deformable_group": 1}
+_DEFORMABLE = {**_CONV, "num_deformable_group": 1}
 _POOL = {"kernel": (), "stride": (), "pad": (), "pool_type": "max", "pooling_convention": "valid",
          "global_pool": False, "count_include_pad": True, "layout": "None", "p_value": 2}
 _WEIGHTED = ("data", "weight", "bias")

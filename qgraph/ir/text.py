@@ -18,7 +18,6 @@ import json
 import math
 import re
 import zlib
-from typing import Any
 
 import numpy as np
 
@@ -109,13 +108,12 @@ def _parse_quant(text: str) -> QSpec:
         else:
             values[match.group(1)] = _unquote(match.group(2))
     signed = {"auto": None, "s": True, "u": False}[words[0].rstrip("0123456789")]
-    spec: dict[str, Any] = {"bits": int(re.sub(r"\D", "", words[0])), "signed": signed, "granularity": words[1],
-            "narrow": "narrow" in words, "whole": "whole" in words, "online": "online" in words,
-            "symmetric": "asymmetric" not in words,
-            "axis": int(values.get("axis", 0)), "groups": int(values.get("groups", 1)),
-            "source": tuple(values["source"].split("|")) if values.get("source") else (),
-            "limit": int(values.get("limit", 0))}
-    found = QSpec(**spec)
+    found = QSpec(bits=int(re.sub(r"\D", "", words[0])), signed=signed, granularity=words[1],
+                  narrow="narrow" in words, whole="whole" in words, online="online" in words,
+                  symmetric="asymmetric" not in words,
+                  axis=int(values.get("axis", 0)), groups=int(values.get("groups", 1)),
+                  source=tuple(values["source"].split("|")) if values.get("source") else (),
+                  limit=int(values.get("limit", 0)))
     if "scale" not in values:
         return found
     if "#" in values["scale"]:

@@ -18,6 +18,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QParams, quantize
+from qgraph.semantics.geometry import conv_output, spatial_attrs
 from qgraph.semantics.interpreter import Executor, RunOp
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
@@ -157,9 +158,9 @@ def patches(node: Node, codes: np.ndarray, rng: np.random.Generator, positions: 
     if node.op == "FullyConnected":
         rows = codes.reshape(len(codes), -1) if ops.attr(node, "flatten") else codes.reshape(-1, codes.shape[-1])
         return rows[:, :, None]
-    kernel, stride, dilate, pad = (ops.attr(node, key) for key in ("kernel", "stride", "dilate", "pad"))
+    kernel, stride, dilate, pad = spatial_attrs(node, codes.ndim - 2)
     padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)], constant_values=zero)
-    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded.shape[2:], kernel, stride, dilate)]
+    size = conv_output(node, codes.shape[2:])
     windows = len(codes) * math.prod(size)
     flat = np.sort(rng.choice(windows, min(positions, windows), replace=False))
     image, *at = np.unravel_index(flat, (len(codes), *size))
