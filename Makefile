@@ -46,7 +46,7 @@ digits: $(STAMP)
 
 test: lint types imports
 	@$(HAS_MXNET) || echo 'MXNet is not in this .venv: the tests that need it are skipped'
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-core
 
 # the installed package is tested: PYTHONSAFEPATH (Python 3.11) keeps the checkout's out of sight;
@@ -55,7 +55,7 @@ CORE_LEAVES := test_scale.py formats/test_fuzz.py
 
 test-core:
 	@.ci/venv-core
-	cd .venv-core && PYTHONSAFEPATH=1 bin/pytest -c ../setup.cfg -n 2 --dist loadfile \
+	cd .venv-core && PYTHONSAFEPATH=1 bin/pytest -c ../setup.cfg -n 2 --dist loadfile --no-loadscope-reorder \
 	    $(addprefix --ignore=../tests/,$(CORE_LEAVES)) ../tests
 
 lint: $(STAMP)

@@ -10,8 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+LONGEST_MESSAGE = 2000  # a message quotes what it found, and a hostile file can hold anything
+
+
 class QGraphError(Exception):
-    """Root of the tree."""
+    """Root of the tree. The middle of a message that is too long is left out."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        half = LONGEST_MESSAGE // 2
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 class GraphError(QGraphError):

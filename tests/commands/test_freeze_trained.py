@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ SPLIT = qat_digits.load_digits_split()
 IMAGES, LABELS = SPLIT.test_data[:300], SPLIT.test_label[:300]
 
 
+@functools.cache
 def trained(bits: int, quant_type: str, fake_bn: bool, epochs: int = 1) -> Any:
+    """Made once for each choice: who changes it takes `epochs=0`, which nobody else has with that choice."""
     mx.random.seed(0)
     net = qat_digits.quantized_network(qat_digits.DEFAULT_OUTPUT, SPLIT, bits, quant_type, fake_bn)
     if epochs:

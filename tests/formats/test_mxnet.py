@@ -382,7 +382,7 @@ def test_without_mxnet(monkeypatch):
 
 
 @pytest.mark.slow
-def test_hundred_thousand_nodes_in_linear_time(tmp_path):
+def test_ten_times_the_nodes_are_read_and_written_in_ten_times_the_time(tmp_path):
     def seconds(count: int) -> float:
         nodes = [null("data")] + [{"op": "relu", "name": f"r{i}", "inputs": [[i, 0, 0]]} for i in range(count)]
         (tmp_path / "s.json").write_text(json.dumps(doc(nodes, [[count, 0, 0]])))
@@ -392,7 +392,7 @@ def test_hundred_thousand_nodes_in_linear_time(tmp_path):
         save(g, tmp_path / "out")
         return time.process_time() - start
 
-    small, large = seconds(10_000), seconds(100_000)
+    small, large = seconds(4_000), seconds(40_000)
     # ten times the nodes: a quadratic step would take 100 times as long; caches and a busy machine cost a factor of 2
     assert large < 30 * max(small, 0.05)
 

@@ -107,7 +107,7 @@ def test_contradictions_name_the_node(case: Case, message: str) -> None:
 
 HOSTILE = ["", "()", "(", "None", "-1", "0", "(1.5, 3)", "(1e999, 2)", "nan", "(None, None)", "99999999999999999999",
            "True", "(2147483647, 2147483647)", "(1000000, 1000000)", "(-3, -3, -3, -3)", "(-4, -1, -1)",
-           "(0,0,0,0,0,0)", "x" * 50]
+           "(0,0,0,0,0,0)", "x" * 50, "9" * 5000]
 
 
 @pytest.mark.parametrize("case", [c for c in TABLE if c.attrs], ids=str)
@@ -121,7 +121,7 @@ def test_hostile_attributes_are_refused_or_mean_something(case: Case) -> None:
             if known and sum(int(np.prod(table[head])) for head in g.heads) < 1 << 20:
                 assert [table[head] for head in g.heads] == [array.shape for array in run(g, feeds)]
         except QGraphError as error:
-            assert "node:" in str(error)
+            assert "node:" in str(error) and len(str(error)) < 2100
 
     for key in case.attrs:
         for value in HOSTILE:
