@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-
 LONGEST_MESSAGE = 2000  # a message quotes what it found, and a hostile file can hold anything
 
 

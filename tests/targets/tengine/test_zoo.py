@@ -17,7 +17,7 @@ NETWORKS = {"cifar_resnet20_v2": 32, "small resnext": 32, "small se_resnet": 64,
 
 
 def network(name: str) -> Any:
-    """That of the model zoo, or its blocks in a few narrow layers: the int8 weights of a wide one take half a minute."""
+    """That of the model zoo, or its blocks in a few narrow layers (int8 weights of a wide one take half a minute)."""
     from gluoncv import model_zoo
     from gluoncv.model_zoo.cifarresnext import CIFARResNext
     from gluoncv.model_zoo.resnet import BasicBlockV1, ResNetV1
