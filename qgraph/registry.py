@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, Generic, TypeVar
 
+from qgraph.errors import OptionError, suggest
+
+log = logging.getLogger("qgraph")
+
+Named = TypeVar("Named")
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -22,3 +29,57 @@ def entry_points_of(group: str) -> list[EntryPoint]:
     every: Any = entry_points()
     found = every.select(group=group) if hasattr(every, "select") else every.get(group, ())  # Python 3.9
     return sorted(dict.fromkeys(found), key=lambda entry: entry.name)
+
+
+class Classes(Generic[Named]):
+    """Classes by name: qgraph's own, which are imported when they are asked for, and those of entry points.
+
+    kind: what they are, for messages.  own: name -> module:class.  base: what they must be subclasses of; each has its
+    name as ``name``.
+    """
+
+    def __init__(self, kind: str, group: str, own: Mapping[str, str], base: type[Named]) -> None:
+        self.kind, self.group, self.own, self.base = kind, group, own, base
+        self._found: dict[str, type[Named]] = {}
+
+    def __getitem__(self, name: str) -> type[Named]:
+        """The class of that name; OptionError names the valid ones."""
+        if name not in self._found:
+            self._found[name] = self._load(name)
+        return self._found[name]
+
+    def names(self) -> list[str]:
+        """Qgraph's own, then those of other packages."""
+        return [*self._places()]
+
+    def all(self) -> list[type[Named]]:
+        """Every class; one of another package that cannot be loaded is left out with a warning."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self[name])
+            except OptionError as error:
+                log.warning("warning: %s", error)
+        return found
+
+    def _places(self) -> dict[str, str]:
+        others = {entry.name: entry.value for entry in entry_points_of(self.group)}
+        return {**others, **self.own}
+
+    def _load(self, name: str) -> type[Named]:
+        places = self._places()
+        if name not in places:
+            raise OptionError(f"no {self.kind} is called {name!r}; want one of {', '.join(places)}"
+                              + suggest(name, places, " (did you mean {}?)"))
+        module, _, attribute = places[name].partition(":")
+        try:
+            found = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if name in self.own:
+                raise
+            raise OptionError(f"{self.kind} {name}: {places[name]} cannot be loaded: {error}; repair or remove the "
+                              "package that brings it") from error
+        if not (isinstance(found, type) and issubclass(found, self.base)) or getattr(found, "name", "") != name:
+            raise OptionError(f"{self.kind} {name}: {places[name]} is {getattr(found, 'name', found)!r}, want a "
+                              f"subclass of {self.base.__module__}.{self.base.__name__} of this name")
+        return found

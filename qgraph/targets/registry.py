@@ -10,18 +10,14 @@ Targets of other packages come from the entry-point group ``qgraph.targets``::
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
-from importlib import import_module
 from typing import Any
 
-from qgraph.errors import OptionError, UnsupportedError, suggest
+from qgraph.errors import OptionError, UnsupportedError
 from qgraph.ir.rewrite import read_options
 from qgraph.quant.spec import shown_granularity
-from qgraph.registry import entry_points_of
+from qgraph.registry import Classes
 from qgraph.targets.base import Target
-
-log = logging.getLogger("qgraph")
 
 GROUP = "qgraph.targets"
 TARGETS = {  # name -> module:class, which is imported when it is asked for
@@ -32,29 +28,8 @@ TARGETS = {  # name -> module:class, which is imported when it is asked for
     "tengine": "qgraph.targets.tengine.target:Tengine",
 }
 _TEXT = re.compile(r"\s*([\w\-]+)\s*(?:\{([^}]*)\})?\s*")
-_classes: dict[str, type[Target]] = {}
-
-
-def target_class(name: str) -> type[Target]:
-    """The class of that name; OptionError names the valid ones."""
-    if name not in _classes:
-        places = _places()
-        if name not in places:
-            raise OptionError(f"no target is called {name!r}; want one of {', '.join(places)}"
-                              + suggest(name, places, " (did you mean {}?)"))
-        module, _, attribute = places[name].partition(":")
-        try:
-            found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            if name in TARGETS:
-                raise
-            raise OptionError(f"target {name}: {places[name]} cannot be loaded: {error}; repair or remove the package "
-                              "that brings it") from error
-        if not (isinstance(found, type) and issubclass(found, Target)) or found.name != name:
-            raise OptionError(f"target {name}: {places[name]} is {getattr(found, 'name', found)!r}, want a subclass of "
-                              "qgraph.targets.base.Target of this name")
-        _classes[name] = found
-    return _classes[name]
+_classes = Classes("target", GROUP, TARGETS, Target)  # type: ignore[type-abstract]
+target_class, names, all_classes = _classes.__getitem__, _classes.names, _classes.all
 
 
 def get_target(text: str) -> Target:
@@ -66,30 +41,9 @@ def get_target(text: str) -> Target:
     return cls(**read_options(cls, match.group(2) or ""))
 
 
-def names() -> list[str]:
-    """All targets: qgraph's own, then those of other packages."""
-    return [*_places()]
-
-
-def all_classes() -> list[type[Target]]:
-    """The classes of all targets; one of another package that cannot be loaded is left out with a warning."""
-    found = []
-    for name in names():
-        try:
-            found.append(target_class(name))
-        except OptionError as error:
-            log.warning("warning: %s", error)
-    return found
-
-
 def formats() -> list[str]:
     """Names of the targets that have float models, for `convert`."""
     return [cls.name for cls in all_classes() if cls.convert is not Target.convert]
-
-
-def _places() -> dict[str, str]:
-    others = {entry.name: entry.value for entry in entry_points_of(GROUP)}
-    return {**others, **TARGETS}
 
 
 def option_fields() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:

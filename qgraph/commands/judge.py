@@ -1,0 +1,102 @@
+"""How a model is judged: every output against that of another model and against labels, by its task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qgraph.analysis.difference import Difference
+from qgraph.arrays import Array
+from qgraph.data.open import Batch
+from qgraph.errors import OptionError
+from qgraph.ir.graph import Graph
+from qgraph.tasks.base import Result, Tally, Task
+from qgraph.tasks.registry import Assigned, assign, heads_of
+
+
+class Judge:
+    """Counts over batches. names: of the outputs.  g: the graph they come from, where there is one.
+
+    chosen: texts of ``--task``.  tasks: known from the first batch on.
+    """
+
+    def __init__(self, names: Sequence[str], g: Graph | None = None, chosen: Sequence[str] = ()) -> None:
+        self.names, self._g, self._chosen = list(names), g, chosen
+        self.tasks: list[Assigned] = []
+        self.images = 0
+        self._differences = [Difference() for _ in names]
+        self._agreements: dict[Task, Tally] = {}
+        self._scores: dict[Task, Tally] = {}
+
+    def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array] | None = None) -> None:
+        """The outputs of a batch. want: those of the model that is the truth.
+
+        Raises OptionError for outputs that are not alike, DataError for labels that do not fit the task.
+        """
+        if not self.tasks:
+            like = found if want is None else want
+            self.tasks = assign(heads_of(self.names, like, len(batch), self._g, batch.feeds), self._chosen)
+        if want is not None:
+            self._compare(want, found)
+        labelled = batch.labels is not None
+        for task, outputs, _ in self.tasks:
+            mine = [found[number] for number in outputs]
+            if want is not None:
+                tally = task.agreement([want[number] for number in outputs], mine, self.images)
+                self._agreements[task] = _sum(self._agreements.get(task), tally)
+            if labelled and task.labels:
+                assert batch.labels is not None
+                score = task.score(mine, batch.labels, batch.ids, self.images)
+                self._scores[task] = _sum(self._scores.get(task), score)
+                labelled = False  # labels are of one task
+        self.images += len(batch)
+
+    def _compare(self, want: Sequence[Array], found: Sequence[Array]) -> None:
+        for name, difference, a, b in zip(self.names, self._differences, want, found):
+            if a.shape != b.shape:
+                raise OptionError(f"the models' outputs {name} have the shapes {a.shape} and {b.shape}, want two of "
+                                  "the same network")
+            difference.update(a, b)
+
+    def scores(self) -> Result:
+        """Metric -> value, of the task that has labels; {} without."""
+        return {name: value for task, tally in self._scores.items() for name, value in _rounded(task, tally).items()}
+
+    def agreement(self) -> dict[str, Any]:
+        """{"images", "worst": output, "tasks": [{"task", "outputs", "sure", metrics ..., "ruined"}], "outputs":
+        [{"name", "task", "sqnr_db", "cosine", "max_error"}], "top1": of the first classification or None,
+        "agreement": the least main metric of those in percent or None, and the three numbers of the worst output}.
+
+        worst: the output with the lowest SQNR of the task that is nearest to ruin, or farthest beyond it.
+        """
+        differences = [difference.to_dict() for difference in self._differences]
+        rows, standings = [], []
+        for task, outputs, sure in self.tasks:
+            found = _rounded(task, self._agreements[task])
+            main = found[task.main] if task.main in found else differences[outputs[0]][task.main]
+            standings.append(task.standing(main))
+            rows.append({"task": task.name, "outputs": [self.names[number] for number in outputs], "sure": sure,
+                         **found, "ruined": standings[-1] < 0})
+        lowest = self.tasks[standings.index(min(standings))]
+        worst = min(lowest.outputs, key=lambda number: (_sqnr(differences[number]), number))
+        tasks = {number: task.name for task, outputs, _ in self.tasks for number in outputs}
+        percents = [row[task.main] for row, (task, _, _) in zip(rows, self.tasks)
+                    if task.main in row and task.metrics[task.main].unit == "%" and row[task.main] is not None]
+        return {"images": self.images, "top1": next((row["top1"] for row in rows if "top1" in row), None),
+                "agreement": min(percents, default=None), "worst": self.names[worst], **differences[worst],
+                "tasks": rows, "outputs": [{"name": name, "task": tasks[number], **differences[number]}
+                                           for number, name in enumerate(self.names)]}
+
+
+def _sum(before: Tally | None, tally: Tally) -> Tally:
+    return tally if before is None else before + tally
+
+
+def _rounded(task: Task, tally: Tally) -> Result:
+    return {name: None if value is None else round(value, 2 if task.metrics[name].unit == "%" else 6)
+            for name, value in tally.result().items()}
+
+
+def _sqnr(difference: dict[str, float | None]) -> float:
+    value = difference["sqnr_db"]
+    return float("inf") if value is None else value
