@@ -106,6 +106,19 @@ class Data:
         twin.batch_size, twin._single = 1, True
         return twin
 
+    def rest(self, count: int) -> Data | None:
+        """At most so many of the items that are left out by select and limit, spread evenly; None if there are none."""
+        if not isinstance(self._source, Items):
+            return None
+        kept, dropped = set(self._kept(len(self._source))), range(len(self._source))[self._skip]
+        left = [i for i in range(len(self._source)) if i not in kept and i not in dropped]
+        if not left:
+            return None
+        twin = copy.copy(self)
+        twin._select, twin._skip, twin._limit = left[::-(-len(left) // count)], slice(0), None
+        twin.num_items = len(twin._select)
+        return twin
+
     def _kept(self, count: int) -> Iterator[int]:
         """The numbers of the items that are used, in the order in which they are used."""
         dropped = range(count)[self._skip]
