@@ -151,9 +151,9 @@ class Simulation:
                 raise ValueError(f'want a JSON object with "format": "{FORMAT}"')
             found = cls(dict(body["about"]), [])
             if body["float"] is not None:
-                found.set_float(_result(dict(body["float"]), ("images", "top1", "top5")))
+                found.set_float(_result(dict(body["float"]), compared=False))
             for row in body["rows"]:
-                found.add(_strategy(row), _result(row, ("images", "top1", "top5", "agreement")))
+                found.add(_strategy(row), _result(row, compared=True))
         except (KeyError, TypeError, ValueError, RecursionError, OverflowError, OptionError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise FormatError(f"{where}: not the finished rows of a simulation: {what}") from None
@@ -161,14 +161,16 @@ class Simulation:
         return found
 
 
-def _result(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def _result(row: Mapping[str, Any], compared: bool) -> dict[str, Any]:
     """The numbers of a row. One that was written before there were scores has those of classes, and no worst output."""
-    numbers: dict[str, Any] = {key: _number(row[key], key) for key in keys}
+    found: dict[str, Any] = {key: _number(row[key], key) for key in ("images", "top1", "top5")}
     classes = {key: row[key] for key in ("top1", "top5") if row[key] is not None}
     scores = {str(name): _number(value, name) for name, value in dict(row.get("scores", classes)).items()}
-    if "agreement" in keys:
-        numbers.update(worst=str(row.get("worst", "")), sqnr_db=_number(row.get("sqnr_db"), "sqnr_db"))
-    return {**numbers, "scores": scores}
+    found["scores"] = scores
+    if compared:
+        found.update(agreement=_number(row["agreement"], "agreement"), worst=str(row.get("worst", "")),
+                     sqnr_db=_number(row.get("sqnr_db"), "sqnr_db"))
+    return found
 
 
 def _strategy(row: Mapping[str, Any]) -> Strategy:
