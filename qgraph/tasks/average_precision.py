@@ -9,7 +9,7 @@ overlaps are continuous here, where VOC adds a pixel to each side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,10 +98,12 @@ def match(found: Boxes, truth: Truth) -> dict[int, Matches]:
         order = np.argsort(-found.scores[of_class], kind="stable")
         scores, corners = found.scores[of_class][order], found.corners[of_class][order]
         wanted, ignored, crowd = truth.corners[there], truth.ignored[there], truth.crowd[there]
-        shared = overlaps(corners[:, None], wanted[None])
-        outcomes = np.full((len(BOUNDS) + 1, len(scores)), IGNORED, np.uint8)
-        outcomes[COCO, :MOST] = _coco(np.where(crowd, _inside(corners, wanted), shared)[:MOST], ignored, crowd)
-        outcomes[VOC_50] = _voc(shared, ignored)
+        outcomes = np.full((len(BOUNDS) + 1, len(scores)), WRONG, np.uint8)
+        outcomes[COCO, MOST:] = IGNORED
+        if len(scores) and len(wanted):
+            shared = overlaps(corners[:, None], wanted[None])
+            outcomes[COCO, :MOST] = _coco(np.where(crowd, _inside(corners, wanted), shared)[:MOST], ignored, crowd)
+            outcomes[VOC_50] = _voc(shared, ignored)
         matches[number] = Matches(scores, outcomes, int((~ignored).sum()))
     return matches
 
@@ -118,30 +120,38 @@ def _coco(shared: Array, ignored: Array, crowd: Array) -> Array:
     A box takes the free truth that it overlaps most, the last of equal ones, and an ignored one only where there is no
     other.
     """
-    bounds = np.minimum(BOUNDS, 1 - 1e-10)[:, None]
-    outcomes = np.full((len(bounds), len(shared)), WRONG, np.uint8)
-    free = np.ones((len(bounds), shared.shape[1]), bool)
-    for box in np.flatnonzero(shared.max(axis=1, initial=0.0) >= BOUNDS[0]):
-        near = free & (shared[box] >= bounds)
-        for choice, outcome in ((near & ~ignored, RIGHT), (near & ignored, IGNORED)):
-            rows = np.flatnonzero(choice.any(axis=1) & (outcomes[:, box] == WRONG))
-            taken = shared.shape[1] - 1 - np.where(choice, shared[box], -1.0)[rows, ::-1].argmax(axis=1)
-            outcomes[rows, box] = outcome
-            free[rows, taken] = crowd[taken]
+    outcomes = np.full((len(BOUNDS), len(shared)), WRONG, np.uint8)
+    free = np.ones((len(BOUNDS), len(ignored)), bool)
+    bounds = np.minimum(BOUNDS, 1 - 1e-10).tolist()
+    for box, near in _near(shared, BOUNDS[0]):
+        near.sort(key=lambda row: (ignored[row[1]], -row[0], -row[1]))
+        for at, bound in enumerate(bounds):
+            for overlap, number in near:
+                if overlap >= bound and free[at, number]:
+                    outcomes[at, box] = IGNORED if ignored[number] else RIGHT
+                    free[at, number] = crowd[number]
+                    break
     return outcomes
 
 
 def _voc(shared: Array, ignored: Array) -> Array:
     """Outcomes (boxes,)."""
     outcomes = np.full(len(shared), WRONG, np.uint8)
-    free = np.ones(shared.shape[1], bool)
-    for box in np.flatnonzero(shared.max(axis=1, initial=0.0) >= VOC_BOUND):
-        nearest = int(shared[box].argmax())
-        if ignored[nearest]:
+    free = [True] * len(ignored)
+    for box, near in _near(shared, VOC_BOUND):
+        _, number = max(near, key=lambda row: (row[0], -row[1]))
+        if ignored[number]:
             outcomes[box] = IGNORED
-        elif free[nearest]:
-            outcomes[box], free[nearest] = RIGHT, False
+        elif free[number]:
+            outcomes[box], free[number] = RIGHT, False
     return outcomes
+
+
+def _near(shared: Array, bound: float) -> Iterator[tuple[int, list[tuple[float, int]]]]:
+    """Boxes and the truths near them: (overlap, number)."""
+    for box in np.flatnonzero((shared >= bound).any(axis=1)).tolist():
+        numbers = np.flatnonzero(shared[box] >= bound)
+        yield box, list(zip(shared[box, numbers].tolist(), numbers.tolist()))
 
 
 def _precisions(images: list[Matches]) -> Array:
