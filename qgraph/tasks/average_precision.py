@@ -161,7 +161,7 @@ def _precisions(images: list[Matches]) -> Array:
     outcomes = outcomes[:, np.argsort(-scores, kind="stable")]
     right, wrong = (np.cumsum(outcomes == outcome, axis=1, dtype=np.float64) for outcome in (RIGHT, WRONG))
     recall = right / sum(matches.wanted for matches in images)
-    precision = right / (right + wrong + np.spacing(1))
+    precision = np.divide(right, right + wrong, out=np.zeros_like(right), where=right > 0)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or a higher one
     coco = [_at(RECALLS, *curve) for curve in zip(recall[COCO], best[COCO])]
     voc = [np.sum(np.diff(r, prepend=0.0) * p) for r, p in zip(recall[VOC_50], best[VOC_50])]
