@@ -27,6 +27,12 @@ REFERENCE_IMAGES = 4
 _NOT_JUDGED: dict[str, Any] = {"agreement": None, "departure": None}
 
 
+def judge_of(network: FloatNetwork) -> Judge:
+    """Of the outputs of a network. Raises OptionError for options that cannot be."""
+    bare = network.bare()
+    return Judge([head.key for head in bare.heads], bare, network.options)
+
+
 def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImages | None, given: Data | None,
           target: Target, engine: Engine) -> dict[str, Any]:
     """Agreement with the network, and the kernels' departure from exact arithmetic; None for what is not known.
@@ -40,10 +46,8 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
         return dict(_NOT_JUDGED)
     data = given or images.left_out(AGREEMENT_IMAGES) or images.data
     batches: Iterable[Batch] = data if given else islice(data, -(-AGREEMENT_IMAGES // data.batch_size))
-    bare = network.bare()
-
     def agreement(found: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
-        truth, judged = network.judge(engine), Judge([head.key for head in bare.heads], bare, network.options)
+        truth, judged = network.judge(engine), judge_of(network)
         for batch in batches:
             judged.add(batch, found.run(batch.feeds), truth.run(batch.feeds))
         return {**judged.agreement(), "data": data.name, "calibrated_on_it": data is images.data,

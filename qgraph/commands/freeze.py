@@ -111,6 +111,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         images = as_the_network_takes_them(images, bare, engine)
         shapes = images.shapes(shapes)
     judge_data = _judge_data(options, bare)
+    checks.judge_of(network)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)

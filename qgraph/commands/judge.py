@@ -11,18 +11,28 @@ from qgraph.data.open import Batch
 from qgraph.errors import OptionError
 from qgraph.ir.graph import Graph
 from qgraph.options import JudgeOptions
-from qgraph.tasks.base import Result, Tally, Task
-from qgraph.tasks.registry import Assigned, assign, heads_of
+from qgraph.tasks.base import Head, Result, Tally, Task
+from qgraph.tasks.decoded import Decode
+from qgraph.tasks.detection import ROW, Detection
+from qgraph.tasks.registry import Assigned, assign, check_chosen, heads_of
+from qgraph.tasks.values import Values
 
 
 class Judge:
     """Counts over batches. names: of the outputs.  g: the graph they come from, where there is one.
 
-    tasks: known from the first batch on.
+    tasks: known from the first batch on.  What ``--decode`` makes of all outputs is judged as detection, ahead of the
+    outputs themselves; these are values then, unless ``--task`` says otherwise.
+    Raises OptionError for options that cannot be.
     """
 
     def __init__(self, names: Sequence[str], g: Graph | None = None, options: JudgeOptions | None = None) -> None:
-        self.names, self._g, self._options = list(names), g, options or JudgeOptions()
+        options = options or JudgeOptions()
+        self.names, self._g = list(names), g
+        self._decode = None if options.decode is None else Decode(options.decode)
+        self._chosen = options.task if self._decode is None else (*options.task, Values.name)
+        self._decoded: Task | None = None
+        check_chosen(self._chosen, self.names)
         self.tasks: list[Assigned] = []
         self.images = 0
         self._differences = [Difference() for _ in names]
@@ -35,15 +45,14 @@ class Judge:
         Raises OptionError for outputs that are not alike, DataError for labels that do not fit the task.
         """
         if not self.tasks:
-            like = found if want is None else want
-            self.tasks = assign(heads_of(self.names, like, len(batch), self._g, batch.feeds), self._options.task)
+            self.tasks = self._assigned(batch, found if want is None else want)
         if want is not None:
             self._compare(want, found)
         labelled = batch.labels is not None
         for task, outputs, _ in self.tasks:
-            mine = [found[number] for number in outputs]
+            mine = self._read(task, outputs, found, batch)
             if want is not None:
-                tally = task.agreement([want[number] for number in outputs], mine, self.images)
+                tally = task.agreement(self._read(task, outputs, want, batch), mine, self.images)
                 self._agreements[task] = _sum(self._agreements.get(task), tally)
             if labelled and task.labels:
                 assert batch.labels is not None
@@ -51,6 +60,20 @@ class Judge:
                 self._scores[task] = _sum(self._scores.get(task), score)
                 labelled = False  # labels are of one task
         self.images += len(batch)
+
+    def _assigned(self, batch: Batch, like: Sequence[Array]) -> list[Assigned]:
+        heads = heads_of(self.names, like, len(batch), self._g, batch.feeds)
+        found = assign(heads, self._chosen)
+        if self._decode is None:
+            return found
+        self._decoded = Detection([Head(self._decode.name, (len(batch), 0, ROW), len(batch), (), heads[0].like)])
+        return [Assigned(self._decoded, tuple(range(len(heads))), 1.0), *found]
+
+    def _read(self, task: Task, outputs: Sequence[int], values: Sequence[Array], batch: Batch) -> list[Array]:
+        """What a task reads of a model's outputs."""
+        if self._decode is not None and task is self._decoded:
+            return [self._decode(values, batch.feeds, len(batch))]
+        return [values[number] for number in outputs]
 
     def _compare(self, want: Sequence[Array], found: Sequence[Array]) -> None:
         for name, difference, a, b in zip(self.names, self._differences, want, found):
@@ -89,9 +112,8 @@ class Judge:
         return _Row(assigned, found, main, task.metrics[task.main].unit, task.standing(main))
 
     def _as_dict(self, row: _Row) -> dict[str, Any]:
-        task, outputs, sure = row.assigned
-        return {"task": task.name, "outputs": [self.names[number] for number in outputs], "sure": sure,
-                "main": task.main, "metrics": row.metrics, "ruined": row.standing < 0}
+        task, _, sure = row.assigned
+        return {"task": task.name, "outputs": [head.name for head in task.heads], "sure": sure, "main": task.main, "metrics": row.metrics, "ruined": row.standing < 0}
 
 
 class _Row(NamedTuple):
