@@ -21,7 +21,7 @@ from typing import cast
 import numpy as np
 
 from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
-from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Records, Stream
+from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Pairs, Records, Stream
 from qgraph.errors import DataError, MissingInputError, OptionError
 
 __all__ = ["PRESETS", "Batch", "Data", "Preprocess", "open_data", "parse_slice"]
@@ -226,7 +226,8 @@ def open_data(
     """Open whatever holds samples.  Nothing is decoded before the first sweep.
 
     source: path of a ``.rec``, of an image folder, of an ``.npz`` (``data`` or an array per input; ``label``), of an
-    ``.npy``; or an array, a dict of arrays, a Dataset (items), a DataLoader, DataIter or iterable (batches).
+    ``.npy``, of a ``.bin`` with InsightFace's pairs; or an array, a dict of arrays, a Dataset (items), a DataLoader,
+    DataIter or iterable (batches).
     select keeps and skip drops items by number (``"::10"``), limit keeps the first so many of the rest.  select may be
     a list of numbers, whose order and repetitions are kept.
     input_shapes: input name -> the model's shape; 0 matches any size.  workers: decoding threads, default at most 4.
@@ -282,7 +283,7 @@ def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Item
     kind = "folder" if path.is_dir() else path.suffix.lower()
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
-    if kind in ("folder", ".rec") and len(names) > 1:
+    if kind in ("folder", ".rec", ".bin") and len(names) > 1:
         raise MissingInputError(
             f"{path}: images feed one input, the model reads {', '.join(names)}: give an .npz with an array for each",
             names[1:],
@@ -291,6 +292,8 @@ def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Item
         return Folder(path, preprocess)
     if kind == ".rec":
         return Records(path, preprocess)
+    if kind == ".bin":
+        return Pairs(path, preprocess)
     if kind == ".npz":
         return Npz(path, names, preprocess)
     if kind == ".npy":
@@ -301,9 +304,8 @@ def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Item
         return Arrays(path.name, {names[0]: array}, names, preprocess)
     hint = {".idx": "give the .rec beside it", ".lst": "give the .rec made from it"}.get(kind, "")
     hint = "give the folder that holds it" if kind in IMAGE_SUFFIXES else hint
-    raise DataError(
-        f"{path}: found {kind or 'no'} extension, want .rec, .npz, .npy or a folder of images; {hint}".rstrip("; ")
-    )
+    wanted = ".rec, .npz, .npy, .bin (InsightFace's pairs) or a folder of images"
+    raise DataError(f"{path}: found {kind or 'no'} extension, want {wanted}; {hint}".rstrip("; "))
 
 
 def _stack(column: Sequence[np.ndarray], ids: Sequence[str]) -> np.ndarray:

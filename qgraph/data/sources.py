@@ -18,6 +18,7 @@ from typing import IO, Optional, Protocol, Union
 
 import numpy as np
 
+from qgraph.data.pairs import read_bin
 from qgraph.data.preprocess import IMAGE_SUFFIXES, Preprocess, decode, ready
 from qgraph.data.recordio import RecordFile, split_image_record
 from qgraph.errors import DataError, MissingInputError
@@ -125,6 +126,32 @@ class Records(Items):
 
     def labels(self, indices: Iterable[int]) -> Iterator[Label]:
         return (split_image_record(self._file.read(i), self.where(i))[0] for i in indices)
+
+
+class Pairs(Items):
+    """The images of a ``.bin`` of InsightFace: 2 * pair and 2 * pair + 1 are one pair.
+
+    A label is (number of the pair, 1 where it shows the same).  The encoded images stay in memory.
+    """
+
+    threads = True
+
+    def __init__(self, path: Path, preprocess: Preprocess) -> None:
+        self.name, self._preprocess = path.name, preprocess
+        self._images, self._same = read_bin(path)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def load(self, index: int) -> Row:
+        where = self.where(index)
+        return [decode(BytesIO(self._images[index]), where, self._preprocess)], self._label(index)
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Label]:
+        return map(self._label, indices)
+
+    def _label(self, index: int) -> np.ndarray:
+        return np.array([index // 2, self._same[index // 2]], np.float32)
 
 
 class Folder(Items):
