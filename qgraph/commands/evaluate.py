@@ -110,8 +110,8 @@ def _scores(output: Array) -> Array:
     return scores
 
 
-def _class_labels(labels: Array, classes: int, where: str) -> Array:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+def _class_labels(labels: Array | list[Array], classes: int, where: str) -> Array:
+    if isinstance(labels, list) or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{where}: its label is not one class number, want a whole number per image")
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         raise DataError(f"{where} and its batch: found labels {labels.min()} to {labels.max()}, but the model has "
