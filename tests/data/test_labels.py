@@ -30,9 +30,9 @@ def raises(message: str, kind: type[Exception] = DataError):
     return pytest.raises(kind, match=message)
 
 
-def encoded(pixels: np.ndarray, mode: str | None = None) -> bytes:
+def encoded(pixels: np.ndarray) -> bytes:
     stream = BytesIO()
-    Image.fromarray(pixels, mode).save(stream, "PNG")
+    Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
