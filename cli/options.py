@@ -23,6 +23,8 @@ model_options = _group(
 )
 
 image_options = _group(
+    click.option("--labels", metavar="PATH", help="Labels in place of those of the data: COCO's .json, a folder of "
+                 "VOC's .xml or of .png masks, .npz or .npy by number, or .csv lines `name,label`."),
     click.option("--select", metavar="START:STOP:STEP", help="Keep these images, by index."),
     click.option("--skip", metavar="START:STOP:STEP", help="Drop these images, by index."),
     click.option("--preprocess", metavar="PRESET",

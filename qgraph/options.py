@@ -23,7 +23,10 @@ ONLINE = "online"  # instead of a calibration method: ranges of the batch that i
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How images are chosen and made ready; None leaves a part to the preset. See `qgraph.data`."""
+    """How images are chosen and made ready; None leaves a part to the preset. See `qgraph.data`.
+
+    labels: a file or folder of labels, in place of those that the data hold.
+    """
 
     select: str | None = None
     skip: str | None = None
@@ -36,6 +39,7 @@ class DataOptions:
     scale: float | None = None
     batch_size: int = 16
     workers: int | None = None
+    labels: str | None = None
 
     def preprocessing(self) -> Preprocess:
         return Preprocess.from_options(self.preprocess, resize=self.resize, crop=self.crop, bgr=self.bgr,
@@ -45,8 +49,8 @@ class DataOptions:
         """shapes: of the model's inputs, by name, in the model's order; 0 matches any size."""
         if isinstance(source, Data):
             return source
-        return open_data(source, self.preprocessing(), select=self.select, skip=self.skip, limit=limit,
-                         batch_size=self.batch_size, workers=self.workers, input_names=tuple(shapes),
+        return open_data(source, self.preprocessing(), labels=self.labels, select=self.select, skip=self.skip,
+                         limit=limit, batch_size=self.batch_size, workers=self.workers, input_names=tuple(shapes),
                          input_shapes={name: shape for name, shape in shapes.items() if shape})
 
 
