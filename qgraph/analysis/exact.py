@@ -41,7 +41,7 @@ def rows_of(array: Array) -> Array:
 def pieces(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
     """Parts of (rows, values) that are small: some whole rows, or a part of one that is long.
 
-    Where a row is parted depends on its length alone, so the sums of its parts do not depend on how many rows there are.
+    Where a row is parted depends on its length alone, so sums of its parts are the same, however many rows there are.
     """
     rows, values = shape
     step = max(1, PIECE // max(1, values))

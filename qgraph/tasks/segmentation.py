@@ -84,11 +84,11 @@ class Segmentation(Task):
                                 for mask, rows, scores in zip(masks, kept, found[0])))
 
     def _mask(self, label: Array, image: str, count: int, size: tuple[int, ...]) -> Array:
-        """The label as (pixels,) whole numbers. Raises DataError, naming the image, for what is no mask of this size."""
+        """The label as (pixels,) whole numbers. Raises DataError, naming the image, for another label."""
         mask = np.asarray(label)
         if mask.ndim != 2 or mask.dtype.kind not in "iuf":
-            raise DataError(f"{image}: its label is {mask.dtype} of the shape {mask.shape}, want a mask: (height, width) "
-                            "class numbers")
+            raise DataError(f"{image}: its label is {mask.dtype} of the shape {mask.shape}, want a mask: class numbers "
+                            "(height, width)")
         if mask.shape != size:
             raise DataError(f"{image}: its mask has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), but the "
                             f"output {self.heads[0].name} {size[0]} x {size[1]}: give masks of the output's size")
