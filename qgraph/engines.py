@@ -13,6 +13,9 @@ from qgraph.arrays import Array
 from qgraph.errors import OptionError, UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.targets.base import Executor, Model
+from qgraph.targets.threads import set_thread_count, thread_count
+
+__all__ = ["RUNTIMES", "Engine", "executor", "runtime", "set_thread_count", "thread_count"]
 
 log = logging.getLogger("qgraph")
 

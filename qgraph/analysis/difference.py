@@ -7,8 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from qgraph.analysis.exact import NOT_FINITE, as_rows, products, total
+from qgraph.analysis.exact import NOT_FINITE, PIECE, pieces, rows_of, total
 from qgraph.arrays import Array
+
+HUGE = 1e150  # the square of a larger value, or its sum with others, may be beyond float64
 
 
 @dataclass
@@ -26,12 +28,23 @@ class Difference:
     largest: float = 0.0
 
     def update(self, want: Array, found: Array) -> None:
-        a, b, error = _finite(as_rows(want), as_rows(found))
-        self.signal += total(products(a, a))
-        self.other += total(products(b, b))
-        self.product += total(products(a, b))
-        self.noise += total(products(error, error))
-        self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
+        """Add two arrays of one shape. Memory does not grow with them."""
+        rows = rows_of(np.asarray(want)), rows_of(np.asarray(found))
+        buffers = np.empty((4, min(PIECE, rows[0].size)))
+        sums = [np.zeros((4, 0))]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part in pieces(rows[0].shape):
+                wanted = rows[0][part]
+                a, b, error, product = (buffer[:wanted.size].reshape(wanted.shape) for buffer in buffers)
+                a[:], b[:] = wanted, rows[1][part]
+                sums.append(_sums(a, b, np.subtract(b, a, out=error), product))
+                if (odd := ~np.isfinite(sums[-1]).all(axis=0)).any():
+                    a[odd], b[odd], error[odd] = _finite(a[odd], b[odd])
+                    sums[-1] = _sums(a, b, error, product)
+                self.largest = max(self.largest, float(error.max()), -float(error.min()))
+        signal, other, product, noise = map(total, np.concatenate(sums, axis=1))
+        self.signal, self.other = self.signal + signal, self.other + other
+        self.product, self.noise = self.product + product, self.noise + noise
 
     def __add__(self, other: Difference) -> Difference:
         return Difference(self.signal + other.signal, self.other + other.other, self.product + other.product,
@@ -54,11 +67,15 @@ class Difference:
                 "max_error": float(f"{self.largest:.4g}")}
 
 
+def _sums(a: Array, b: Array, error: Array, product: Array) -> Array:
+    """(4, rows): of the squares of a, of b, of a * b, and of the squares of the error. product: memory for it."""
+    return np.stack([np.add.reduce(np.multiply(x, y, out=product), axis=1)
+                     for x, y in ((a, a), (b, b), (a, b), (error, error))])
+
+
 def _finite(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    """a, b, b - a. What is not finite becomes 0 in both, and counts as a large error unless both have the same."""
-    bad = ~(np.isfinite(a) & np.isfinite(b))
-    if not bad.any():
-        return a, b, b - a
+    """a, b, b - a. What is not finite, or huge, becomes 0 in both, and is a large error unless both have the same."""
+    bad = ~((np.abs(a) < HUGE) & (np.abs(b) < HUGE))
     alike = (a == b) | (np.isnan(a) & np.isnan(b))
     a, b = np.where(bad, 0.0, a), np.where(bad, 0.0, b)
     return a, b, np.where(bad & ~alike, NOT_FINITE, b - a)

@@ -13,6 +13,7 @@ from qgraph.data.open import Batch
 from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
 from qgraph.quant.spec import QParams, quantize
 from qgraph.targets.base import Feeds, check_feeds
+from qgraph.targets.threads import thread_count
 
 
 def import_ncnn(what_for: str = "running an ncnn model") -> Any:
@@ -73,7 +74,7 @@ class Executor:
         self.inputs = list(model.inputs)
         self._net = ncnn.Net()
         options = self._net.opt
-        options.num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or os.cpu_count() or 1
+        options.num_threads = thread_count() or os.cpu_count() or 1
         options.use_packing_layout = packing
         options.use_winograd_convolution = winograd
         if not half:

@@ -12,6 +12,7 @@ import numpy as np
 from qgraph.data.open import Batch
 from qgraph.errors import DataError, UnsupportedError
 from qgraph.targets.base import Feeds, check_feeds
+from qgraph.targets.threads import thread_count
 
 EXACT = "session.x64quantprecision"  # CPUs without VNNI: slower kernels that do not saturate
 
@@ -85,7 +86,7 @@ class Executor:
 
 
 def open_session(model: bytes, *, exact: bool = False, optimize: bool = True, save_to: str = "") -> Any:
-    """An InferenceSession of one thread per core, or of OMP_NUM_THREADS.
+    """An InferenceSession of one thread per core, or of `thread_count`.
 
     model: the bytes of its file.  save_to: where its optimized graph is written.
     Raises UnsupportedError for a model that onnxruntime does not take.
@@ -95,7 +96,7 @@ def open_session(model: bytes, *, exact: bool = False, optimize: bool = True, sa
     ort.set_default_logger_severity(4)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    options.intra_op_num_threads = thread_count()
     if exact:
         options.add_session_config_entry(EXACT, "1")
     if not optimize:
