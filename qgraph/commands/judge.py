@@ -113,7 +113,8 @@ class Judge:
 
     def _as_dict(self, row: _Row) -> dict[str, Any]:
         task, _, sure = row.assigned
-        return {"task": task.name, "outputs": [head.name for head in task.heads], "sure": sure, "main": task.main, "metrics": row.metrics, "ruined": row.standing < 0}
+        return {"task": task.name, "outputs": [head.name for head in task.heads], "sure": sure, "main": task.main,
+                "metrics": row.metrics, "ruined": row.standing < 0}
 
 
 class _Row(NamedTuple):
