@@ -47,6 +47,22 @@ def score_lines(scores: Mapping[str, float | None]) -> list[str]:
     return [f"{name:<13} {_value(name, value)}" for name, value in scores.items()]
 
 
+def timing_lines(found: Mapping[str, Any]) -> list[str]:
+    """A line for each model: its time, how that spreads, and as a part of the first one's."""
+    threads = "the engine's threads" if found["threads"] is None else f"{found['threads']} thread(s)"
+    lines = []
+    for number, (name, row) in enumerate(found["models"].items()):
+        told = [f"{row['ms_per_image']:.3f} +- {row['ms_spread']:.3f}" if row["ms_per_image"] else "not known"]
+        if row["images_per_s"]:
+            told.append(f"{row['images_per_s']:g} images/s")
+        if number and row["ratio"]:
+            told.append(f"{row['ratio']:.2f} times the first")
+        if row["memory_growth_mb"] is not None:
+            told.append(f"{row['memory_growth_mb']:g} MiB")
+        lines.append(f"ms_per_image  {name + ': ' if len(found['models']) > 1 else ''}{', '.join(told)}")
+    return [*lines, f"timed         {found['rounds']} rounds of up to {found['batch_size']} images, {threads}"]
+
+
 def check(found: Mapping[str, Any] | None, scores: Mapping[str, float | None], min_agreement: float | None,
           min_sqnr: float | None, min_metrics: Sequence[str]) -> None:
     """Raise CheckFailed where an output is worse than the user wants, DataError where that cannot be told.

@@ -49,7 +49,7 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
     def agreement(found: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
         truth, judged = network.judge(engine), judge_of(network)
         for batch in batches:
-            judged.add(batch, found.run(batch.feeds), truth.run(batch.feeds))
+            judged.add(batch.unlabelled(), found.run(batch.feeds), truth.run(batch.feeds))
         return {**judged.agreement(), "data": data.name, "calibrated_on_it": data is images.data,
                 **network.agreement_with}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from qgraph.analysis.difference import Difference
@@ -54,7 +53,7 @@ def compare(a: Any, b: Any, data: Any, *, options: JudgeOptions | None = None,
     judge, count = judge_of(models[0], options), len(models[0].outputs)
     for batch in opened:
         want, got = (run.run(batch.feeds) for run in runs)
-        judge.add(dataclasses.replace(batch, labels=None), got[:count], want[:count])
+        judge.add(batch.unlabelled(), got[:count], want[:count])
         got_reals = second.reals(names, got[count:])
         for name, real in first.reals(names, want[count:]).items():
             if name in found and real.shape == got_reals[name].shape:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, TypeVar
 
+from qgraph.arrays import Array
 from qgraph.commands.judge import Judge
 from qgraph.commands.open_model import open_model
+from qgraph.commands.timing import Timing
 from qgraph.data.open import Data
+from qgraph.data.pairs import read_pairs
 from qgraph.engines import executor
 from qgraph.errors import DataError
 from qgraph.options import DataOptions, JudgeOptions, Progress
@@ -16,43 +19,66 @@ from qgraph.passes.canonicalize import Canonicalize
 from qgraph.semantics.inputs import inputs_of
 from qgraph.targets.base import Model
 
+ROUNDS = 5  # of few images, the first batch is run again for the time
+REFERENCE = "reference"  # among the names of models in the timing
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def evaluate(model: Any, data: Any, reference: Any = None, *, options: JudgeOptions | None = None,
-             progress: Progress | None = None, runtime: str = "auto") -> dict[str, Any]:
-    """{"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged"}; None for what cannot be known.
+             pairs: str | None = None, progress: Progress | None = None, runtime: str = "auto") -> dict[str, Any]:
+    """{"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged", "timing"}; None for what is unknown.
 
     model, reference: what `open_model` takes.  data: what `qgraph.open_data` takes.
+    pairs: a file of pairs of images by which embeddings are scored, instead of labels.
     scores: metric -> value, by the labels of the data and the task of the outputs; top1 and top5 are among them.
     judged: what `Judge.agreement` says of model and reference; agreement is the one in it.
+    timing: what `Timing.to_dict` says of "model" and "reference", which run in alternation; ms_per_image is its median.
     runtime: the engine, of `qgraph.engines`.
-    ms_per_image is wall time of the model alone, without the first batch, which warms up.
     """
-    options = options or JudgeOptions()
-    judged = runnable(open_model(model).model)
-    other = runnable(open_model(reference).model) if reference is not None else None
-    run = executor(judged, "evaluating a model", runtime)
-    truth = executor(other, "evaluating a model", runtime) if other is not None else None
-    opened = open_for(judged, data, options)
+    return evaluate_all({"model": model}, data, reference, options=options, pairs=pairs, progress=progress,
+                        runtime=runtime)["model"]
 
-    batches = iter(opened)
-    first = next(batches, None)
-    if first is None:
-        raise DataError(f"{opened.name}: no image was read")
-    run.run(first.feeds)
-    judge, seconds = judge_of(judged if other is None or other.ir is None else other, options), 0.0
-    for batch in chain([first], batches):
-        started = time.perf_counter()
-        found = run.run(batch.feeds)
-        seconds += time.perf_counter() - started
-        judge.add(batch, found, None if truth is None else truth.run(batch.feeds))
+
+def evaluate_all(models: Mapping[str, Any], data: Any, reference: Any = None, *, options: JudgeOptions | None = None,
+                 pairs: str | None = None, progress: Progress | None = None,
+                 runtime: str = "auto") -> dict[str, dict[str, Any]]:
+    """Several models on the same images, side by side: name -> what `evaluate` says of it."""
+    options = options or JudgeOptions()
+    opened = {name: runnable(open_model(model).model) for name, model in models.items()}
+    truth = runnable(open_model(reference).model) if reference is not None else None
+    every = {**opened, **({} if truth is None else {REFERENCE: truth})}
+    first = next(iter(opened.values()))
+    images = open_for(first, data, options)
+    rows = None if pairs is None else read_pairs(pairs, images.names())
+    judges = {name: judge_of(model if truth is None or truth.ir is None else truth, options, rows)
+              for name, model in opened.items()}
+    timing = Timing({name: executor(model, "evaluating a model", runtime) for name, model in every.items()})
+
+    batches = iter(images)
+    warm = next(batches, None)
+    if warm is None:
+        raise DataError(f"{images.name}: no image was read")
+    timing.run(warm.feeds)
+    done = 0
+    for batch in chain([warm], batches):
+        found = timing.run(batch.feeds)
+        for name, judge in judges.items():
+            judge.add(batch, found[name], found.get(REFERENCE))
+        done += len(batch)
         if progress:
-            progress("evaluating", judge.images, opened.num_items)
-    scores, agreement = judge.scores(), None if truth is None else judge.agreement()
+            progress("evaluating", done, images.num_items)
+    while timing.rounds < ROUNDS:
+        timing.run(warm.feeds)
+    times = timing.to_dict()
+    return {name: _result(judge, truth is not None, times["models"][name]["ms_per_image"], times)
+            for name, judge in judges.items()}
+
+
+def _result(judge: Judge, compared: bool, ms: float | None, times: dict[str, Any]) -> dict[str, Any]:
+    scores, agreement = judge.scores(), judge.agreement() if compared else None
     return {"images": judge.images, "top1": scores.get("top1"), "top5": scores.get("top5"),
-            "agreement": None if agreement is None else agreement["agreement"],
-            "ms_per_image": round(1000 * seconds / judge.images, 3), "scores": scores, "judged": agreement}
+            "agreement": None if agreement is None else agreement["agreement"], "ms_per_image": ms, "scores": scores,
+            "judged": agreement, "timing": times}
 
 
 def runnable(model: AnyModel) -> AnyModel:
@@ -62,9 +88,9 @@ def runnable(model: AnyModel) -> AnyModel:
     return model
 
 
-def judge_of(model: Model, options: JudgeOptions) -> Judge:
-    """A judge of the outputs of a model, which are told by its ops where it has a graph."""
-    return Judge(model.outputs, model.ir, options)
+def judge_of(model: Model, options: JudgeOptions, pairs: Array | None = None) -> Judge:
+    """A judge of the outputs of a model, which are told by its ops where it has a graph. pairs: see `Judge`."""
+    return Judge(model.outputs, model.ir, options, pairs)
 
 
 def open_for(model: Model, data: Any, options: DataOptions) -> Data:

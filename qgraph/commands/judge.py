@@ -14,6 +14,7 @@ from qgraph.options import JudgeOptions
 from qgraph.tasks.base import Head, Result, Tally, Task
 from qgraph.tasks.decoded import Decode
 from qgraph.tasks.detection import ROW, Detection
+from qgraph.tasks.embedding import Embedding
 from qgraph.tasks.registry import Assigned, assign, check_chosen, heads_of
 from qgraph.tasks.values import Values
 
@@ -23,12 +24,14 @@ class Judge:
 
     tasks: known from the first batch on.  What ``--decode`` makes of all outputs is judged as detection, ahead of the
     outputs themselves; these are values then, unless ``--task`` says otherwise.
+    pairs: (pairs, 3) the numbers of two images and 1 where they show the same, by which embeddings are scored.
     Raises OptionError for options that cannot be.
     """
 
-    def __init__(self, names: Sequence[str], g: Graph | None = None, options: JudgeOptions | None = None) -> None:
+    def __init__(self, names: Sequence[str], g: Graph | None = None, options: JudgeOptions | None = None,
+                 pairs: Array | None = None) -> None:
         options = options or JudgeOptions()
-        self.names, self._g = list(names), g
+        self.names, self._g, self._pairs = list(names), g, pairs
         self._decode = None if options.decode is None else Decode(options.decode)
         self._chosen = options.task if self._decode is None else (*options.task, Values.name)
         self._decoded: Task | None = None
@@ -48,18 +51,29 @@ class Judge:
             self.tasks = self._assigned(batch, found if want is None else want)
         if want is not None:
             self._compare(want, found)
-        labelled = batch.labels is not None
+        unscored = True
         for task, outputs, _ in self.tasks:
             mine = self._read(task, outputs, found, batch)
             if want is not None:
                 tally = task.agreement(self._read(task, outputs, want, batch), mine, self.images)
                 self._agreements[task] = _sum(self._agreements.get(task), tally)
-            if labelled and task.labels:
-                assert batch.labels is not None
-                score = task.score(mine, batch.labels, batch.ids, self.images)
+            score = self._score(task, mine, batch) if unscored else None
+            if score is not None:
                 self._scores[task] = _sum(self._scores.get(task), score)
-                labelled = False  # labels are of one task
+                unscored = False  # labels are of one task
+        if self._pairs is not None and unscored:
+            raise OptionError("--pairs: no output is an embedding; --task embedding:OUTPUT says which one is")
         self.images += len(batch)
+
+    def _score(self, task: Task, found: Sequence[Array], batch: Batch) -> Tally | None:
+        """By the pairs or the labels, None where the task knows none."""
+        if self._pairs is not None:
+            if not isinstance(task, Embedding):
+                return None
+            return task.verify(found, self._pairs, batch.ids, self.images)
+        if batch.labels is None or not task.labels:
+            return None
+        return task.score(found, batch.labels, batch.ids, self.images)
 
     def _assigned(self, batch: Batch, like: Sequence[Array]) -> list[Assigned]:
         heads = heads_of(self.names, like, len(batch), self._g, batch.feeds)

@@ -45,6 +45,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def unlabelled(self) -> Batch:
+        """The same without labels."""
+        return replace(self, labels=None)
+
     def rows(self) -> Iterator[Batch]:
         """Batches of one."""
         for i, where in enumerate(self.ids):
@@ -129,6 +133,12 @@ class Data:
         dropped = range(count)[self._skip]
         selected = range(count)[self._select] if isinstance(self._select, slice) else self._select
         return islice((i for i in selected if i not in dropped), self._limit)
+
+    def names(self) -> list[str]:
+        """What the items that are used are called, in their order. Raises DataError for a stream."""
+        if isinstance(self._source, Stream):
+            raise DataError(f"{self.name}: is a stream, whose items have no names")
+        return [self._source.where(i) for i in self._kept(len(self._source))]
 
     def labels(self) -> Array | list[Array] | None:
         """Of all items that are used, in their order; images are not decoded where that can be."""

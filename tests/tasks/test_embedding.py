@@ -13,6 +13,7 @@ from networks import Net
 from qgraph.errors import DataError
 from qgraph.formats.mxnet import load
 from qgraph.ir.graph import Graph, Port
+from qgraph.options import JudgeOptions
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.tasks import embedding, verification
 from qgraph.tasks.base import Head, Tally
@@ -362,9 +363,9 @@ def test_a_bin_of_images_through_the_judge(tmp_path: Path) -> None:
             images.append(out.getvalue())
         same.append(bool(pair % 2))
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, same), 2))
-    judge = Judge(["out"], None, ["embedding"])
+    judge = Judge(["out"], options=JudgeOptions(task=("embedding",)))
     for batch in open_data(tmp_path / "lfw.bin", batch_size=5):
         vectors = batch.feeds["data"].reshape(len(batch), -1) - 127
         judge.add(batch, [vectors], [vectors])
     assert judge.scores() == {"accuracy": 100.0, "tar_at_far": None}
-    assert judge.agreement()["tasks"][0]["cosine_mean"] == 1.0
+    assert judge.agreement()["tasks"][0]["metrics"]["cosine_mean"] == 1.0
