@@ -139,7 +139,7 @@ def test_padding_and_what_is_no_number() -> None:
     assert ap50(rows([CAT, *junk], []), rows([CAT, *junk], [])) == 100
     assert all(scores(rows([row], []), TRUTH, TRUTH[:0])["map50"] == 0 for row in junk)
     with np.errstate(invalid="raise"):  # boxes all the same, in the wrong place
-        assert ap50(rows([CAT], []), rows([(0, 1, nan, 10, 30, 30), (0, 1, -inf, 10, inf, 30), CAT], [])) \
+        assert ap50(rows([CAT], []), rows([(0, 1, nan, 10, 30, 30), (0, 1, inf, 10, inf, 30), CAT], [])) \
             == pytest.approx(100 / 3)
 
 
