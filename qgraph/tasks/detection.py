@@ -21,6 +21,7 @@ ROW = 6  # class, score, x0, y0, x1, y1
 SEEN = 0.3  # from this score on a box of the float model is one that users would see
 SLACK = 1.0  # pixels by which rounding may move a label's box over the edge
 LARGEST_PART = 2.0  # of coordinates that are parts of the image
+MOST_CLASSES = 10**9
 LABEL = "rows of class, x0, y0, x1, y1 in pixels of the input, and as a sixth number 1 for a difficult box or a crowd"
 
 
@@ -109,7 +110,7 @@ def boxes_of(outputs: Outputs) -> list[Boxes]:
         rows = np.concatenate([np.reshape(part, (*corners.shape[:2], 1)) for part in (ids, scores)] + [corners], axis=2)
     images = []
     for image in np.asarray(rows, np.float64):
-        image = image[np.isfinite(image[:, 0]) & (image[:, 0] >= 0) & (image[:, 1] >= 0)]
+        image = image[(image[:, 0] >= 0) & (image[:, 0] < MOST_CLASSES) & (image[:, 1] >= 0)]
         corners = np.where(np.isfinite(image[:, 2:]).all(axis=1, keepdims=True), image[:, 2:], 0.0)
         images.append(Boxes(np.rint(image[:, 0]).astype(np.int64), image[:, 1], corners))
     return images
@@ -137,7 +138,7 @@ def _labelled(label: Array, where: str, size: tuple[int, ...] | None) -> Truth:
     edge = np.array(size[::-1] if size else (np.inf, np.inf)) + SLACK
     wrong = {  # what is wrong -> where
         "holds what is no number": ~np.isfinite(rows).all(axis=1),
-        "has a class that is no whole number from 0": (classes < 0) | (classes != np.rint(classes)) | (classes > 1e9),
+        "has a class that is no whole number from 0": (classes < 0) | (classes != np.rint(classes)) | (classes >= MOST_CLASSES),
         "is empty, or its corners are exchanged": (high <= low).any(axis=1),
         f"is outside of the input, {edge[0] - SLACK:g} wide and {edge[1] - SLACK:g} high":
             (low < -SLACK).any(axis=1) | (high > edge).any(axis=1),
