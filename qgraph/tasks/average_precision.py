@@ -90,8 +90,11 @@ class AveragePrecision(Tally):
         return {name: 100 * float(mean[rows].mean()) for name, rows in self.rows.items()}
 
 
-def match(found: Boxes, truth: Truth) -> dict[int, Matches]:
-    """Class -> which boxes of one image are right, for every class that is found or there."""
+def match(found: Boxes, truth: Truth, most: int = MOST) -> dict[int, Matches]:
+    """Class -> which boxes of one image are right, for every class that is found or there.
+
+    most: so many boxes of a class count for COCO.
+    """
     matches = {}
     for number in np.union1d(found.classes, truth.classes).tolist():
         of_class, there = found.classes == number, truth.classes == number
@@ -99,10 +102,10 @@ def match(found: Boxes, truth: Truth) -> dict[int, Matches]:
         scores, corners = found.scores[of_class][order], found.corners[of_class][order]
         wanted, ignored, crowd = truth.corners[there], truth.ignored[there], truth.crowd[there]
         outcomes = np.full((len(BOUNDS) + 1, len(scores)), WRONG, np.uint8)
-        outcomes[COCO, MOST:] = IGNORED
+        outcomes[COCO, most:] = IGNORED
         if len(scores) and len(wanted):
             shared = overlaps(corners[:, None], wanted[None])
-            outcomes[COCO, :MOST] = _coco(np.where(crowd, _inside(corners, wanted), shared)[:MOST], ignored, crowd)
+            outcomes[COCO, :most] = _coco(np.where(crowd, _inside(corners, wanted), shared)[:most], ignored, crowd)
             outcomes[VOC_50] = _voc(shared, ignored)
         matches[number] = Matches(scores, outcomes, int((~ignored).sum()))
     return matches

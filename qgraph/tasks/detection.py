@@ -9,29 +9,32 @@ import numpy as np
 
 from qgraph.arrays import Array
 from qgraph.errors import DataError, OptionError
+from qgraph.semantics.detect import areas
 from qgraph.tasks.average_precision import COCO, COCO_50, VOC_50, AveragePrecision, Boxes, Image, Truth, match
 from qgraph.tasks.base import Claim, Head, Labels, Metric, Outputs, Result, Tally, Task
 
 log = logging.getLogger("qgraph")
 
 MULTIBOX, NMS = "_contrib_MultiBoxDetection", "_contrib_box_nms"
-THREE = (1, 1, 4)  # lengths of the rows of GluonCV's ids, scores and boxes
+THREE = 3  # GluonCV's ids, scores and boxes
 ROW = 6  # class, score, x0, y0, x1, y1
 SEEN = 0.3  # from this score on a box of the float model is one that users would see
 SLACK = 1.0  # pixels by which rounding may move a label's box over the edge
 LARGEST_PART = 2.0  # of coordinates that are parts of the image
+MOST_CLASSES = 10**9
 LABEL = "rows of class, x0, y0, x1, y1 in pixels of the input, and as a sixth number 1 for a difficult box or a crowd"
 
 
 class Detection(Task):
     """Boxes of classes.
 
-    Outputs: ids (N, M, 1), scores (N, M, 1) and boxes (N, M, 4), as GluonCV's detectors have them, or rows (N, M, 6) of
-    class, score, x0, y0, x1, y1, as MultiBoxDetection has them.  A class or a score below 0 is padding.
+    Outputs: ids and scores (N, M, 1) or (N, M) and boxes (N, M, 4), as GluonCV's detectors have them, or rows (N, M, 6)
+    of class, score, x0, y0, x1, y1, as MultiBoxDetection has them.  A class or a score below 0 is padding.
 
-    Agreement: boxes of the float model with a score of 0.3 or more are the truth.  Those below are ignored, as COCO
-    ignores them: a box that only rounding lifts over the threshold, or drops below it, counts neither way.  Where the
-    float model has no box of 0.3 at all, nothing is counted.
+    Agreement: boxes of the float model with a score of 0.3 or more are the truth, however many.  Those below are
+    ignored, as COCO ignores boxes: what rounding alone lifts over the threshold counts neither way, and what it drops
+    below is found all the same.  A box without an area is none.  Where the float model has no box of 0.3 at all,
+    nothing is counted.
     """
 
     name, help = "detection", "boxes with a class and a score, behind their decoding"
@@ -60,9 +63,11 @@ class Detection(Task):
         return three + rows
 
     def agreement(self, want: Outputs, found: Outputs, first: int) -> Tally:
-        rows = {"ap50": COCO_50, "ap": COCO}
-        pairs = enumerate(zip(boxes_of(want), boxes_of(found)), first)
-        return AveragePrecision(rows, tuple(Image(number, "", match(b, _truth(a))) for number, (a, b) in pairs))
+        images = []
+        for number, (there, boxes) in enumerate(zip(boxes_of(want), boxes_of(found)), first):
+            there, boxes = _with_area(there), _with_area(boxes)
+            images.append(Image(number, "", match(boxes, _truth(there), most=len(boxes.scores))))
+        return AveragePrecision({"ap50": COCO_50, "ap": COCO}, tuple(images))
 
     def score(self, found: Outputs, labels: Labels, where: Sequence[str], first: int) -> Tally:
         size = next((shape[2:] for head in self.heads for shape in head.like if len(shape) == 4), None)
@@ -74,7 +79,7 @@ class Detection(Task):
 
     def _in_pixels(self, boxes: Boxes, size: tuple[int, ...] | None) -> Boxes:
         """MultiBoxDetection gives parts of the image. Other rows do if no coordinate of an image is larger than 2."""
-        if size is None or len(self.heads) == len(THREE):
+        if size is None or len(self.heads) == THREE:
             return boxes
         parts = MULTIBOX in self.heads[0].behind or np.abs(boxes.corners).max(initial=0.0) <= LARGEST_PART
         height, width = size
@@ -99,13 +104,21 @@ class _Scores(AveragePrecision):
 
 def boxes_of(outputs: Outputs) -> list[Boxes]:
     """The boxes of each image, without padding. One that is not finite is a box without an area."""
-    rows = np.concatenate(outputs, axis=2) if len(outputs) == len(THREE) else outputs[0]
+    rows = outputs[0]
+    if len(outputs) == THREE:
+        ids, scores, corners = outputs
+        rows = np.concatenate([np.reshape(part, (*corners.shape[:2], 1)) for part in (ids, scores)] + [corners], axis=2)
     images = []
     for image in np.asarray(rows, np.float64):
-        image = image[np.isfinite(image[:, 0]) & (image[:, 0] >= 0) & (image[:, 1] >= 0)]
+        image = image[(image[:, 0] >= 0) & (image[:, 0] < MOST_CLASSES) & (image[:, 1] >= 0)]
         corners = np.where(np.isfinite(image[:, 2:]).all(axis=1, keepdims=True), image[:, 2:], 0.0)
         images.append(Boxes(np.rint(image[:, 0]).astype(np.int64), image[:, 1], corners))
     return images
+
+
+def _with_area(boxes: Boxes) -> Boxes:
+    keep = areas(boxes.corners) > 0
+    return Boxes(*(part[keep] for part in boxes))
 
 
 def _truth(boxes: Boxes) -> Truth:
@@ -125,7 +138,7 @@ def _labelled(label: Array, where: str, size: tuple[int, ...] | None) -> Truth:
     edge = np.array(size[::-1] if size else (np.inf, np.inf)) + SLACK
     wrong = {  # what is wrong -> where
         "holds what is no number": ~np.isfinite(rows).all(axis=1),
-        "has a class that is no whole number from 0": (classes < 0) | (classes != np.rint(classes)) | (classes > 1e9),
+        "has a class that is no whole number from 0": (classes < 0) | (classes != np.rint(classes)) | (classes >= MOST_CLASSES),
         "is empty, or its corners are exchanged": (high <= low).any(axis=1),
         f"is outside of the input, {edge[0] - SLACK:g} wide and {edge[1] - SLACK:g} high":
             (low < -SLACK).any(axis=1) | (high > edge).any(axis=1),
@@ -143,10 +156,11 @@ def _written(row: Array) -> str:
 
 
 def _three(heads: Sequence[Head]) -> bool:
-    shapes = [head.shape for head in heads]
-    return len(heads) == len(THREE) and all(
-        len(shape) == 3 and shape[2] == length and shape[:2] == shapes[0][:2] and shape[0] == heads[0].images
-        for shape, length in zip(shapes, THREE))
+    """CenterNet leaves the last axis of ids and scores out."""
+    if len(heads) != THREE or heads[2].rank != 3 or heads[2].shape[0] != heads[2].images:
+        return False
+    ids, scores, (*both, length) = (head.shape for head in heads)
+    return length == 4 and ids == scores and ids in (tuple(both), (*both, 1))
 
 
 def _rows(head: Head) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectors import BATCHES, export, images, ssd, yolo3
+from detectors import BATCHES, export, images
 from helpers import run_mxnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +52,7 @@ CAT, DOG = (0, 0.9, 10, 10, 30, 30), (1, 0.8, 40, 20, 70, 50)
 # ---- which outputs --------------------------------------------------------------------------------------------------
 
 @pytest.mark.mxnet
-@pytest.mark.parametrize("make", [ssd, yolo3], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", BATCHES, ids=lambda make: make.__name__)
 def test_detectors_of_gluoncv_are_detection(make: Any, tmp_path: Path) -> None:
     pytest.importorskip("gluoncv")
     graph = open_model(export(make, tmp_path)).as_graph("judging")
@@ -65,8 +65,7 @@ def test_detectors_of_gluoncv_are_detection(make: Any, tmp_path: Path) -> None:
         assert [(one.task.name, one.outputs) for one in found] == [("detection", (0, 1, 2))]
         assert found[0].sure == 0.95
     detection = found[0].task
-    same = detection.agreement(outputs, outputs, 0).result()
-    assert same == {"ap50": 100, "ap": pytest.approx(100)}
+    assert detection.agreement(outputs, outputs, 0).result() == {"ap50": 100, "ap": 100}
     other = run_mxnet(graph, {"data": images(BATCHES[make], 3)})
     found_again = detection.agreement(outputs, other, 0).result()["ap50"]
     assert found_again is not None and detection.standing(found_again) < 0
@@ -74,6 +73,7 @@ def test_detectors_of_gluoncv_are_detection(make: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("heads", "outputs", "sure"), [
     (three(7), (0, 1, 2), 0.95),
+    ([head(2, 7), head(2, 7), head(2, 7, 4)], (0, 1, 2), 0.95),
     ([head(2, 9), *three(7)], (1, 2, 3), 0.95),
     ([head(2, 7, 6, behind=(MULTIBOX, "Concat"))], (0,), 0.95),
     ([head(2, 7, 6, behind=("slice_axis", NMS, "Concat"))], (0,), 0.95),
@@ -83,7 +83,7 @@ def test_what_looks_like_boxes(heads: list[Head], outputs: tuple[int, ...], sure
 
 
 @pytest.mark.parametrize("heads", [
-    [head(3, 7, 6)], [head(2, 7, 5)], [head(2, 6)],
+    [head(3, 7, 6)], [head(2, 7, 5)], [head(2, 6)], [head(2, 7, 1), head(2, 7), head(2, 7, 4)],
     [head(2, 7, 1), head(2, 7, 4)], [head(2, 7, 1), head(2, 8, 1), head(2, 7, 4)],
     [head(3, 7, 1), head(3, 7, 1), head(3, 7, 4)], [head(2, 7, 4), head(2, 7, 1), head(2, 7, 1)]])
 def test_what_does_not(heads: list[Head]) -> None:
@@ -100,9 +100,11 @@ def test_rows_of_six_out_of_a_layer_are_none_unless_the_user_says_so() -> None:
 
 def test_both_layouts_are_the_same_boxes() -> None:
     want, found = rows([CAT, DOG], [DOG]), rows([CAT], [DOG, CAT])
-    split = Detection(three(2))
     parts = [[array[:, :, :1], array[:, :, 1:2], array[:, :, 2:]] for array in (want, found)]
-    assert split.agreement(*parts, 0).result() == task().agreement([want], [found], 0).result()
+    flat = [[ids[:, :, 0], scores[:, :, 0], corners] for ids, scores, corners in parts]
+    whole = task().agreement([want], [found], 0).result()
+    assert Detection(three(2)).agreement(*parts, 0).result() == whole
+    assert Detection([head(2, 2), head(2, 2), head(2, 2, 4)]).agreement(*flat, 0).result() == whole
 
 
 # ---- agreement ------------------------------------------------------------------------------------------------------
@@ -133,14 +135,24 @@ def test_boxes_near_the_threshold_count_neither_way() -> None:
     assert ap50(rows([below], []), rows([above], [])) is None and Detection([head(2, 1, 6)]).standing(None) == 1
 
 
+def test_a_model_agrees_with_itself_however_crowded_its_images_are() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 40, (2, 150, 2))
+    crowded = np.concatenate([np.zeros((2, 150, 1)), rng.integers(2, 9, (2, 150, 1)) / 10, low,
+                              low + rng.uniform(0.1, 30, (2, 150, 2))], 2)
+    assert task().agreement([crowded], [crowded], 0).result() == {"ap50": 100, "ap": 100}
+
+
 def test_padding_and_what_is_no_number() -> None:
     nan, inf = float("nan"), float("inf")
     junk = [(-1, 0.9, *CAT[2:]), (0, -1, *CAT[2:]), (nan, 0.9, *CAT[2:]), (0, nan, *CAT[2:]), (inf, 0.9, *CAT[2:])]
     assert ap50(rows([CAT, *junk], []), rows([CAT, *junk], [])) == 100
     assert all(scores(rows([row], []), TRUTH, TRUTH[:0])["map50"] == 0 for row in junk)
-    with np.errstate(invalid="raise"):  # boxes all the same, in the wrong place
-        assert ap50(rows([CAT], []), rows([(0, 1, nan, 10, 30, 30), (0, 1, -inf, 10, inf, 30), CAT], [])) \
-            == pytest.approx(100 / 3)
+    nowhere = [(0, 1, nan, 10, 30, 30), (0, 1, inf, 10, inf, 30), (0, 1, 30, 10, 10, 30)]
+    with np.errstate(invalid="raise"):
+        assert ap50(rows([CAT, *nowhere], []), rows([CAT, *nowhere], [])) == 100
+        assert ap50(rows([CAT], []), rows(nowhere, [])) == 0
+        assert scores(rows([*nowhere, CAT], []), TRUTH[:1], TRUTH[:0])["map50"] == pytest.approx(25)  # false boxes
 
 
 @settings(max_examples=15)
