@@ -245,7 +245,7 @@ def test_verification_is_that_of_a_second_implementation(images: int, people: in
     pairs = np.array([(i, j, labels[i] == labels[j]) for i in range(images) for j in range(i + 1, images)], np.int64)
     np.testing.assert_array_equal(verification.pairs_of(labels, ""), pairs)
     assert found["tar_at_far"] == pytest.approx(plain_tar(vectors, pairs, far), abs=1e-6)
-    chosen = verification.balanced(pairs)
+    chosen = pairs[verification.balanced(pairs)]
     assert len({tuple(row) for row in chosen.tolist()}) == len(chosen) and (chosen[:, 2] == 1).mean() == 0.5
     assert len(chosen) == 2 * min((pairs[:, 2] == 1).sum(), (pairs[:, 2] == 0).sum())
     assert {tuple(row) for row in chosen.tolist()} <= {tuple(row) for row in pairs.tolist()}
