@@ -138,16 +138,18 @@ class Verification(Tally):
         vectors, labels = (np.concatenate([part[column] for part in parts]) for column in (1, 2))
         names = parts[0].names[0], parts[-1].names[1]
         where = f"{names[0]} to {names[1]}"
+        chosen: Array | slice = slice(None)
         if self.pairs is not None:
             verification.check_pairs(self.pairs, len(vectors), names)
-            judged = pairs = self.pairs
+            pairs = self.pairs
         elif labels.ndim == 2:
-            judged = pairs = _pairs_of_flags(labels, where)
+            pairs = _pairs_of_flags(labels, where)
         else:
             pairs = verification.pairs_of(labels, where)
-            judged = verification.balanced(pairs)
-        accuracy = verification.accuracy(verification.distances(vectors, judged), judged[:, 2] == 1)
-        tar = verification.tar_at_far(verification.distances(vectors, pairs), pairs[:, 2] == 1)
+            chosen = verification.balanced(pairs)
+        apart, same = verification.distances(vectors, pairs), pairs[:, 2] == 1
+        accuracy = verification.accuracy(apart[chosen], same[chosen])
+        tar = verification.tar_at_far(apart, same)
         return {"accuracy": None if accuracy is None else float(100 * accuracy),
                 "tar_at_far": None if tar is None else float(100 * tar)}
 

@@ -166,6 +166,7 @@ def test_any_split_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     a, labels = faces(rng, 90, 12)
     b = (a + rng.normal(size=a.shape) * 0.3).astype(np.float32)
+    a[60:], b[70:] = a[:30], b[50:70]  # images that are alike
     pairs = verification.pairs_of(labels, "faces")
     whole = (task().agreement([a], [b], 0), task().score([a], labels, ids(90), 0),
              task().verify([a], pairs, ids(90), 0))
@@ -245,7 +246,7 @@ def test_verification_is_that_of_a_second_implementation(images: int, people: in
     pairs = np.array([(i, j, labels[i] == labels[j]) for i in range(images) for j in range(i + 1, images)], np.int64)
     np.testing.assert_array_equal(verification.pairs_of(labels, ""), pairs)
     assert found["tar_at_far"] == pytest.approx(plain_tar(vectors, pairs, far), abs=1e-6)
-    chosen = verification.balanced(pairs)
+    chosen = pairs[verification.balanced(pairs)]
     assert len({tuple(row) for row in chosen.tolist()}) == len(chosen) and (chosen[:, 2] == 1).mean() == 0.5
     assert len(chosen) == 2 * min((pairs[:, 2] == 1).sum(), (pairs[:, 2] == 0).sum())
     assert {tuple(row) for row in chosen.tolist()} <= {tuple(row) for row in pairs.tolist()}
@@ -274,6 +275,19 @@ def test_distances_that_are_alike() -> None:
     found = task().score([vectors], mixed, ids(320), 0).result()
     assert found["tar_at_far"] == plain_tar(vectors, verification.pairs_of(mixed, ""), 1e-3) == 0
     assert 40 < found["accuracy"] < 60
+
+
+def test_distances_at_a_threshold() -> None:
+    """Only what is below it is the same."""
+    rng = np.random.default_rng(11)
+    apart, same = verification.THRESHOLDS[rng.integers(1, 12, 300)], rng.random(300) < 0.5
+    apart[same] = np.minimum(apart[same], verification.THRESHOLDS[6]) - 0.004
+    apart[~same] = np.maximum(apart[~same], verification.THRESHOLDS[6])
+    folds = np.array_split(np.arange(300), 10)
+    right = [[((apart[fold] < at) == same[fold]).mean() for at in verification.THRESHOLDS] for fold in folds]
+    best = [int(np.argmax(np.round(np.sum(right[:k] + right[k + 1:], axis=0), 9))) for k in range(10)]
+    want = np.mean([right[k][best[k]] for k in range(10)])
+    assert float(verification.accuracy(apart, same)) == pytest.approx(want) and want == 1
 
 
 def test_few_pairs() -> None:

@@ -9,11 +9,13 @@ from qgraph.errors import DataError, OptionError
 from qgraph.formats.mxnet import load
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.tasks.base import Head
-from qgraph.tasks.keypoints import COCO_SIGMAS, Keypoints
+from qgraph.tasks.keypoints import Keypoints
 from qgraph.tasks.registry import assign, heads_of
 
 BEHIND = ("Convolution", "Activation", "BatchNorm", "Deconvolution")
-INPUT = ((1, 3, 128, 96),)
+# as pycocotools' Params has them
+SIGMAS = np.array([.26, .25, .25, .35, .35, .79, .79, .72, .72, .62, .62, 1.07, 1.07, .87, .87, .89, .89]) / 10
+INPUT = ((1, 3, 128, 72),)
 
 
 def maps(images: int = 5, points: int = 17) -> Keypoints:
@@ -49,7 +51,7 @@ def plain_points(output: np.ndarray) -> np.ndarray:
         found[n, p] = x, y
         if 1 < x < width - 1 and 1 < y < height - 1:
             found[n, p] += 0.25 * np.sign([heat[y, x + 1] - heat[y, x - 1], heat[y + 1, x] - heat[y - 1, x]])
-    return found * [96 / width, 128 / height]
+    return found * [72 / width, 128 / height]
 
 
 def plain_oks(points: np.ndarray, label: np.ndarray, sigmas: np.ndarray) -> float:
@@ -75,7 +77,7 @@ def test_heat_maps_are_read_as_by_a_second_implementation() -> None:
     np.testing.assert_array_equal(maps().points(flat), 0)
     hand = np.zeros((1, 1, 32, 24), np.float32)
     hand[0, 0, 10, 7], hand[0, 0, 10, 8], hand[0, 0, 9, 7] = 3, 2, 1
-    np.testing.assert_array_equal(maps(1, 1).points(hand), [[[7.25 * 4, 9.75 * 4]]])
+    np.testing.assert_array_equal(maps(1, 1).points(hand), [[[7.25 * 3, 9.75 * 4]]])
 
 
 def test_agreement_is_that_of_a_second_implementation() -> None:
@@ -99,7 +101,7 @@ def test_scores_are_those_of_a_second_implementation(points: int) -> None:
     label, found = labelled(np.random.default_rng(3), 30, points)
     label[4, :, 2] = 0  # of an image with no visible point
     label[5, 1:, 2], label[5, 0, 2] = 0, 2  # and with one
-    want_pck, want_oks, sigmas = [], [], np.array(COCO_SIGMAS) if points == 17 else np.full(points, 0.05)
+    want_pck, want_oks, sigmas = [], [], SIGMAS if points == 17 else np.full(points, 0.05)
     for row, at in zip(label, found):
         seen = row[:, 2] > 0
         if seen.any():
@@ -201,7 +203,7 @@ def test_which_outputs() -> None:
     for shape, behind, like, count in (
         ((2, 17, 32, 24), BEHIND, INPUT, 1),
         ((2, 17, 32, 24), ("Convolution", "Deconvolution"), INPUT, 1),
-        ((2, 17, 128, 96), BEHIND, INPUT, 0),  # as large as the input: segmentation
+        ((2, 17, 128, 72), BEHIND, INPUT, 0),  # as large as the input: segmentation
         ((2, 17, 32, 24), ("Deconvolution", "Convolution"), INPUT, 0),
         ((2, 17, 32, 24), ("Convolution", "Activation", "BatchNorm", "Convolution", "Deconvolution"), INPUT, 0),
         ((2, 17, 32, 24), BEHIND, (), 0), ((2, 17, 32, 24), (), INPUT, 0),
