@@ -66,7 +66,7 @@ def assign(heads: Sequence[Head], chosen: Sequence[str] = ()) -> list[Assigned]:
     """The tasks of a model, so that every output is of one, in the order of their first outputs.
 
     chosen: ``NAME`` for all outputs that can be of this task, or ``NAME:OUTPUT`` (several outputs are joined by +).
-    Raises OptionError for a task or an output that is not there.
+    Raises OptionError for a task or an output that is not there, and for an output that is named twice.
     """
     taken: dict[int, None] = {}
     found: list[Assigned] = []
@@ -80,7 +80,10 @@ def assign(heads: Sequence[Head], chosen: Sequence[str] = ()) -> list[Assigned]:
     for name, _, outputs in sorted(wanted, key=lambda parts: not parts[2]):
         cls = task_class(name)
         if outputs:
-            take(cls, tuple(_number(part, heads, f"--task {name}:{outputs}") for part in outputs.split("+")), 1.0)
+            numbers = tuple(_number(part, heads, f"--task {name}:{outputs}") for part in outputs.split("+"))
+            if len({*numbers, *taken}) < len(numbers) + len(taken):
+                raise OptionError(f"--task {name}:{outputs}: an output is named twice, want one task for each")
+            take(cls, numbers, 1.0)
             continue
         claims = sorted(cls.claims(heads), key=lambda claim: -claim.sure)
         for claim in claims or [Claim((number,), 0.0) for number in range(len(heads))]:
