@@ -49,14 +49,11 @@ test: lint types imports
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-core
 
-# the installed package is tested: PYTHONSAFEPATH (Python 3.11) keeps the checkout's out of sight;
-# left to `test`: what takes long and does not depend on engines
-CORE_LEAVES := test_scale.py formats/test_fuzz.py
-
+# the installed package is tested: PYTHONSAFEPATH (Python 3.11) keeps the checkout's out of sight
 test-core:
 	@.ci/venv-core
 	cd .venv-core && PYTHONSAFEPATH=1 bin/pytest -c ../setup.cfg -n 2 --dist loadfile --no-loadscope-reorder \
-	    $(addprefix --ignore=../tests/,$(CORE_LEAVES)) ../tests
+	    -m 'not slow' ../tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ from qgraph.files import write_files
 from qgraph.semantics.interpreter import Executor as Reference
 
 NETWORKS = ("mobilenetv1_0.75_192_bn", "squeezenet1.1")
-SCORES = 2  # columns of HEAD at its end that are results
+SCORES = 2  # columns behind HEAD, which are results
 
 
 def measure(case: Case, folder: Path | None) -> tuple[Simulation, float]:
@@ -74,7 +74,7 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("qgraph").setLevel(logging.INFO)
     logging.getLogger("qgraph.passes").setLevel(logging.WARNING)
-    head: list[str] = list(HEAD[:-SCORES])
+    head: list[str] = list(HEAD)
     rows: list[list[Any]] = []
     for case in (TRAINED[name] for name in args.cases.split(",")):
         if not case.found:

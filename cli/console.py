@@ -78,6 +78,11 @@ def result(data: Any, as_json: bool, lines: Iterable[str]) -> None:
     click.echo(json.dumps(data, indent=1, sort_keys=True) if as_json else "\n".join(lines))
 
 
+def under(title: str, lines: Sequence[str]) -> list[str]:
+    """The lines behind a title, which the first one has in front."""
+    return [(" " * len(title) if number else title) + line for number, line in enumerate(lines)]
+
+
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], to_stdout: bool = False) -> None:
     """A table on stderr; on stdout if it is the result. Columns of numbers are aligned to the right."""
     rows = [["" if v is None else str(v) for v in row] for row in rows]

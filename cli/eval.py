@@ -6,49 +6,65 @@ from typing import Any
 
 import click
 
-from qgraph.cli import console
-from qgraph.cli.options import image_options, model_options, output_options, runtime_option
+from qgraph.cli import console, judged
+from qgraph.cli.options import (
+    gate_options,
+    image_options,
+    judge_options,
+    model_options,
+    output_options,
+    runtime_option,
+)
 from qgraph.errors import CheckFailed, DataError
 
-_LABELS = "labels come from a .rec, the sub-folders of a folder, or the array `label` of an .npz"
+_LABELS = ("labels come from --labels FILE, a .rec, the sub-folders of a folder, or the array `label` of an .npz")
 
 
 @click.command("eval")
 @click.argument("model", metavar="MODEL")
 @click.option("--data", required=True, metavar="PATH", help=".rec, folder of images (labels are its sub-folders), .npz")
 @model_options
-@click.option("--reference", metavar="MODEL", help="Also the percentage of images on which the top class is the same.")
+@click.option("--reference", metavar="MODEL", help="Also how near it is to this model, on every output.")
 @click.option("--min-top1", type=click.FloatRange(0, 100), metavar="X",
               help="Exit with 3 if the top-1 accuracy is below X percent.")
+@gate_options
+@judge_options
 @image_options
 @runtime_option
 @output_options
 def command(model: str, data: str, params: str | None, epoch: int | None, reference: str | None,
-            min_top1: float | None, runtime: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
-    """Accuracy of a model, float or frozen, and its agreement with another.
+            min_top1: float | None, min_agreement: float | None, min_sqnr: float | None, min_metrics: tuple[str, ...],
+            runtime: str, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+    """How good a model is, float or frozen, by labels and by its nearness to another model.
 
-    MODEL is a -symbol.json or its prefix, or an .onnx, .tmfile (of Tengine) or .param (of ncnn) file.
+    MODEL is a -symbol.json or its prefix, or an .onnx, .tmfile (of Tengine) or .param (of ncnn) file. What is counted
+    depends on the task of the outputs: top-1 and top-5, mAP, mIoU, verification accuracy, ...
 
     \b
     Examples:
       qgraph eval net-quantized --data val.rec --skip ::10 --preprocess imagenet --reference net
       qgraph eval net-quantized.onnx --data val.rec --preprocess imagenet --reference net
       qgraph eval net-quantized --data test.npz --min-top1 97.5 --json
+      qgraph eval ssd-quantized --data val.rec --preprocess imagenet --reference ssd --min-metric ap50=95
     """
     console.set_up(quiet, verbose)
     from qgraph.commands.evaluate import evaluate
     from qgraph.commands.open_model import open_model
-    from qgraph.options import DataOptions
+    from qgraph.options import JudgeOptions
 
     with console.Bars() as bars:
-        found = evaluate(open_model(model, params, epoch), data, reference, options=DataOptions(**flags), progress=bars,
-                         runtime=runtime)
+        found = evaluate(open_model(model, params, epoch), data, reference, options=JudgeOptions(**flags),
+                         progress=bars, runtime=runtime)
+    scores, agreement = found["scores"], found["judged"]
     if min_top1 is not None and found["top1"] is None:
-        raise DataError(f"{data}: has no labels, so --min-top1 cannot be checked; {_LABELS}")
-    words = {"images": "{}", "top1": "{:.2f} %", "top5": "{:.2f} %", "agreement": "{:.2f} %", "ms_per_image": "{:.3f}"}
-    lines = [f"{key:<13} {form.format(found[key])}" for key, form in words.items() if found[key] is not None]
-    if found["top1"] is None:
-        lines.insert(1, f"top1          not known: {data} has no labels; {_LABELS}")
+        raise DataError(f"{data}: gives no top-1, so --min-top1 cannot be checked; {_LABELS}")
+    lines = [f"images        {found['images']}", *judged.score_lines(scores)]
+    if not scores:
+        lines.append(f"scores        not known: {data} has no labels for this; {_LABELS}")
+    if agreement is not None:
+        lines += console.under("agreement     ", judged.agreement_lines(agreement, every=True))
+    lines.append(f"ms_per_image  {found['ms_per_image']:.3f}")
     console.result(found, as_json, lines)
     if min_top1 is not None and found["top1"] < min_top1:
         raise CheckFailed(f"top-1 is {found['top1']:.2f} %, want at least {min_top1:g} %")
+    judged.check(agreement, scores, min_agreement, min_sqnr, min_metrics)

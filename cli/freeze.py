@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli import console
+from qgraph.cli import console, judged
 from qgraph.cli.options import (
     exclude_option,
     float_check_option,
     image_options,
     input_shape_option,
+    judge_options,
     model_options,
     output_options,
     outputs_option,
     runtime_option,
 )
 from qgraph.cli.target_options import chosen_targets, targets_options
+from qgraph.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from qgraph.commands.frozen import Frozen
 
 
 @click.command("freeze")
@@ -45,16 +52,21 @@ from qgraph.cli.target_options import chosen_targets, targets_options
               "[default: MODEL-calib.npz, else images distilled from the BatchNorms]")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
+@click.option("--judge-data", metavar="PATH", help="Images to judge the result on.  [default: those of the calibration "
+              "data that calibration does not take, where there are any]")
+@judge_options
 @image_options
 @runtime_option
 @float_check_option
+@click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
 @click.option("--pass", "user_passes", multiple=True, metavar="MODULE:CLASS@AFTER",
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, quiet: bool, verbose: bool,
+            **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
@@ -97,12 +109,25 @@ def command(model: str, targets: tuple[str, ...], as_json: bool, quiet: bool, ve
     if as_json:
         reports = {found.report["target"]: found.report for found in frozen}
         click.echo(report_text(frozen[0].report if len(frozen) == 1 else reports), nl=False)
+        _tell_of_ruin(frozen, strict)
         return
     for found in frozen:
         if len(frozen) > 1:
             click.echo(f"target      {found.report['target']}")
         click.echo("\n".join(_summary(found.report)))
     click.echo("\n".join(f"wrote       {path}" for path in paths))
+    _tell_of_ruin(frozen, strict)
+
+
+def _tell_of_ruin(frozen: Sequence[Frozen], strict: bool) -> None:
+    """A loud end where an output is of no use. Raises CheckFailed with --strict."""
+    ruined = [found.report for found in frozen if found.report["ruin"]]
+    for report in ruined:
+        lines = [*(f"for {report['target']}:" for _ in frozen[1:2]), *judged.ruin_lines(report["ruin"])]
+        logging.getLogger("qgraph").warning("%s", "\n".join(console.under("RUINED      ", lines)))
+    if ruined and strict:
+        names = [name for report in ruined for row in report["ruin"]["outputs"] for name in row["names"]]
+        raise CheckFailed(f"--strict: int8 has ruined {', '.join(dict.fromkeys(names))}")
 
 
 def _tables(report: dict[str, Any], verbose: bool) -> None:
@@ -133,10 +158,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
              + (f" (in float: {', '.join(x['name'] for x in left[:6])}{', ...' if len(left) > 6 else ''})" if left
                 else "")]
     if report["agreement"]:
-        found = report["agreement"]
-        alike = "" if found["top1"] is None else f"{found['top1']:g} % top-1 on {found['images']} images, "
-        sqnr = "exact" if found["sqnr_db"] is None else f"{found['sqnr_db']:g} dB"
-        lines.append(f"agreement   {alike}output {sqnr} (with {found.get('with', 'the float model')})")
+        lines += console.under("agreement   ", judged.agreement_lines(report["agreement"]))
         if report["calibration"] and report["calibration"]["data"].startswith(DISTILLED):
             lines.append("            distilled images belong to no class: judge it on real ones (qgraph eval)")
     for found in report["saturation"]:

@@ -23,6 +23,8 @@ model_options = _group(
 )
 
 image_options = _group(
+    click.option("--labels", metavar="PATH", help="Labels in place of those of the data: COCO's .json, a folder of "
+                 "VOC's .xml or of .png masks, .npz or .npy by number, or .csv lines `name,label`."),
     click.option("--select", metavar="START:STOP:STEP", help="Keep these images, by index."),
     click.option("--skip", metavar="START:STOP:STEP", help="Drop these images, by index."),
     click.option("--preprocess", metavar="PRESET",
@@ -35,6 +37,23 @@ image_options = _group(
     click.option("--scale", type=float, metavar="X", help="Pixels 0..255 are multiplied by it first."),
     click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N"),
     click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
+)
+
+judge_options = _group(
+    click.option("--task", multiple=True, metavar="NAME[:OUTPUT]",
+                 help="What the outputs mean: classification, embedding, detection, segmentation, keypoints, text or "
+                      "values; of all outputs, or of one (several are joined by +). Can be repeated.  [default: told "
+                      "by ops and shapes]"),
+    click.option("--decode", metavar="MODULE:FUNCTION", help="Makes boxes of a raw detector's outputs, to judge them "
+                 "too: boxes(outputs, feeds) -> N,M,6 of class, score, x0, y0, x1, y1."),
+)
+
+gate_options = _group(
+    click.option("--min-agreement", type=click.FloatRange(0, 100), metavar="X",
+                 help="Exit with 3 if an output's agreement (top-1, AP, mIoU, ...) is below X percent."),
+    click.option("--min-sqnr", type=float, metavar="X", help="Exit with 3 if the SQNR of an output is below X dB."),
+    click.option("--min-metric", "min_metrics", multiple=True, metavar="NAME=X",
+                 help="Exit with 3 if this metric is worse than X, in any output. Can be repeated."),
 )
 
 output_options = _group(

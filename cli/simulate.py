@@ -12,6 +12,7 @@ from qgraph.cli.options import (
     exclude_option,
     image_options,
     input_shape_option,
+    judge_options,
     model_options,
     output_options,
     outputs_option,
@@ -72,6 +73,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @click.option("--calib-data", metavar="PATH", help="[default: the images that --skip leaves out, else as for freeze]")
 @click.option("--calib-select", metavar="START:STOP:STEP", help="Calibrate on these of them.")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
+@judge_options
 @image_options
 @runtime_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")

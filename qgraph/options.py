@@ -23,7 +23,10 @@ ONLINE = "online"  # instead of a calibration method: ranges of the batch that i
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How images are chosen and made ready; None leaves a part to the preset. See `qgraph.data`."""
+    """How images are chosen and made ready; None leaves a part to the preset. See `qgraph.data`.
+
+    labels: a file or folder of labels, in place of those that the data hold.
+    """
 
     select: str | None = None
     skip: str | None = None
@@ -36,6 +39,7 @@ class DataOptions:
     scale: float | None = None
     batch_size: int = 16
     workers: int | None = None
+    labels: str | None = None
 
     def preprocessing(self) -> Preprocess:
         return Preprocess.from_options(self.preprocess, resize=self.resize, crop=self.crop, bgr=self.bgr,
@@ -45,13 +49,27 @@ class DataOptions:
         """shapes: of the model's inputs, by name, in the model's order; 0 matches any size."""
         if isinstance(source, Data):
             return source
-        return open_data(source, self.preprocessing(), select=self.select, skip=self.skip, limit=limit,
-                         batch_size=self.batch_size, workers=self.workers, input_names=tuple(shapes),
+        return open_data(source, self.preprocessing(), labels=self.labels, select=self.select, skip=self.skip,
+                         limit=limit, batch_size=self.batch_size, workers=self.workers, input_names=tuple(shapes),
                          input_shapes={name: shape for name, shape in shapes.items() if shape})
 
 
 @dataclass(frozen=True)
-class FreezeOptions(DataOptions):
+class JudgeOptions(DataOptions):
+    """How outputs are judged. task: ``NAME`` or ``NAME:OUTPUT``, of `qgraph.tasks.registry`; without, it is found.
+
+    decode: ``MODULE:FUNCTION``, which makes boxes of the outputs (`qgraph.tasks.decoded`).
+    """
+
+    task: tuple[str, ...] = ()
+    decode: str | None = None
+
+    def __post_init__(self) -> None:
+        _as_texts(self, task="detection")
+
+
+@dataclass(frozen=True)
+class FreezeOptions(JudgeOptions):
     """What `qgraph freeze` does. Every field is a flag of the command line, with ``-`` for ``_``.
 
     outputs: where the network ends, before anything else happens: a node's name, ``name:index`` or ``name_output``.
@@ -61,6 +79,7 @@ class FreezeOptions(DataOptions):
     winograd: quantize weights in a domain of `qgraph.passes.winograd_weights`.
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
+    judge_data: images that the frozen model is judged on, instead of those that calibration did not take.
     runtime: of `qgraph.engines`, the engine that runs models meanwhile.
     float_check: compare the outputs before and behind the passes that keep them.
     """
@@ -81,6 +100,7 @@ class FreezeOptions(DataOptions):
     winograd: str = "none"
     calib_data: str | None = None
     calib_table: str | None = None
+    judge_data: str | None = None
     num_calib: int | None = None
     seed: int = 0
     passes: str | None = None
@@ -90,13 +110,9 @@ class FreezeOptions(DataOptions):
     float_check: bool = True
 
     def __post_init__(self) -> None:
-        for name, example in (("outputs", "fc1"), ("input_shape", "data:1,3,224,224"), ("exclude", "conv0"),
-                              ("user_passes", "my_passes:MyPass@canonicalize")):
-            value = getattr(self, name)
-            texts = (value,) if isinstance(value, str) else value
-            if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
-                raise OptionError(f"{name} is {value!r}, want texts, such as {example!r}")
-            object.__setattr__(self, name, tuple(texts))
+        super().__post_init__()
+        _as_texts(self, outputs="fc1", input_shape="data:1,3,224,224", exclude="conv0",
+                  user_passes="my_passes:MyPass@canonicalize")
         for name in ("target", "granularity", "act_signed", "calib", "winograd", "runtime"):
             if not isinstance(getattr(self, name), str):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, want a text")
@@ -116,6 +132,16 @@ class FreezeOptions(DataOptions):
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                  if f.name not in ("output", "dump_passes", "runtime") and getattr(self, f.name) != f.default}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
+
+
+def _as_texts(options: DataOptions, **examples: str) -> None:
+    """Make tuples of texts of these fields; one text is a tuple of one."""
+    for name, example in examples.items():
+        value = getattr(options, name)
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
+            raise OptionError(f"{name} is {value!r}, want texts, such as {example!r}")
+        object.__setattr__(options, name, tuple(texts))
 
 
 OPEN = "?"

@@ -1,14 +1,17 @@
-"""Tables that others fill: functions by a decorator, classes of other packages by entry points."""
+"""What others bring: functions by a decorator, classes of other packages by entry points, a user's own modules."""
 
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Callable, Generic, TypeVar
 
-from qgraph.errors import OptionError, suggest
+from qgraph.errors import OptionError, QGraphError, suggest
 
 log = logging.getLogger("qgraph")
 
@@ -29,6 +32,31 @@ def entry_points_of(group: str) -> list[EntryPoint]:
     every: Any = entry_points()
     found = every.select(group=group) if hasattr(every, "select") else every.get(group, ())  # Python 3.9
     return sorted(dict.fromkeys(found), key=lambda entry: entry.name)
+
+
+def user_attribute(flag: str, module: str, name: str) -> Any:
+    """What a user's module has under that name, None if nothing. The current folder is searched too.
+
+    flag: for messages.  Raises OptionError where the module cannot be imported.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(import_module(module), name, None)
+    except QGraphError:  # of what the module calls: it says what is wrong
+        raise
+    except Exception as error:  # whatever the user's file raises
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise OptionError(f"{flag}: no module {module!r} in the current folder or the environment") from None
+        raise OptionError(f"{flag}: module {module!r} cannot be imported: {described(error)}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def described(error: Exception) -> str:
+    """An error with its file and line, which a syntax error names itself: its file has not run."""
+    words = f"{type(error).__name__}: {error}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return words if isinstance(error, SyntaxError) else f"{words} ({frame.filename}, line {frame.lineno})"
 
 
 class Classes(Generic[Named]):

@@ -314,6 +314,46 @@ def _image_records(labels: bytes) -> bytes:
     return pack_records(contents)
 
 
+def _box_records() -> bytes:
+    """Images with im2rec's labels of detection."""
+    labels = [(2, 5, 1, 0.25, 0.5, 0.75, 1), (4, 6, 40, 30, 0, 0, 0, 1, 1, 1, 2, 0.5, 0.5, 1, 1, 0), (2, 5)]
+    return pack_records([struct.pack(f"<IfQQ{len(label)}f", len(label), 0, 0, 0, *label) + _image()
+                         for label in labels])
+
+
+def _image() -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+_COCO = {"images": [{"id": 5, "file_name": "a.png", "width": 40, "height": 30}, {"id": 6, "file_name": "b.png"}],
+         "categories": [{"id": 90, "name": "dog"}, {"id": 2, "name": "cat"}],
+         "annotations": [{"id": 1, "image_id": 5, "category_id": 90, "bbox": [20, 10, 10.5, 20], "iscrowd": 0},
+                         {"id": 2, "image_id": 6, "category_id": 2, "bbox": [0, 0, 40, 30], "iscrowd": 1}]}
+_KEYPOINTS = {**_COCO, "annotations": [{**row, "area": 50.5, "keypoints": [20, 10, 2, 22.5, 12, 1, 0, 0, 0]}
+                                       for row in _COCO["annotations"]]}
+_VOC = b"""<?xml version="1.0"?>
+<annotation><filename>x.jpg</filename><size><width>40</width><height>30</height><depth>3</depth></size>
+<object><name>dog</name><difficult>1</difficult><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
+</object><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object>
+</annotation>"""
+_ENTITIES = b'<!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;&x;">]>'
+
+
+def garble_xml(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """A declaration of entities, or an element inside another one, many times."""
+    if rng.random() < 0.3:
+        return data.replace(b"\n", b"\n" + _ENTITIES, 1).replace(b"dog", b"&y;" * rng.choice((1, 1000)))
+    element = rng.choice(re.findall(rb"<(\w+)>[^<]*</", data))
+    found = re.search(rb"<%s>.*?</%s>" % (element, element), data, re.S)
+    depth = rng.choice((0, 1, 10, 100_000))
+    inner = found[0] * rng.choice((1, 2))
+    return data.replace(found[0], b"<%s>" % element * depth + inner + b"</%s>" % element * depth)
+
+
 Seed = tuple[bytes, dict[str, bytes]]  # a sound file, and what lies beside it: name -> content
 
 
@@ -367,7 +407,10 @@ def make_seeds() -> dict[str, list[Seed]]:
                     for content, beside in files("*.param", (".param", ".bin"))],
             "tmfile": files("*.tmfile"),
             "rec": [(_image_records(struct.pack("<IfQQ", 0, 3, 0, 0)), {}),
-                    (_image_records(struct.pack("<IfQQ2f", 2, 0, 0, 0, 1, 2)), {})],
+                    (_image_records(struct.pack("<IfQQ2f", 2, 0, 0, 0, 1, 2)), {}), (_box_records(), {})],
+            "coco": [(json.dumps(document).encode(), {"a.png": _image(), "b.png": _image()})
+                     for document in (_COCO, _KEYPOINTS)],
+            "voc": [(_VOC, {"x.png": _image(), "names.txt": b"dog\ncat"})],
             "npz": [(npz.getvalue(), {}), (images.getvalue(), {})],
         }
 
@@ -427,6 +470,16 @@ def sweep(path: Path, number: int) -> bool:
     return True
 
 
+def sweep_labels(path: Path, number: int) -> bool:
+    """Every label of a .json for the images beside it, or of the folder for an .xml."""
+    from qgraph.data.preprocess import Preprocess
+
+    data = qgraph.open_data(path.parent, Preprocess(resize=15, crop=15), workers=1,
+                            labels=path if path.suffix == ".json" else path.parent)
+    assert sum(len(batch.labels) for batch in data) == len(data) == len(data.labels())
+    return True
+
+
 class Peak:
     """The most memory that the process takes meanwhile, beyond what it has at the start: `mib`. Linux only.
 
@@ -472,6 +525,8 @@ KINDS = {kind.name: kind for kind in (
     Kind("bin", "x.bin", (*BYTES, lie, lie), inspect_beside(".param")),
     Kind("tmfile", "x.tmfile", (*BYTES, *[lie] * 6), inspect),
     Kind("rec", "x.rec", (*BYTES, lie, *[garble_record] * 6), sweep, 1600),  # as floats, as many pixels as are decoded
+    Kind("coco", "x.json", (*BYTES, *JSON), sweep_labels),
+    Kind("voc", "x.xml", (*BYTES, *TEXT, garble_xml, garble_xml), sweep_labels),
     Kind("npz", "x.npz", (*BYTES, lie, *[garble_member] * 6), sweep),
 )}
 

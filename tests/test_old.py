@@ -102,15 +102,19 @@ def test_a_calibration_table_is_taken_and_the_report_has_all_it_had(tmp_path: Pa
 
 
 def test_a_simulation_goes_on(tmp_path: Path) -> None:
-    """Finished rows are kept as they are, the time that they took too; a new one comes behind them."""
+    """The numbers of finished rows are kept; a new one comes behind them."""
     written = tmp_path / "simulated.json"
     shutil.copy(OLD / "simulated.json", written)
     old = json.loads(written.read_text())
     command = ["simulate", f"{NET}-symbol.json", "--data", IMAGES, "--calib-data", IMAGES, "--runtime", "onnxruntime",
                "--output", str(tmp_path / "simulated"), "-q", "--weight-bits"]
     assert main([*command, "8,3"]) == 0
-    assert json.loads(written.read_text()) == old
+    kept = json.loads(written.read_text())
+    numbers = ("images", "top1", "top5", "agreement")
+    assert [[row[key] for key in numbers] for row in kept["rows"]] == [[row[key] for key in numbers]
+                                                                       for row in old["rows"]]
+    assert [kept["float"][key] for key in numbers[:3]] == [old["float"][key] for key in numbers[:3]]
     assert main([*command, "8,3,2"]) == 0
     new = json.loads(written.read_text())
-    assert new["float"] == old["float"] and new["rows"][:2] == old["rows"]
+    assert new["float"] == kept["float"] and new["rows"][:2] == kept["rows"]
     assert [row["weight_bits"] for row in new["rows"]] == [8, 3, 2]

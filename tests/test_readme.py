@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from helpers import DIGITS, ROOT, VNNI
 
+from qgraph.cli.main import main
+
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(console|python|sh)\n(.*?)^```$", TEXT, re.M | re.S)
 
@@ -68,11 +70,13 @@ def test_matches_knows_a_difference() -> None:
 @pytest.mark.slow
 @pytest.mark.mxnet
 @pytest.mark.ncnn
-def test_what_it_shows_happens(tmp_path: Path) -> None:
+def test_what_it_shows_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                               capsys: pytest.CaptureFixture[str]) -> None:
     for tail in ("-symbol.json", "-0000.params", "-calib.npz"):
         shutil.copy(DIGITS / f"digits{tail}", tmp_path / f"model{tail}")
     shutil.copy(DIGITS / "digits-test.npz", tmp_path / "test.npz")
     path = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"]
+    monkeypatch.chdir(tmp_path)
     ran = 0
     for kind, block in BLOCKS:
         if kind == "python" and (named := re.match(r"# (\w+\.py)\n", block)):
@@ -83,8 +87,8 @@ def test_what_it_shows_happens(tmp_path: Path) -> None:
             for command, shown in commands(block):
                 program, *args = shlex.split(command)
                 assert program == "qgraph", command
-                main = f"sys.argv[1:] = {args!r}\nfrom qgraph.cli.main import main\nsys.exit(main())"
-                printed = run(tmp_path, *path[:2], path[2] + main).splitlines()
+                assert main(args) == 0, f"{command}: {capsys.readouterr().err[-3000:]}"
+                printed = capsys.readouterr().out.splitlines()
                 assert matches(shown, printed), f"{command}\nREADME:\n" + "\n".join([*shown, "printed:", *printed])
                 ran += 1
     assert ran >= 5

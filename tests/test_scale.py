@@ -20,6 +20,8 @@ from qgraph.passes import PIPELINES
 from qgraph.quant.table import CalibrationTable, Entry
 from qgraph.targets.registry import TARGETS
 
+pytestmark = pytest.mark.slow
+
 
 def long_network(nodes: int) -> Graph:
     return load(*chain(nodes))
@@ -71,7 +73,6 @@ def cost(make: Callable[[int], Graph], nodes: int) -> tuple[int, float]:
     return sum(entry.callcount for entry in profile.getstats()), time.process_time() - started
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [long_network, hub])
 def test_ten_times_the_nodes_cost_ten_times_the_work(make: Callable[[int], Graph]) -> None:
     cost(make, 100)  # imports, caches

@@ -67,6 +67,11 @@ class CalibrationImages:
             return self.first.feeds
         return {name: np.concatenate([b.feeds[name] for b in self._head])[:SAMPLE_IMAGES] for name in self.first.feeds}
 
+    def left_out(self, count: int) -> Data | None:
+        """At most so many images of the same data that are not calibrated on, None if there are none."""
+        found = self.data.rest(count)
+        return found.one_by_one() if found is not None and self.single else found
+
     def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Input -> shape of a small batch."""
         return {name: (min(len(self.first), CHECK_IMAGES), *self.first.feeds[name].shape[1:]) for name in names}
@@ -79,9 +84,6 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     Images: what is given, else ``<prefix>-calib.npz``, else, if they are needed, images distilled from the BatchNorms.
     """
     names = inputs_of(bare)
-    given = parse_shapes(options.input_shape, names, no_open_sizes(get_target(options.target)))
-    wanted = {name: given.get(name) or known_channels(bare).get(name, ()) for name in names}
-    wanted = {name: (0, *shape[1:]) if shape else () for name, shape in wanted.items()}
     source = calib_data if calib_data is not None else options.calib_data
     beside = f"{prefix}-calib.npz"
     if source is None and prefix and os.path.isfile(beside):
@@ -90,13 +92,13 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     limit = options.num_calib or DEFAULT_IMAGES
     if source is not None:
         try:
-            images = CalibrationImages(options.open(source, wanted, limit))
+            images = CalibrationImages(options.open(source, wanted_shapes(bare, options), limit))
         except MissingInputError as error:
             readers = {node.name for node in bare.dag if any(p.node.name in error.names for p in bare.inputs(node))}
             way = f"; or end the network before they are read: {flags(ends)}" if (ends := cuts(bare, readers)) else ""
             raise DataError(f"{error}{way}") from None
         return images, images.shapes(names)
-    shapes = {**hinted_shapes(bare), **given}
+    shapes = {**hinted_shapes(bare), **_given_shapes(bare, options)}
     unknown = [name for name in names if name not in shapes]
     if unknown:
         raise OptionError(f"the shape of input {unknown[0]!r} is not known: give --calib-data PATH, or "
@@ -106,6 +108,17 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
         return None, shapes
     _check_distilled(bare, shapes)
     return CalibrationImages(lambda: _distilled(bare, shapes, options, progress)), shapes
+
+
+def wanted_shapes(bare: Graph, options: FreezeOptions) -> dict[str, tuple[int, ...]]:
+    """Input -> the shape that data must have; 0 is any size, () any shape."""
+    given, known = _given_shapes(bare, options), known_channels(bare)
+    wanted = {name: given.get(name) or known.get(name, ()) for name in inputs_of(bare)}
+    return {name: (0, *shape[1:]) if shape else () for name, shape in wanted.items()}
+
+
+def _given_shapes(bare: Graph, options: FreezeOptions) -> dict[str, tuple[int, ...]]:
+    return parse_shapes(options.input_shape, inputs_of(bare), no_open_sizes(get_target(options.target)))
 
 
 def as_the_network_takes_them(images: CalibrationImages, g: Graph, engine: Engine) -> CalibrationImages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from qgraph import engines
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import departure
+from qgraph.commands.judge import Judge
 from qgraph.commands.network import FloatNetwork
-from qgraph.data.open import Batch
+from qgraph.data.open import Batch, Data
 from qgraph.engines import Engine
 from qgraph.ir.graph import Graph
 from qgraph.semantics.interpreter import Executor as Reference
@@ -26,21 +27,32 @@ REFERENCE_IMAGES = 4
 _NOT_JUDGED: dict[str, Any] = {"agreement": None, "departure": None}
 
 
-def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImages | None, target: Target,
-          engine: Engine) -> dict[str, Any]:
+def judge_of(network: FloatNetwork) -> Judge:
+    """Of the outputs of a network. Raises OptionError for options that cannot be."""
+    bare = network.bare()
+    return Judge([head.key for head in bare.heads], bare, network.options)
+
+
+def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImages | None, given: Data | None,
+          target: Target, engine: Engine) -> dict[str, Any]:
     """Agreement with the network, and the kernels' departure from exact arithmetic; None for what is not known.
 
-    g: the graph with fake_quantize nodes that `model` was written from.
+    g: the graph with fake_quantize nodes that `model` was written from.  given: the images to judge on; without, those
+    that calibration left out, and where it took all, the same.
     Where the engine that alone runs the model is not the chosen one, the simulation is judged, and no kernels; by the
     reference, which is slow and so sees one batch, where the chosen engine lacks the arithmetic.
     """
     if images is None:
         return dict(_NOT_JUDGED)
+    data = given or images.left_out(AGREEMENT_IMAGES) or images.data
+    batches: Iterable[Batch] = data if given else islice(data, -(-AGREEMENT_IMAGES // data.batch_size))
+    def agreement(found: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
+        truth, judged = network.judge(engine), judge_of(network)
+        for batch in batches:
+            judged.add(batch, found.run(batch.feeds), truth.run(batch.feeds))
+        return {**judged.agreement(), "data": data.name, "calibrated_on_it": data is images.data,
+                **network.agreement_with}
 
-    def agreement(found: Executor, batches: list[Batch]) -> dict[str, Any]:
-        return {**departure.agreement(network.judge(engine), found, batches), **network.agreement_with}
-
-    batches = list(islice(images.data, -(-AGREEMENT_IMAGES // images.data.batch_size)))
     if model.float_engine and model.float_engine != engine.name:
         simulated: Executor
         if engine.any_quantizer or not _is_beyond_codes(g):
@@ -50,7 +62,7 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
         else:
             log.warning("warning: the files for %s are judged by simulation, in NumPy on one batch: this runtime has "
                         "no ranges of the running batch, and no activations of more than 8 bits", model.engine)
-            simulated, batches = Reference(g, rounding=target.spec.rounding, run_op=engine.run_op), batches[:1]
+            simulated, batches = Reference(g, rounding=target.spec.rounding, run_op=engine.run_op), islice(data, 1)
         return {**_NOT_JUDGED, "agreement": agreement(simulated, batches)}
     if why := model.absent():
         log.warning("warning: the files for %s were not run: %s, with which freezing checks them", target.name, why)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from qgraph.analysis.difference import Difference
-from qgraph.commands.departure import class_scores
-from qgraph.commands.evaluate import open_for, runnable
+from qgraph.commands.evaluate import judge_of, open_for, runnable
 from qgraph.commands.open_model import open_model
 from qgraph.engines import executor
 from qgraph.errors import DataError, OptionError
 from qgraph.ir import ops
-from qgraph.options import DataOptions, Progress
+from qgraph.options import JudgeOptions, Progress
 from qgraph.passes import PIPELINES
 from qgraph.passes.fuse_relu import FuseRelu
 from qgraph.targets.base import Model, Tensors
@@ -32,52 +32,46 @@ def _open(model: Any) -> Model:
     return opened
 
 
-def compare(a: Any, b: Any, data: Any, *, options: DataOptions | None = None,
+def compare(a: Any, b: Any, data: Any, *, options: JudgeOptions | None = None,
             progress: Progress | None = None, runtime: str = "auto") -> dict[str, Any]:
     """`b` judged by `a` on the same images; both are what `open_model` takes.
 
-    Returns {"images", "agreement": top-1 in percent or None, "output": DIFF, "layers": [{"name", "op", "origin",
-    **DIFF, "added_noise"}], "worst": [names], "exclude": "--exclude ...", "no_advice": why these are empty or ""} with
-    DIFF = sqnr_db (None: equal to the last bit), cosine, max_error.  added_noise is the layer's noise / signal less
+    Returns {"images", "agreement": in percent or None, "output": the worst one and its DIFF, "judged": what
+    `Judge.agreement` says of all outputs, "layers": [{"name", "op", "origin", **DIFF, "added_noise"}], "worst": [names
+    of layers], "exclude": "--exclude ...", "no_advice": why these are empty or ""} with DIFF = sqnr_db (None: equal to
+    the last bit), cosine, max_error.  added_noise is the layer's noise / signal less
     that of what it reads; None if `a` is no MXNet model.  Integer tensors are compared as what they stand for.
     """
     models = _open(a), _open(b)
     first, second = (model.tensors() for model in models)
     names = _common(*models, first, second)
-    opened = open_for(models[0], data, options or DataOptions())
+    options = options or JudgeOptions()
+    opened = open_for(models[0], data, options)
     runs = [executor(model, "comparing models", runtime, tensors.watch(names))
             for model, tensors in zip(models, (first, second))]
 
     found = {name: Difference() for name in names}
-    output = Difference()
-    images = same = 0
-    classifies = True
+    judge, count = judge_of(models[0], options), len(models[0].outputs)
     for batch in opened:
-        (want_out, *want), (got_out, *got) = (run.run(batch.feeds) for run in runs)
-        if want_out.shape != got_out.shape:
-            raise OptionError(f"the models' outputs have the shapes {want_out.shape} and {got_out.shape}, "
-                              "want two of the same network")
-        output.update(want_out, got_out)
-        scores = class_scores(want_out), class_scores(got_out)
-        classifies = classifies and scores[0] is not None
-        if scores[0] is not None and scores[1] is not None:
-            same += int((scores[0].argmax(1) == scores[1].argmax(1)).sum())
-        got_reals = second.reals(names, got)
-        for name, real in first.reals(names, want).items():
+        want, got = (run.run(batch.feeds) for run in runs)
+        judge.add(dataclasses.replace(batch, labels=None), got[:count], want[:count])
+        got_reals = second.reals(names, got[count:])
+        for name, real in first.reals(names, want[count:]).items():
             if name in found and real.shape == got_reals[name].shape:
                 found[name].update(real, got_reals[name])
             else:
                 found.pop(name, None)
-        images += len(batch)
         if progress:
-            progress("comparing", images, opened.num_items)
-    if not images:
+            progress("comparing", judge.images, opened.num_items)
+    if not judge.images:
         raise DataError(f"{opened.name}: no image was read")
     layers = first.rows(found)
     worst = [] if first.no_advice else _worst(layers, models[0])
-    return {"images": images, "agreement": round(100 * same / images, 2) if classifies else None,
-            "output": output.to_dict(), "layers": layers, "worst": worst,
-            "exclude": " ".join(f"--exclude {name}" for name in worst), "no_advice": first.no_advice}
+    judged = judge.agreement()
+    output = {"name": judged["worst"], **{key: judged[key] for key in ("sqnr_db", "cosine", "max_error")}}
+    return {"images": judge.images, "agreement": judged["agreement"], "output": output, "judged": judged,
+            "layers": layers, "worst": worst, "exclude": " ".join(f"--exclude {name}" for name in worst),
+            "no_advice": first.no_advice}
 
 
 def _common(a: Model, b: Model, first: Tensors, second: Tensors) -> list[str]:
@@ -85,6 +79,9 @@ def _common(a: Model, b: Model, first: Tensors, second: Tensors) -> list[str]:
     odd = sorted(set(a.inputs) ^ set(b.inputs))
     if odd:
         raise OptionError(f"only one of the models has the input {', '.join(odd)}, want two of the same network")
+    if len(a.outputs) != len(b.outputs):
+        raise OptionError(f"the models have {len(a.outputs)} and {len(b.outputs)} outputs, want two of the same "
+                          "network")
     names = first.common(second)
     if not names:
         raise OptionError("the models have no layer of the same name, want a model and its frozen form")

@@ -1,49 +1,18 @@
-"""How far a frozen model is from what it should be: from the float model, and its kernels from exact arithmetic."""
+"""How far the kernels of a frozen model are from exact arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.difference import Difference
 from qgraph.arrays import Array
-from qgraph.data.open import Batch
 from qgraph.ir.graph import Graph, Port
 from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import RunOp, Tensor
 from qgraph.targets.base import Executor, Feeds, Model
-
-
-def class_scores(array: Array) -> Array | None:
-    """(images, classes), or None for an output that is not one score per class."""
-    if array.ndim < 2 or not array.shape[0]:
-        return None
-    flat = array.reshape(array.shape[0], -1)
-    return flat if flat.shape[1] == array.shape[1] > 1 else None
-
-
-def agreement(first: Executor, second: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
-    """Top-1 agreement in percent (None if the model is no classifier) and SQNR of the first output.
-
-    first, second: executors of the float and of the frozen model.
-    """
-    images = same = 0
-    classifies = True
-    total = Difference()
-    for batch in batches:
-        want, found = first.run(batch.feeds)[0], second.run(batch.feeds)[0]
-        total.update(want, found)
-        a, b = class_scores(want), class_scores(found)
-        if a is None or b is None:
-            classifies = False
-        else:
-            same += int((a.argmax(1) == b.argmax(1)).sum())
-        images += len(batch)
-    top1 = round(100 * same / images, 2) if classifies and images else None
-    return {"images": images, "top1": top1, **total.to_dict()}
 
 
 def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_executor: Callable[..., Executor],

@@ -1,4 +1,4 @@
-"""`qgraph.evaluate`: accuracy, agreement with another model, and time, on labelled images."""
+"""`qgraph.evaluate`: how good a model is, and how near to another one, on every output and by its task."""
 
 from __future__ import annotations
 
@@ -6,88 +6,53 @@ import time
 from itertools import chain
 from typing import Any, TypeVar
 
-import numpy as np
-
-from qgraph.arrays import Array
-from qgraph.commands.departure import class_scores
+from qgraph.commands.judge import Judge
 from qgraph.commands.open_model import open_model
-from qgraph.data.open import Batch, Data
+from qgraph.data.open import Data
 from qgraph.engines import executor
 from qgraph.errors import DataError
-from qgraph.options import DataOptions, Progress
+from qgraph.options import DataOptions, JudgeOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.semantics.inputs import inputs_of
-from qgraph.targets.base import Executor, Model
+from qgraph.targets.base import Model
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 
-def evaluate(model: Any, data: Any, reference: Any = None, *, options: DataOptions | None = None,
+def evaluate(model: Any, data: Any, reference: Any = None, *, options: JudgeOptions | None = None,
              progress: Progress | None = None, runtime: str = "auto") -> dict[str, Any]:
-    """{"images", "top1", "top5", "agreement" (percent), "ms_per_image"}; None for what cannot be known.
+    """{"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged"}; None for what cannot be known.
 
-    model, reference: what `open_model` takes.  data: what `qgraph.open_data` takes.  top1 and top5 want labels,
-    agreement a reference.  runtime: the engine, of `qgraph.engines`.
+    model, reference: what `open_model` takes.  data: what `qgraph.open_data` takes.
+    scores: metric -> value, by the labels of the data and the task of the outputs; top1 and top5 are among them.
+    judged: what `Judge.agreement` says of model and reference; agreement is the one in it.
+    runtime: the engine, of `qgraph.engines`.
     ms_per_image is wall time of the model alone, without the first batch, which warms up.
-    Raises DataError for a model that is no classifier.
     """
+    options = options or JudgeOptions()
     judged = runnable(open_model(model).model)
     other = runnable(open_model(reference).model) if reference is not None else None
     run = executor(judged, "evaluating a model", runtime)
-    run_other = executor(other, "evaluating a model", runtime) if other is not None else None
-    opened = open_for(judged, data, options or DataOptions())
+    truth = executor(other, "evaluating a model", runtime) if other is not None else None
+    opened = open_for(judged, data, options)
 
     batches = iter(opened)
     first = next(batches, None)
     if first is None:
         raise DataError(f"{opened.name}: no image was read")
     run.run(first.feeds)
-    found, expected = Tally(), Tally()
+    judge, seconds = judge_of(judged if other is None or other.ir is None else other, options), 0.0
     for batch in chain([first], batches):
-        found.add(run, batch)
-        if run_other is not None:
-            expected.add(run_other, batch)
-        if progress:
-            progress("evaluating", found.images, opened.num_items)
-    return found.result(expected.classes if run_other is not None else None)
-
-
-class Tally:
-    """Counts over batches of what `evaluate` reports. classes: the one predicted for each image so far."""
-
-    def __init__(self) -> None:
-        self._classes: list[Array] = []
-        self.images = self.labelled = self.top1 = self.top5 = 0
-        self.seconds = 0.0
-
-    @property
-    def classes(self) -> Array:
-        return np.concatenate(self._classes)
-
-    def add(self, run: Executor, batch: Batch) -> None:
-        """Run an Executor on a batch. Raises DataError for a model that is no classifier, and for labels not its."""
         started = time.perf_counter()
-        scores = _scores(run.run(batch.feeds)[0])
-        self.seconds += time.perf_counter() - started
-        self.images += len(batch)
-        self._classes.append(scores.argmax(1))
-        if batch.labels is not None:
-            labels = _class_labels(batch.labels, scores.shape[1], batch.ids[0])
-            ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-            self.top1 += int((ranked[:, 0] == labels).sum())
-            self.top5 += int((ranked == labels[:, None]).any(axis=1).sum())
-            self.labelled += len(batch)
-
-    def result(self, expected: Array | None = None) -> dict[str, Any]:
-        """expected: the classes that the model should predict, image by image."""
-        return {"images": self.images, "top1": _percent(self.top1, self.labelled),
-                "top5": _percent(self.top5, self.labelled),
-                "agreement": None if expected is None else _percent(int((expected == self.classes).sum()), self.images),
-                "ms_per_image": round(1000 * self.seconds / self.images, 3)}
-
-
-def _percent(count: int, total: int) -> float | None:
-    return round(100 * count / total, 2) if total else None
+        found = run.run(batch.feeds)
+        seconds += time.perf_counter() - started
+        judge.add(batch, found, None if truth is None else truth.run(batch.feeds))
+        if progress:
+            progress("evaluating", judge.images, opened.num_items)
+    scores, agreement = judge.scores(), None if truth is None else judge.agreement()
+    return {"images": judge.images, "top1": scores.get("top1"), "top5": scores.get("top5"),
+            "agreement": None if agreement is None else agreement["agreement"],
+            "ms_per_image": round(1000 * seconds / judge.images, 3), "scores": scores, "judged": agreement}
 
 
 def runnable(model: AnyModel) -> AnyModel:
@@ -97,23 +62,11 @@ def runnable(model: AnyModel) -> AnyModel:
     return model
 
 
+def judge_of(model: Model, options: JudgeOptions) -> Judge:
+    """A judge of the outputs of a model, which are told by its ops where it has a graph."""
+    return Judge(model.outputs, model.ir, options)
+
+
 def open_for(model: Model, data: Any, options: DataOptions) -> Data:
     """Data that fit the inputs of a model."""
     return options.open(data, {name: (0, *shape[1:]) if shape else () for name, shape in model.inputs.items()})
-
-
-def _scores(output: Array) -> Array:
-    scores = class_scores(output)
-    if scores is None:
-        raise DataError(f"the model's first output has the shape {output.shape}, want one score per class "
-                        "(N, classes); `qgraph compare` judges other models")
-    return scores
-
-
-def _class_labels(labels: Array, classes: int, where: str) -> Array:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: its label is not one class number, want a whole number per image")
-    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
-        raise DataError(f"{where} and its batch: found labels {labels.min()} to {labels.max()}, but the model has "
-                        f"{classes} classes")
-    return labels

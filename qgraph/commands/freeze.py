@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -9,14 +10,22 @@ from typing import Any
 
 from qgraph import engines
 from qgraph.analysis.observed import wanted_ranges
-from qgraph.calibration.images import CalibrationImages, as_the_network_takes_them, find_images, sample_of
+from qgraph.calibration.images import (
+    CalibrationImages,
+    as_the_network_takes_them,
+    find_images,
+    sample_of,
+    wanted_shapes,
+)
 from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.line import collect_table, pipeline, quantize
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
+from qgraph.commands.ruin import ruin
 from qgraph.commands.trained import TrainedNetwork, is_trained
+from qgraph.data.open import Data
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError
 from qgraph.files import Content, check_output, write_files
@@ -101,6 +110,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     if images is not None:
         images = as_the_network_takes_them(images, bare, engine)
         shapes = images.shapes(shapes)
+    judge_data = _judge_data(options, bare)
+    checks.judge_of(network)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)
@@ -120,7 +131,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
                             trained=frozenset(network.entries))
     writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
-    judged = checks.judge(g, network, written, images, target, engine)
+    judged = checks.judge(g, network, written, images, judge_data, target, engine)
+    judged["ruin"] = ruin(judged["agreement"], network, written, writing.feeds, target)
     frozen = Frozen(g, written, table, {}, opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts, table=table,
@@ -141,6 +153,13 @@ def _given_table(options: FreezeOptions, table: CalibrationTable | str | None) -
         raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table, by {found.method}; leave "
                           "one of them out")
     return found
+
+
+def _judge_data(options: FreezeOptions, bare: Graph) -> Data | None:
+    """The images of --judge-data, all of them; the options that choose images are for calibration."""
+    if options.judge_data is None:
+        return None
+    return dataclasses.replace(options, select=None, skip=None).open(options.judge_data, wanted_shapes(bare, options))
 
 
 def _writing(options: FreezeOptions, target: Target, shapes: Shapes, table: CalibrationTable | None,

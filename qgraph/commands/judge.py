@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qgraph.analysis.difference import Difference
 from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.errors import OptionError
 from qgraph.ir.graph import Graph
-from qgraph.tasks.base import Result, Tally, Task
-from qgraph.tasks.registry import Assigned, assign, heads_of
+from qgraph.options import JudgeOptions
+from qgraph.tasks.base import Head, Result, Tally, Task
+from qgraph.tasks.decoded import Decode
+from qgraph.tasks.detection import ROW, Detection
+from qgraph.tasks.registry import Assigned, assign, check_chosen, heads_of
+from qgraph.tasks.values import Values
 
 
 class Judge:
     """Counts over batches. names: of the outputs.  g: the graph they come from, where there is one.
 
-    chosen: texts of ``--task``.  tasks: known from the first batch on.
+    tasks: known from the first batch on.  What ``--decode`` makes of all outputs is judged as detection, ahead of the
+    outputs themselves; these are values then, unless ``--task`` says otherwise.
+    Raises OptionError for options that cannot be.
     """
 
-    def __init__(self, names: Sequence[str], g: Graph | None = None, chosen: Sequence[str] = ()) -> None:
-        self.names, self._g, self._chosen = list(names), g, chosen
+    def __init__(self, names: Sequence[str], g: Graph | None = None, options: JudgeOptions | None = None) -> None:
+        options = options or JudgeOptions()
+        self.names, self._g = list(names), g
+        self._decode = None if options.decode is None else Decode(options.decode)
+        self._chosen = options.task if self._decode is None else (*options.task, Values.name)
+        self._decoded: Task | None = None
+        check_chosen(self._chosen, self.names)
         self.tasks: list[Assigned] = []
         self.images = 0
         self._differences = [Difference() for _ in names]
@@ -34,15 +45,14 @@ class Judge:
         Raises OptionError for outputs that are not alike, DataError for labels that do not fit the task.
         """
         if not self.tasks:
-            like = found if want is None else want
-            self.tasks = assign(heads_of(self.names, like, len(batch), self._g, batch.feeds), self._chosen)
+            self.tasks = self._assigned(batch, found if want is None else want)
         if want is not None:
             self._compare(want, found)
         labelled = batch.labels is not None
         for task, outputs, _ in self.tasks:
-            mine = [found[number] for number in outputs]
+            mine = self._read(task, outputs, found, batch)
             if want is not None:
-                tally = task.agreement([want[number] for number in outputs], mine, self.images)
+                tally = task.agreement(self._read(task, outputs, want, batch), mine, self.images)
                 self._agreements[task] = _sum(self._agreements.get(task), tally)
             if labelled and task.labels:
                 assert batch.labels is not None
@@ -50,6 +60,20 @@ class Judge:
                 self._scores[task] = _sum(self._scores.get(task), score)
                 labelled = False  # labels are of one task
         self.images += len(batch)
+
+    def _assigned(self, batch: Batch, like: Sequence[Array]) -> list[Assigned]:
+        heads = heads_of(self.names, like, len(batch), self._g, batch.feeds)
+        found = assign(heads, self._chosen)
+        if self._decode is None:
+            return found
+        self._decoded = Detection([Head(self._decode.name, (len(batch), 0, ROW), len(batch), (), heads[0].like)])
+        return [Assigned(self._decoded, tuple(range(len(heads))), 1.0), *found]
+
+    def _read(self, task: Task, outputs: Sequence[int], values: Sequence[Array], batch: Batch) -> list[Array]:
+        """What a task reads of a model's outputs."""
+        if self._decode is not None and task is self._decoded:
+            return [self._decode(values, batch.feeds, len(batch))]
+        return [values[number] for number in outputs]
 
     def _compare(self, want: Sequence[Array], found: Sequence[Array]) -> None:
         for name, difference, a, b in zip(self.names, self._differences, want, found):
@@ -63,29 +87,43 @@ class Judge:
         return {name: value for task, tally in self._scores.items() for name, value in _rounded(task, tally).items()}
 
     def agreement(self) -> dict[str, Any]:
-        """{"images", "worst": output, "tasks": [{"task", "outputs", "sure", metrics ..., "ruined"}], "outputs":
-        [{"name", "task", "sqnr_db", "cosine", "max_error"}], "top1": of the first classification or None,
+        """{"images", "worst": output, "tasks": [{"task", "outputs", "sure", "main": metric, "metrics", "ruined"}],
+        "outputs": [{"name", "task", "sqnr_db", "cosine", "max_error"}], "top1": of the first classification or None,
         "agreement": the least main metric of those in percent or None, and the three numbers of the worst output}.
 
-        worst: the output with the lowest SQNR of the task that is nearest to ruin, or farthest beyond it.
+        tasks: that nearest to ruin, or farthest beyond it, comes first.  worst: its output with the lowest SQNR.
         """
         differences = [difference.to_dict() for difference in self._differences]
-        rows, standings = [], []
-        for task, outputs, sure in self.tasks:
-            found = _rounded(task, self._agreements[task])
-            main = found[task.main] if task.main in found else differences[outputs[0]][task.main]
-            standings.append(task.standing(main))
-            rows.append({"task": task.name, "outputs": [self.names[number] for number in outputs], "sure": sure,
-                         **found, "ruined": standings[-1] < 0})
-        lowest = self.tasks[standings.index(min(standings))]
-        worst = min(lowest.outputs, key=lambda number: (_sqnr(differences[number]), number))
+        rows = sorted((self._row(assigned, differences) for assigned in self.tasks), key=lambda row: row.standing)
+        lowest = rows[0].assigned.outputs
+        worst = min(lowest, key=lambda number: (_sqnr(differences[number]), number))
         tasks = {number: task.name for task, outputs, _ in self.tasks for number in outputs}
-        percents = [row[task.main] for row, (task, _, _) in zip(rows, self.tasks)
-                    if task.main in row and task.metrics[task.main].unit == "%" and row[task.main] is not None]
-        return {"images": self.images, "top1": next((row["top1"] for row in rows if "top1" in row), None),
-                "agreement": min(percents, default=None), "worst": self.names[worst], **differences[worst],
-                "tasks": rows, "outputs": [{"name": name, "task": tasks[number], **differences[number]}
-                                           for number, name in enumerate(self.names)]}
+        percents = [row.main for row in rows if row.unit == "%" and row.main is not None]
+        top1 = [row.metrics["top1"] for row in rows if "top1" in row.metrics]
+        return {"images": self.images, "top1": top1[0] if top1 else None, "agreement": min(percents, default=None),
+                "worst": self.names[worst], **differences[worst], "tasks": [self._as_dict(row) for row in rows],
+                "outputs": [{"name": name, "task": tasks[number], **differences[number]}
+                            for number, name in enumerate(self.names)]}
+
+    def _row(self, assigned: Assigned, differences: Sequence[Result]) -> _Row:
+        task = assigned.task
+        found = _rounded(task, self._agreements[task]) or differences[assigned.outputs[0]]
+        main = found[task.main]
+        return _Row(assigned, found, main, task.metrics[task.main].unit, task.standing(main))
+
+    def _as_dict(self, row: _Row) -> dict[str, Any]:
+        task, _, sure = row.assigned
+        return {"task": task.name, "outputs": [head.name for head in task.heads], "sure": sure, "main": task.main, "metrics": row.metrics, "ruined": row.standing < 0}
+
+
+class _Row(NamedTuple):
+    """main: the value of the main metric, in the unit."""
+
+    assigned: Assigned
+    metrics: Result
+    main: float | None
+    unit: str
+    standing: float
 
 
 def _sum(before: Tally | None, tally: Tally) -> Tally:
@@ -97,6 +135,6 @@ def _rounded(task: Task, tally: Tally) -> Result:
             for name, value in tally.result().items()}
 
 
-def _sqnr(difference: dict[str, float | None]) -> float:
+def _sqnr(difference: Result) -> float:
     value = difference["sqnr_db"]
     return float("inf") if value is None else value

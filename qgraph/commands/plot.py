@@ -28,14 +28,14 @@ def draw(found: Simulation) -> bytes:
     from matplotlib.figure import Figure
 
     rows = [(s, found.row(s)) for s in found.strategies]
-    labelled = found.float_row is not None and found.float_row["top1"] is not None
-    key = "top1" if labelled else "agreement"
+    labelled = found.float_row is not None and bool(found.float_row["scores"])
+    values = {s: row["scores"].get(found.score) if labelled else row["agreement"] for s, row in rows if row is not None}
     axis = max(("weight_bits", "act_bits"), key=lambda name: len({getattr(s, name) for s, _ in rows}))
     lines: dict[Strategy, list[tuple[int, float]]] = {}
-    for strategy, row in rows:
-        if row is not None:
+    for strategy, _ in rows:
+        if values.get(strategy) is not None:
             like = _without(strategy, axis)
-            lines.setdefault(like, []).append((getattr(strategy, axis), row[key]))
+            lines.setdefault(like, []).append((getattr(strategy, axis), values[strategy]))
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, (like, points) in enumerate(lines.items()):
@@ -44,11 +44,11 @@ def draw(found: Simulation) -> bytes:
         axes.plot(*zip(*points), marker=_MARKERS[marker], linestyle=_STYLES[again % len(_STYLES)],
                   label=_label(like, axis, rows))
     if labelled and found.float_row is not None:
-        axes.axhline(found.float_row["top1"], color="0.4", linestyle="--", label="float32")
+        axes.axhline(found.float_row["scores"][found.score], color="0.4", linestyle="--", label="float32")
     bits = sorted({getattr(s, axis) for s, _ in rows})
     axes.set_xticks(bits)
     axes.set_xlabel({"weight_bits": "bits of the weights", "act_bits": "bits of the inputs"}[axis])
-    axes.set_ylabel("top-1, %" if labelled else "agreement with the float model, %")
+    axes.set_ylabel(f"{found.head[-2].lower()}, %" if labelled else "agreement with the float model, %")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     out = io.BytesIO()

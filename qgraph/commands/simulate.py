@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from qgraph.analysis.observed import wanted_ranges
+from qgraph.arrays import Array
 from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
-from qgraph.commands.evaluate import Tally, open_for, runnable
+from qgraph.commands.evaluate import judge_of, open_for, runnable
+from qgraph.commands.judge import Judge
 from qgraph.commands.line import collect_table, pipeline, quantize, split
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
 from qgraph.commands.strategies import Simulation, Strategy
@@ -31,6 +33,7 @@ from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.quant.ranges import method
 from qgraph.quant.table import CalibrationTable
+from qgraph.targets.base import Executor, Feeds
 from qgraph.targets.mxnet.model import MxnetModel
 from qgraph.targets.registry import get_target
 
@@ -91,23 +94,49 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
     bench.rounds = len(todo) + todo_float
 
     if todo_float:
-        tally = bench.judge(bench.original)
-        found.set_float(tally.result(), tally.classes)
+        found.set_float(bench.float_row())
         if each:
             each(found)
     for done, strategy in enumerate(todo):
         if progress:
             progress("strategies", done, len(todo))
-        tally = bench.judge(bench.quantized(strategy))
-        if len(found.classes) != tally.images:
-            raise DataError(f"{bench.data.name}: gave {tally.images} images, and {len(found.classes)} before")
-        found.add(strategy, tally.result(found.classes))
+        assert found.float_row is not None
+        row = bench.row(bench.quantized(strategy))
+        if found.float_row["images"] != row["images"]:
+            raise DataError(f"{bench.data.name}: gave {row['images']} images, and {found.float_row['images']} before")
+        found.add(strategy, row)
         log.info("%s", found.line(strategy))
         if each:
             each(found)
         if progress:
             progress("strategies", done + 1, len(todo))
     return found
+
+
+REMEMBERED = 256 << 20  # bytes of outputs
+
+
+class _Remembered:
+    """A model whose outputs are computed once for every batch, as far as they fit into so many bytes."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._bytes = executor, 0
+        self._kept: dict[int, list[Array]] = {}
+
+    def run(self, number: int, feeds: Feeds) -> list[Array]:
+        """The outputs of a batch, by its number."""
+        if number in self._kept:
+            return self._kept[number]
+        found = self._executor.run(feeds)
+        self._bytes += sum(array.nbytes for array in found)
+        if self._bytes <= REMEMBERED:
+            self._kept[number] = found
+        return found
+
+
+def _scores(judge: Judge) -> dict[str, Any]:
+    found = judge.scores()
+    return {"top1": found.get("top1"), "top5": found.get("top5"), "scores": found}
 
 
 class _Bench:
@@ -133,12 +162,12 @@ class _Bench:
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")
-        original = runnable(MxnetModel(self.source.copy()))
-        self.original = original.graph
+        self.original = runnable(MxnetModel(self.source.copy()))
         bare = self.source.copy()
         Canonicalize().run(bare)
         select_nodes(bare, options.exclude)  # a wrong name is told before the first row is computed
-        self.data: Data = open_for(original, data, options)
+        self.data: Data = open_for(self.original, data, options)
+        self.truth = _Remembered(self.engine(self.original.graph, fused=True))
         if calib_data is None and options.calib_data is None and options.skip is not None:
             calib_data, calib_select = data, options.skip
         images, shapes = find_images(
@@ -165,19 +194,33 @@ class _Bench:
                 "exclude": list(options.exclude), "batch_size": options.batch_size, "seed": options.seed,
                 "runtime": self.engine.name}
 
-    def judge(self, g: Graph) -> Tally:
-        run = self.engine(g, fused=True)
-        tally = Tally()
+    def float_row(self) -> dict[str, Any]:
+        judge = self._judged(None)
+        return {"images": judge.images, **_scores(judge)}
+
+    def row(self, g: Graph) -> dict[str, Any]:
+        judge = self._judged(self.engine(g, fused=True))
+        found = judge.agreement()
+        return {"images": judge.images, **_scores(judge), "agreement": found["agreement"], "worst": found["worst"],
+                "sqnr_db": found["sqnr_db"]}
+
+    def _judged(self, run: Executor | None) -> Judge:
+        """All images judged. run: what is compared with the float model; None is that model, by its labels alone."""
+        judge = judge_of(self.original, self.options)
         count = self.data.num_items
-        for batch in self.data:
-            tally.add(run, batch)
+        for number, batch in enumerate(self.data):
+            want = self.truth.run(number, batch.feeds)
+            if run is None:
+                judge.add(batch, want)
+            else:
+                judge.add(batch, run.run(batch.feeds), want)
             if self.progress:
                 before = 0 if count is None else self.round * count
-                self.progress("simulating", before + tally.images, None if count is None else self.rounds * count)
-        if not tally.images:
+                self.progress("simulating", before + judge.images, None if count is None else self.rounds * count)
+        if not judge.images:
             raise DataError(f"{self.data.name}: no image was read")
         self.round += 1
-        return tally
+        return judge
 
     def quantized(self, strategy: Strategy) -> Graph:
         options = strategy.apply(self.options)

@@ -10,15 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 import qgraph
-from qgraph.arrays import Array
 from qgraph.errors import FormatError, OptionError
 from qgraph.options import ONLINE, FreezeOptions
 
 FORMAT = "qgraph-simulation"
-HEAD = ("IN dtype", "IN offline", "WT dtype", "WT qtype", "Merge BN", "w/o 1st conv", "Top-1", "Agreement")
+HEAD = ("IN dtype", "IN offline", "WT dtype", "WT qtype", "Merge BN", "w/o 1st conv")
 _DTYPE = {"auto": "(u)int{}", "signed": "int{}", "unsigned": "uint{}"}
 _METHOD = {ONLINE: "-", "naive": "naive", "ema": "naive (EMA)", "kl": "KL"}
 
@@ -51,20 +48,22 @@ class Strategy:
 
 @dataclass
 class Simulation:
-    """The finished rows. about: what they depend on.  classes: what the float model predicts, image by image."""
+    """The finished rows. about: what they depend on."""
 
     about: dict[str, Any]
     strategies: Sequence[Strategy]
     float_row: dict[str, Any] | None = None
-    classes: Array = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     _rows: dict[Strategy, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def row(self, strategy: Strategy) -> dict[str, Any] | None:
-        """{"images", "top1", "top5", "agreement", "ms_per_image"} of a finished strategy."""
+        """Of a finished strategy: {"images", "top1", "top5", "scores": of all metrics, "agreement": in percent or None,
+        "worst": an output, "sqnr_db": its}.
+        """
         return self._rows.get(strategy)
 
-    def set_float(self, row: dict[str, Any], classes: Array) -> None:
-        self.float_row, self.classes = row, classes
+    def set_float(self, row: dict[str, Any]) -> None:
+        """A row without agreement: {"images", "top1", "top5", "scores"}."""
+        self.float_row = row
 
     def add(self, strategy: Strategy, row: dict[str, Any]) -> None:
         self._rows[strategy] = row
@@ -75,12 +74,12 @@ class Simulation:
             if key in kept.about and kept.about[key] != value:
                 raise OptionError(f"the finished rows are of another run ({key}: {kept.about.get(key)}, now {value}); "
                                   "choose another --output, or drop them with --restart")
-        self.float_row, self.classes, self._rows = kept.float_row, kept.classes, dict(kept._rows)
+        self.float_row, self._rows = kept.float_row, dict(kept._rows)
 
     def only_float(self) -> Simulation:
         """The row of the float model alone, for a run of the same strategies with other ranges."""
         about = {key: value for key, value in self.about.items() if not key.startswith("calibration")}
-        return Simulation(about, (), self.float_row, self.classes)
+        return Simulation(about, (), self.float_row)
 
     # ---- what people read -------------------------------------------------------------------------------------------
 
@@ -92,18 +91,34 @@ class Simulation:
         row = self.float_row if strategy is None else self._rows[strategy]
         assert row is not None
         what = ("float32", "", "float32", "", "", "") if strategy is None else strategy.cells()
-        return (*what, *("" if row[key] is None else f"{row[key]:.2f}" for key in ("top1", "agreement")))
+        numbers = row["scores"].get(self.score), row.get(self._alike)
+        return (*what, *("" if number is None else f"{number:.2f}" for number in numbers))
+
+    @property
+    def score(self) -> str:
+        """The metric of the table and the plot: the first of the float model's scores."""
+        return next(iter(self.float_row["scores"]), "top1") if self.float_row is not None else "top1"
+
+    @property
+    def _alike(self) -> str:
+        return "agreement" if all(row["agreement"] is not None for row in self._rows.values()) else "sqnr_db"
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The titles of the columns."""
+        score = {"top1": "Top-1"}.get(self.score, self.score)
+        return (*HEAD, score, {"agreement": "Agreement"}.get(self._alike, "SQNR dB"))
 
     def table(self) -> list[tuple[str, ...]]:
-        """The finished rows in the order of the strategies, the float model's first, as in `HEAD`."""
+        """The finished rows in the order of the strategies, the float model's first, as in `head`."""
         rows: list[Strategy | None] = [None] if self.float_row is not None else []
         rows += [s for s in self.strategies if s in self._rows]
         return [self._cells(row) for row in rows]
 
     def to_markdown(self) -> str:
-        rows = [HEAD, *self.table()]
+        rows = [self.head, *self.table()]
         widths = [max(map(len, column)) for column in zip(*rows)]
-        numbers = [name in HEAD[-2:] for name in HEAD]
+        numbers = [column >= len(HEAD) for column in range(len(widths))]
         lines = [[cell.rjust(width) if number else cell.ljust(width)
                   for cell, width, number in zip(row, widths, numbers)] for row in rows]
         lines.insert(1, ["-" * (width - 1) + (":" if number else "-") for width, number in zip(widths, numbers)])
@@ -112,7 +127,7 @@ class Simulation:
     def to_csv(self) -> str:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerows([HEAD, *self.table()])
+        writer.writerows([self.head, *self.table()])
         return out.getvalue()
 
     # ---- what resuming reads ----------------------------------------------------------------------------------------
@@ -121,7 +136,7 @@ class Simulation:
         ordered = [*(s for s in self.strategies if s in self._rows),
                    *(s for s in self._rows if s not in self.strategies)]
         return {"format": FORMAT, "qgraph": qgraph.__version__, "about": self.about,
-                "float": None if self.float_row is None else {**self.float_row, "classes": self.classes.tolist()},
+                "float": self.float_row,
                 "rows": [{**dataclasses.asdict(s), **self._rows[s]} for s in ordered]}
 
     def to_json(self) -> str:
@@ -136,12 +151,9 @@ class Simulation:
                 raise ValueError(f'want a JSON object with "format": "{FORMAT}"')
             found = cls(dict(body["about"]), [])
             if body["float"] is not None:
-                row = dict(body["float"])
-                found.set_float({key: _number(row[key], key) for key in _RESULT}, np.array(row["classes"], np.int64))
-                if found.classes.shape != (row["images"],):
-                    raise ValueError(f"{row['images']} images, and classes of the shape {found.classes.shape}")
+                found.set_float(_result(dict(body["float"]), compared=False))
             for row in body["rows"]:
-                found.add(_strategy(row), {key: _number(row[key], key) for key in _RESULT})
+                found.add(_strategy(row), _result(row, compared=True))
         except (KeyError, TypeError, ValueError, RecursionError, OverflowError, OptionError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise FormatError(f"{where}: not the finished rows of a simulation: {what}") from None
@@ -149,7 +161,16 @@ class Simulation:
         return found
 
 
-_RESULT = ("images", "top1", "top5", "agreement", "ms_per_image")
+def _result(row: Mapping[str, Any], compared: bool) -> dict[str, Any]:
+    """The numbers of a row. One that was written before there were scores has those of classes, and no worst output."""
+    found: dict[str, Any] = {key: _number(row[key], key) for key in ("images", "top1", "top5")}
+    classes = {key: row[key] for key in ("top1", "top5") if row[key] is not None}
+    scores = {str(name): _number(value, name) for name, value in dict(row.get("scores", classes)).items()}
+    found["scores"] = scores
+    if compared:
+        found.update(agreement=_number(row["agreement"], "agreement"), worst=str(row.get("worst", "")),
+                     sqnr_db=_number(row.get("sqnr_db"), "sqnr_db"))
+    return found
 
 
 def _strategy(row: Mapping[str, Any]) -> Strategy:

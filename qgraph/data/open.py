@@ -20,22 +20,26 @@ from typing import cast
 
 import numpy as np
 
+from qgraph.arrays import Array
+from qgraph.data.labels import Labelled, read_labels
 from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
-from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Records, Stream
+from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Pairs, Records, Stream, read_npy
 from qgraph.errors import DataError, MissingInputError, OptionError
 
 __all__ = ["PRESETS", "Batch", "Data", "Preprocess", "open_data", "parse_slice"]
 
 Shape = Sequence[int]
+_DIGESTED = 32  # labels at a time
 
 
 @dataclass(frozen=True)
 class Batch:
-    """feeds: input name -> N x ... float32, contiguous, finite.  labels: N int64 (N x k or not whole: float32) or None.
-    ids: what each sample is called, for messages: a path, or ``val.rec[17]``."""
+    """feeds: input name -> N x ... float32, contiguous, finite.  labels: N int64 (N x ...; not whole: float32), or an
+    array for each sample where they have several shapes, or None.  ids: what each sample is called, for messages: a
+    path, or ``val.rec[17]``."""
 
     feeds: dict[str, np.ndarray]
-    labels: np.ndarray | None
+    labels: Array | list[Array] | None
     ids: list[str]
 
     def __len__(self) -> int:
@@ -81,6 +85,7 @@ class Data:
             self.num_items = sum(1 for _ in self._kept(len(source)))
             if not self.num_items:
                 raise DataError(f"{self.name}: select, skip and limit keep none of its {len(source)} items")
+            source.check(self._kept(len(source)))
         elif not isinstance(select, slice):
             raise OptionError(f"{self.name}: is a stream, whose items cannot be selected by a list of numbers")
         elif any((part or 0) < 0 for s in (select, skip) for part in (s.start, s.stop, s.step)):
@@ -106,19 +111,38 @@ class Data:
         twin.batch_size, twin._single = 1, True
         return twin
 
+    def rest(self, count: int) -> Data | None:
+        """At most so many of the items that are left out by select and limit, spread evenly; None if there are none."""
+        if not isinstance(self._source, Items):
+            return None
+        kept, dropped = set(self._kept(len(self._source))), range(len(self._source))[self._skip]
+        left = [i for i in range(len(self._source)) if i not in kept and i not in dropped]
+        if not left:
+            return None
+        twin = copy.copy(self)
+        twin._select, twin._skip, twin._limit = left[::-(-len(left) // count)], slice(0), None
+        twin.num_items = len(twin._select)
+        return twin
+
     def _kept(self, count: int) -> Iterator[int]:
         """The numbers of the items that are used, in the order in which they are used."""
         dropped = range(count)[self._skip]
         selected = range(count)[self._select] if isinstance(self._select, slice) else self._select
         return islice((i for i in selected if i not in dropped), self._limit)
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> Array | list[Array] | None:
         """Of all items that are used, in their order; images are not decoded where that can be."""
-        if isinstance(self._source, Stream):
-            found = [batch.labels for batch in self]
-            return None if any(part is None for part in found) else np.concatenate(found)  # type: ignore[arg-type]
-        rows = list(self._kept(len(self._source)))
-        return _labels(list(self._source.labels(rows)), [self._source.where(i) for i in rows])
+        if isinstance(self._source, Items):
+            rows = list(self._kept(len(self._source)))
+            return _labels(list(self._source.labels(rows)), [self._source.where(i) for i in rows])
+        labels: list[Array] = []
+        ids: list[str] = []
+        for batch in self:
+            if batch.labels is None:
+                return None
+            labels.extend(batch.labels)
+            ids.extend(batch.ids)
+        return _labels(labels, ids)
 
     def fingerprint(self, images: int = 64) -> str:
         """Tells other data: a digest of all labels and so many images, spread evenly; of a stream its first batch."""
@@ -127,13 +151,25 @@ class Data:
             kept = list(self._kept(len(self._source)))
             chosen = kept[::max(1, len(kept) // images)]
             rows = self._source.rows(chosen, self._workers, 2 * self._workers)
-            arrays, labels = [x for columns, _ in rows for x in columns], self.labels()
+            arrays: Iterable[Array] = (x for columns, _ in rows for x in columns)
+            parts = self._label_parts(self._source, kept)
         else:
             first = next(iter(self))
-            arrays, labels = list(first.feeds.values()), first.labels
-        for array in arrays if labels is None else [*arrays, labels]:
+            arrays, parts = first.feeds.values(), iter([first.labels])
+        for array in arrays:
             digest.update(np.ascontiguousarray(array).tobytes())
+        for labels in parts:
+            for label in labels if isinstance(labels, list) else [] if labels is None else [labels]:
+                digest.update(np.ascontiguousarray(label).tobytes())
         return digest.hexdigest()
+
+    @staticmethod
+    def _label_parts(source: Items, kept: Sequence[int]) -> Iterator[Array | list[Array] | None]:
+        """The labels of some items at a time: masks of all of them may not fit into memory."""
+        labels = source.labels(kept)
+        for start in range(0, len(kept), _DIGESTED):
+            ids = [source.where(i) for i in kept[start:start + _DIGESTED]]
+            yield _labels(list(islice(labels, len(ids))), ids)
 
     def _from_items(self, source: Items) -> Iterator[Batch]:
         kept = self._kept(len(source))
@@ -202,6 +238,7 @@ def open_data(
     source: object,
     preprocess: Preprocess | None = None,
     *,
+    labels: str | os.PathLike[str] | None = None,
     select: str | slice | Sequence[int] | None = None,
     skip: str | slice | None = None,
     limit: int | None = None,
@@ -213,7 +250,10 @@ def open_data(
     """Open whatever holds samples.  Nothing is decoded before the first sweep.
 
     source: path of a ``.rec``, of an image folder, of an ``.npz`` (``data`` or an array per input; ``label``), of an
-    ``.npy``; or an array, a dict of arrays, a Dataset (items), a DataLoader, DataIter or iterable (batches).
+    ``.npy``, of a ``.bin`` with InsightFace's pairs; or an array, a dict of arrays, a Dataset (items), a DataLoader,
+    DataIter or iterable (batches).
+    labels: path of a file or folder of labels in place of those of the source: COCO's JSON, a folder of VOC's XML or of
+    PNG masks (all three for a folder of images), ``.npz`` (``label``) or ``.npy`` by number, or lines ``name,label``.
     select keeps and skip drops items by number (``"::10"``), limit keeps the first so many of the rest.  select may be
     a list of numbers, whose order and repetitions are kept.
     input_shapes: input name -> the model's shape; 0 matches any size.  workers: decoding threads, default at most 4.
@@ -227,8 +267,9 @@ def open_data(
     shape = shapes.get(names[0])
     if shape is not None and len(shape) == 4 and shape[1] == 1:
         preprocess = replace(preprocess, channels=1)
+    opened = _source(source, names, preprocess)
     return Data(
-        _source(source, names, preprocess),
+        opened if labels is None else _labelled(opened, labels),
         preprocess,
         names,
         shapes,
@@ -265,11 +306,21 @@ def _source(source: object, names: Sequence[str], preprocess: Preprocess) -> Ite
         raise DataError(f"cannot read data from a {type(source).__name__}, want {wanted}") from None
 
 
+def _labelled(source: Items | Stream, labels: object) -> Labelled:
+    if not isinstance(labels, (str, os.PathLike)):
+        raise OptionError(f"labels is a {type(labels).__name__}, want a path")
+    if not isinstance(source, Items):
+        raise OptionError(f"--labels {labels}: {source.name} is a stream, whose labels come with its batches")
+    if not Path(labels).exists():
+        raise DataError(f"--labels {labels}: there is no such file or folder")
+    return Labelled(source, read_labels(Path(labels)))
+
+
 def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Items:
     kind = "folder" if path.is_dir() else path.suffix.lower()
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
-    if kind in ("folder", ".rec") and len(names) > 1:
+    if kind in ("folder", ".rec", ".bin") and len(names) > 1:
         raise MissingInputError(
             f"{path}: images feed one input, the model reads {', '.join(names)}: give an .npz with an array for each",
             names[1:],
@@ -278,19 +329,16 @@ def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Item
         return Folder(path, preprocess)
     if kind == ".rec":
         return Records(path, preprocess)
+    if kind == ".bin":
+        return Pairs(path, preprocess)
     if kind == ".npz":
         return Npz(path, names, preprocess)
     if kind == ".npy":
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # NumPy raises many classes on hostile bytes
-            raise DataError(f"{path}: not a readable .npy of numbers: {error}") from error
-        return Arrays(path.name, {names[0]: array}, names, preprocess)
+        return Arrays(path.name, {names[0]: read_npy(path)}, names, preprocess)
     hint = {".idx": "give the .rec beside it", ".lst": "give the .rec made from it"}.get(kind, "")
     hint = "give the folder that holds it" if kind in IMAGE_SUFFIXES else hint
-    raise DataError(
-        f"{path}: found {kind or 'no'} extension, want .rec, .npz, .npy or a folder of images; {hint}".rstrip("; ")
-    )
+    wanted = ".rec, .npz, .npy, .bin (InsightFace's pairs) or a folder of images"
+    raise DataError(f"{path}: found {kind or 'no'} extension, want {wanted}; {hint}".rstrip("; "))
 
 
 def _stack(column: Sequence[np.ndarray], ids: Sequence[str]) -> np.ndarray:
@@ -303,14 +351,28 @@ def _stack(column: Sequence[np.ndarray], ids: Sequence[str]) -> np.ndarray:
     return np.stack(column)
 
 
-def _labels(labels: Sequence[Label], ids: Sequence[str]) -> np.ndarray | None:
-    """Whole numbers become int64, so that they compare with an argmax; one label in a vector is taken out of it."""
-    known = [label for label in labels if label is not None]
-    if len(known) < len(labels):
+def _labels(labels: Sequence[Label], ids: Sequence[str]) -> Array | list[Array] | None:
+    """One array where all have one shape, else a list; None where one is missing.
+
+    Whole numbers become int64, so that they compare with an argmax, but floats of two axes or more (boxes, points) stay
+    such.  One number in a vector is taken out of it where all labels are such.
+    """
+    values = [np.asarray(label) for label in labels if label is not None]
+    if len(values) < len(labels):
         return None
-    if len({np.shape(label) for label in known}) != 1:
-        raise DataError(f"{ids[0]} and the rest of its batch have labels of different lengths")
-    values = np.asarray(known, np.float64)
-    values = values.reshape(len(values)) if values.size == len(values) else values
-    whole = values.ndim == 1 and np.isfinite(values).all() and (values == np.rint(values)).all()
-    return values.astype(np.int64 if whole else np.float32)
+    for value, where in zip(values, ids):
+        if not np.isfinite(value).all():
+            raise DataError(f"{where}: its label holds a number that is not finite: remove or repair this sample")
+    if len({value.shape for value in values}) == 1:
+        stacked = np.stack(values)
+        stacked = stacked.reshape(len(stacked)) if stacked.size == len(stacked) else stacked
+        return stacked.astype(np.int64 if _are_whole(stacked, stacked.ndim - 1) else np.float32)
+    whole = all(_are_whole(value, value.ndim) for value in values)
+    return [value.astype(np.int64 if whole else np.float32) for value in values]
+
+
+def _are_whole(values: Array, axes: int) -> bool:
+    """axes: of one label."""
+    if values.dtype.kind in "iub":
+        return True
+    return axes < 2 and bool(((values == np.rint(values)) & (np.abs(values) < 1 << 53)).all())

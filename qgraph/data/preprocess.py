@@ -6,14 +6,17 @@ every other array is taken as ready, N x C x H x W.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
 
+from qgraph.data.geometry import MAX_PIXELS, Geometry
 from qgraph.errors import DataError, OptionError, QGraphError, suggest
 
 if TYPE_CHECKING:
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")  # no EPS (runs ghostscript) and other exotic decoders
-_MAX_PIXELS = 1 << 26  # of one image; more is an image bomb
 
 
 def _floats(name: str, value: str | ArrayLike) -> tuple[float, ...]:
@@ -105,23 +107,20 @@ class Preprocess:
                 raise OptionError(f"{what} has {len(values)} values, want 1, as the network reads grey images: give "
                                   "--mean and --std of one value each")
 
+    def geometry(self, size: tuple[int, int], where: str) -> Geometry:
+        """Where the pixels of an image of this (width, height) go. Raises DataError for one that is too small."""
+        return Geometry.of(size, self.resize, self.crop, where)
+
     def __call__(self, image: Image.Image, where: str = "image") -> np.ndarray:
         """PIL image -> C x H x W float32."""
         self._check_channels()
         image = image.convert("L" if self.channels == 1 else "RGB")
-        width, height = image.size
-        if self.resize and self.resize != min(width, height):
-            short = min(width, height)
-            width, height = width * self.resize // short, height * self.resize // short
-            if width * height > _MAX_PIXELS:
-                raise DataError(f"{where}: {image.size} resized to a short side of {self.resize} is {width}x{height}")
-            image = image.resize((width, height), 2)  # 2 is BILINEAR in every Pillow
-        if self.crop:
-            if self.crop > min(width, height):
-                hint = f"give --resize {self.crop} or more, or a smaller --crop"
-                raise DataError(f"{where}: cannot crop {self.crop}x{self.crop} out of {width}x{height} pixels: {hint}")
-            left, top = (width - self.crop) // 2, (height - self.crop) // 2
-            image = image.crop((left, top, left + self.crop, top + self.crop))
+        geometry = self.geometry(image.size, where)
+        if geometry.resized != geometry.size:
+            image = image.resize(geometry.resized, 2)  # 2 is BILINEAR in every Pillow
+        if geometry.cropped != geometry.resized:
+            (left, top), (width, height) = geometry.offset, geometry.cropped
+            image = image.crop((left, top, left + width, top + height))
         pixels = np.asarray(image, np.uint8).reshape(image.size[1], image.size[0], self.channels).transpose(2, 0, 1)
         if self.bgr:
             pixels = pixels[::-1]
@@ -157,23 +156,36 @@ def parse_slice(text: str | slice | None, option: str = "--select") -> slice | N
     return slice(*numbers)
 
 
-def decode(source: str | BinaryIO, where: str, preprocess: Preprocess) -> np.ndarray:
-    """Encoded image (file object or path) -> C x H x W float32."""
+@contextlib.contextmanager
+def opened(source: str | BinaryIO, where: str) -> Iterator[Image.Image]:
+    """An encoded image (file object or path); of it, only the header has been read. Whatever fails is a DataError."""
     try:
         ImageFile.LOAD_TRUNCATED_IMAGES = False  # gluoncv.data sets it: half an image would pass
         with Image.open(source, formats=_IMAGE_FORMATS) as image:
-            width, height = image.size  # known from the header: nothing is decoded yet
-            if width * height > _MAX_PIXELS:
-                raise DataError(f"{where}: claims {width}x{height} pixels, more than {_MAX_PIXELS} are refused")
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(f"{where}: claims {width}x{height} pixels, more than {MAX_PIXELS} are refused")
             if image.mode == "F":
                 raise DataError(f"{where}: holds floating-point pixels, want 8 bits a channel")
-            if image.mode.startswith("I"):  # 16 bits: the upper 8, as OpenCV (so MXNet) does; convert() would clip
-                return preprocess(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), where)
-            return preprocess(image, where)
+            yield image
     except QGraphError:
         raise
     except Exception as error:  # on hostile bytes Pillow's decoders raise nearly every class there is
         raise DataError(f"{where}: cannot be decoded as an image: {error}") from error
+
+
+def decode(source: str | BinaryIO, where: str, preprocess: Preprocess) -> np.ndarray:
+    """Encoded image (file object or path) -> C x H x W float32."""
+    with opened(source, where) as image:
+        if image.mode.startswith("I"):  # 16 bits: the upper 8, as OpenCV (so MXNet) does; convert() would clip
+            return preprocess(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), where)
+        return preprocess(image, where)
+
+
+def geometry_of(source: str | BinaryIO, where: str, preprocess: Preprocess) -> Geometry:
+    """Where the pixels of an encoded image go; it is not decoded."""
+    with opened(source, where) as image:
+        return preprocess.geometry(image.size, where)
 
 
 def is_image(x: np.ndarray) -> bool:

@@ -25,6 +25,7 @@ _PART = struct.Struct("<4sI")
 _IMAGE = struct.Struct("<IfQQ")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _LONGEST_IDX_LINE = 4096
+_WIDEST_OBJECT = 1000
 
 
 class RecordFile:
@@ -109,6 +110,21 @@ def split_image_record(content: bytes, where: str) -> tuple[np.ndarray, bytes]:
     if end > len(content):
         raise DataError(f"{where}: claims {count} label values, the record has room for {(len(content) - 24) // 4}")
     return np.frombuffer(content, "<f4", count, _IMAGE.size).copy(), content[end:]
+
+
+def objects_of(label: np.ndarray) -> np.ndarray | None:
+    """The objects in a label of detection, n x B, or None for any other label.
+
+    im2rec packs them so: A (numbers in front of the objects), B (numbers of an object), ..., then object by object:
+    class, x0, y0, x1, y1 in parts of the image, ...
+    """
+    if label.ndim != 1 or len(label) < 2:
+        return None
+    header, width = label[:2].tolist()
+    if not (2 <= header <= len(label) and 5 <= width <= _WIDEST_OBJECT and header % 1 == width % 1 == 0):
+        return None
+    objects = label[int(header):]
+    return None if len(objects) % int(width) else objects.reshape(-1, int(width))
 
 
 def _read_idx(path: Path, size: int) -> array[int]:

@@ -18,8 +18,11 @@ from typing import IO, Optional, Protocol, Union
 
 import numpy as np
 
-from qgraph.data.preprocess import IMAGE_SUFFIXES, Preprocess, decode, ready
-from qgraph.data.recordio import RecordFile, split_image_record
+from qgraph.data.annotations import Boxes
+from qgraph.data.geometry import Geometry
+from qgraph.data.pairs import read_bin
+from qgraph.data.preprocess import IMAGE_SUFFIXES, Preprocess, decode, geometry_of, ready
+from qgraph.data.recordio import RecordFile, objects_of, split_image_record
 from qgraph.errors import DataError, MissingInputError
 
 Label = Union[np.ndarray, np.generic, float, None]
@@ -29,10 +32,11 @@ BatchRow = tuple[list[np.ndarray], Optional[np.ndarray]]  # the same of a batch
 Member = tuple[IO[bytes], tuple[int, ...], np.dtype]  # of an .npz: stream at its first row, shape, dtype
 
 _MAX_ROW_BYTES = 1 << 30  # of one item of an .npz
+_RECORDS_LOOKED_AT = 8  # which tell whether the labels of a .rec are boxes
 _MOST_TEXT = 300  # characters of a file, or of NumPy's opinion of it, in a message
 
 
-def _array(x: object, where: str) -> np.ndarray:
+def array_of(x: object, where: str) -> np.ndarray:
     """NumPy array, NDArray, tensor or scalar -> numeric NumPy array."""
     for method in ("asnumpy", "numpy"):
         if callable(getattr(x, method, None)):
@@ -45,13 +49,21 @@ def _array(x: object, where: str) -> np.ndarray:
     return np.asarray(x)
 
 
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an ``.npy``, mapped into memory."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy raises many classes on hostile bytes
+        raise DataError(f"{path}: not a readable .npy of numbers: {error}") from error
+
+
 def split(element: object, names: Sequence[str], where: str) -> BatchRow:
     """What a Dataset or an iterable gives -> (arrays in the order of `names`, label or None)."""
     label = None
     data = getattr(element, "data", None)
     if isinstance(data, (list, tuple)):  # mx.io.DataBatch; its last `pad` rows are filling
         end = len(data[0]) - (getattr(element, "pad", 0) or 0)
-        element = [_array(x, where)[:end] for x in [*data, *(getattr(element, "label", None) or [])[:1]]]
+        element = [array_of(x, where)[:end] for x in [*data, *(getattr(element, "label", None) or [])[:1]]]
     if isinstance(element, Mapping):
         if missing := [name for name in names if name not in element]:
             raise DataError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(map(str, element))}")
@@ -64,7 +76,7 @@ def split(element: object, names: Sequence[str], where: str) -> BatchRow:
         arrays = [element]
     else:
         raise DataError(f"{where}: found one array, the model reads {', '.join(names)}")
-    return [_array(x, where) for x in arrays], None if label is None else _array(label, where)
+    return [array_of(x, where) for x in arrays], None if label is None else array_of(label, where)
 
 
 def _in_order(load: Callable[[int], Row], indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
@@ -98,6 +110,13 @@ class Items:
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
+    def key(self, index: int) -> str:
+        """What a file of labels calls an item: its number, or its path below a folder, with /."""
+        return str(index)
+
+    def check(self, indices: Iterable[int]) -> None:
+        """Raise DataError for what is known to be wrong with these items before they are read."""
+
     def load(self, index: int) -> Row:
         raise NotImplementedError
 
@@ -110,10 +129,16 @@ class Items:
 
 
 class Records(Items):
+    """Images of a ``.rec``. Labels of detection become n x 6: class, x0, y0, x1, y1, difficult, in pixels of the input.
+
+    Labels are of detection where those of some records all look so and one has objects: by chance, one alone may.
+    """
+
     threads = True
 
     def __init__(self, path: Path, preprocess: Preprocess) -> None:
         self.name, self._file, self._preprocess = path.name, RecordFile(path), preprocess
+        self._boxes = self._has_boxes()
 
     def __len__(self) -> int:
         return len(self._file)
@@ -121,10 +146,57 @@ class Records(Items):
     def load(self, index: int) -> Row:
         where = self.where(index)
         label, image = split_image_record(self._file.read(index), where)
-        return [decode(BytesIO(image), where, self._preprocess)], label
+        return [decode(BytesIO(image), where, self._preprocess)], self._label(label, image, where)
 
     def labels(self, indices: Iterable[int]) -> Iterator[Label]:
-        return (split_image_record(self._file.read(i), self.where(i))[0] for i in indices)
+        return (self._label(*split_image_record(self._file.read(i), self.where(i)), self.where(i)) for i in indices)
+
+    def _has_boxes(self) -> bool:
+        counts = []
+        for index in range(0, len(self), -(-len(self) // _RECORDS_LOOKED_AT)):
+            with contextlib.suppress(DataError):  # a bad record is named when it is read
+                objects = objects_of(split_image_record(self._file.read(index), "")[0])
+                counts.append(None if objects is None else len(objects))
+        return None not in counts and any(counts)
+
+    def _label(self, label: np.ndarray, image: bytes, where: str) -> np.ndarray:
+        if not self._boxes:
+            return label
+        objects = objects_of(label)
+        if objects is None:
+            raise DataError(f"{where}: its label holds no boxes, but those of other records do: want the numbers A, B, "
+                            "then A - 2 others, then objects of B numbers each, as im2rec packs them")
+        objects = objects[objects[:, 0] != -1].astype(np.float64)  # -1 fills up labels to one length
+        geometry = geometry_of(BytesIO(image), where, self._preprocess)
+        difficult = objects[:, 5] if objects.shape[1] > 5 else np.zeros(len(objects))
+        corners = objects[:, 1:5] * (geometry.size * 2)
+        return Boxes(np.column_stack([objects[:, 0], corners, difficult])).placed(geometry, where)
+
+
+class Pairs(Items):
+    """The images of a ``.bin`` of InsightFace: 2 * pair and 2 * pair + 1 are one pair.
+
+    A label is (number of the pair, 1 where it shows the same).  The encoded images stay in memory.
+    """
+
+    threads = True
+
+    def __init__(self, path: Path, preprocess: Preprocess) -> None:
+        self.name, self._preprocess = path.name, preprocess
+        self._images, self._same = read_bin(path)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def load(self, index: int) -> Row:
+        where = self.where(index)
+        return [decode(BytesIO(self._images[index]), where, self._preprocess)], self._label(index)
+
+    def labels(self, indices: Iterable[int]) -> Iterator[Label]:
+        return map(self._label, indices)
+
+    def _label(self, index: int) -> np.ndarray:
+        return np.array([index // 2, self._same[index // 2]], np.float32)
 
 
 class Folder(Items):
@@ -161,6 +233,13 @@ class Folder(Items):
     def where(self, index: int) -> str:
         return str(self._root / self._files[index][0])
 
+    def key(self, index: int) -> str:
+        return self._files[index][0].replace(os.sep, "/")
+
+    def geometry(self, index: int) -> Geometry:
+        """Where the pixels of an image go; it is not decoded."""
+        return geometry_of(self.where(index), self.where(index), self._preprocess)
+
     def load(self, index: int) -> Row:
         return [decode(self.where(index), self.where(index), self._preprocess)], self._files[index][1]
 
@@ -181,8 +260,8 @@ class Arrays(Items):
     def __init__(self, name: str, arrays: Mapping[str, object], names: Sequence[str], preprocess: Preprocess) -> None:
         self.name, self._preprocess = name, preprocess
         chosen, label = _choose(name, arrays, names)
-        self._arrays = [_array(arrays[key], f"{name}, {key}") for key in chosen]
-        self._label = None if label is None else _array(arrays[label], f"{name}, {label}")
+        self._arrays = [array_of(arrays[key], f"{name}, {key}") for key in chosen]
+        self._label = None if label is None else array_of(arrays[label], f"{name}, {label}")
         shapes = {key: a.shape for key, a in zip(chosen, self._arrays)}
         self._length = _common_length(name, shapes if self._label is None else {**shapes, "label": self._label.shape})
 
@@ -247,6 +326,10 @@ class Npz(Items):
     def labels(self, indices: Iterable[int]) -> Iterator[Label]:
         if not self._has_label:
             return (None for _ in indices)
+        return self.stored(indices)
+
+    def stored(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        """Items of the last array that is read, as they are."""
         return (arrays[0] for _, arrays in self._read(self._keys[-1:], indices))
 
     def _read(self, keys: Sequence[str], indices: Iterable[int]) -> Iterator[tuple[int, list[np.ndarray]]]:

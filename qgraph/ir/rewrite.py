@@ -22,12 +22,9 @@ class are its options (a frozen dataclass), in Python ``InsertFakeQuantize(weigh
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
-import sys
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -37,7 +34,7 @@ from typing import Any, Callable, ClassVar, TypeVar, get_type_hints
 from qgraph.errors import OptionError, PassError, QGraphError, suggest
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.pattern import MatchFail, P
-from qgraph.registry import entry_points_of
+from qgraph.registry import described, entry_points_of, user_attribute
 
 log = logging.getLogger("qgraph.passes")
 
@@ -197,7 +194,7 @@ def run_pass(step: Pass, g: Graph) -> int:
     except QGraphError:
         raise
     except Exception as error:
-        raise PassError(f"pass {step.name} broke: {_described(error)}") from error
+        raise PassError(f"pass {step.name} broke: {described(error)}") from error
 
 
 # ---- passes from the command line -----------------------------------------------------------------------------------
@@ -230,7 +227,7 @@ def registered() -> dict[str, type[Pass]]:
         try:
             found = entry.load()
         except Exception as error:  # whatever the package raises
-            log.warning("warning: pass %s: %s cannot be loaded: %s", entry.name, entry.value, _described(error))
+            log.warning("warning: pass %s: %s cannot be loaded: %s", entry.name, entry.value, described(error))
             continue
         if getattr(found, "name", None) != entry.name or entry.name not in REGISTRY:
             log.warning("warning: pass %s: %s is no pass of this name, want a class with @qgraph.register and "
@@ -279,18 +276,7 @@ def load_user_pass(spec: str) -> tuple[Pass, str]:
     module_name, class_name, after = match.groups()
     if class_name is None:
         return _made(pass_class(module_name), module_name), after
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except QGraphError:  # of `register`: it says what is wrong with the class
-        raise
-    except Exception as error:  # whatever the user's file raises
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            raise OptionError(f"--pass: no module {module_name!r} in the current folder or the environment") from None
-        raise OptionError(f"--pass: module {module_name!r} cannot be imported: {_described(error)}") from error
-    finally:
-        sys.path.pop(0)
-    cls = getattr(module, class_name, None)
+    cls = user_attribute("--pass", module_name, class_name)
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         raise OptionError(f"--pass: {module_name}.{class_name} is not a subclass of qgraph.Pass")
     return _made(cls, class_name), after
@@ -301,13 +287,6 @@ def _made(cls: type[Pass], name: str) -> Pass:
         return cls()
     except TypeError as error:
         raise OptionError(f"--pass: {name} needs arguments that --pass cannot give: {error}") from None
-
-
-def _described(error: Exception) -> str:
-    """An error with its file and line, which a syntax error names itself: its file has not run."""
-    words = f"{type(error).__name__}: {error}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return words if isinstance(error, SyntaxError) else f"{words} ({frame.filename}, line {frame.lineno})"
 
 
 def insert_after(passes: Sequence[Pass], new: Pass, after: str) -> tuple[Pass, ...]:

@@ -66,14 +66,21 @@ def centers(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([(low + high) / 2, high - low], -1)
 
 
+def areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas of boxes that are given by corners; 0 where the corners are exchanged."""
+    return np.maximum(boxes[..., 2:] - boxes[..., :2], 0).prod(-1)
+
+
+def common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The area that boxes, which broadcast, have in common."""
+    return areas(np.concatenate([np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], -1))
+
+
 def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes that broadcast; 0 where one has no area."""
-    def area(x: np.ndarray) -> np.ndarray:
-        return np.maximum(x[..., 2:] - x[..., :2], 0).prod(-1)
-
-    common = area(np.concatenate([np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], -1))
-    union = area(a) + area(b) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    shared = common(a, b)
+    union = areas(a) + areas(b) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 # ---- suppression ----------------------------------------------------------------------------------------------------

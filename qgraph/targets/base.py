@@ -82,11 +82,11 @@ class Tensors(ABC):
 
     @abstractmethod
     def watch(self, names: Sequence[str]) -> list[Hashable]:
-        """What an executor must return: the first output, then what `reals` reads."""
+        """What an executor must return: the outputs, then what `reals` reads."""
 
     @abstractmethod
     def reals(self, names: Sequence[str], values: Sequence[Array]) -> dict[str, Array]:
-        """Name -> real values. values: those of `watch` without the output."""
+        """Name -> real values. values: those of `watch` without the outputs."""
 
     @abstractmethod
     def op(self, name: str) -> str:

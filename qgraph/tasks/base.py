@@ -65,11 +65,12 @@ class Claim(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """unit: "%" or "".  help: what is counted.  up: whether more is better."""
+    """unit: "%", "dB" or "".  help: what is counted.  up: whether more is better.  title: for people, else the name."""
 
     unit: str
     help: str
     up: bool = True
+    title: str = ""
 
 
 class Tally(ABC):

@@ -19,9 +19,10 @@ class Classification(Task):
 
     name, help = "classification", "rows of scores, a class each; the highest one counts"
     metrics = {
-        "top1": Metric("%", "rows with the same class on top; with labels: with the right one"),
-        "margin": Metric("%", "the same, each row weighted by how far the float model's best class is ahead"),
-        "top5": Metric("%", "rows with the label among the best five"),
+        "top1": Metric("%", "rows with the same class on top; with labels: with the right one", title="top-1"),
+        "margin": Metric("%", "the same, each row weighted by how far the float model's best class is ahead",
+                         title="top-1 by margin"),
+        "top5": Metric("%", "rows with the label among the best five", title="top-5"),
     }
     main, ruined = "top1", 80.0
     labels = "a class number per image"
@@ -65,7 +66,7 @@ def _sure(head: Head) -> float:
         return 0.0
     if head.behind[:1] and head.behind[0] in SOFTMAX:
         return 0.9
-    return 0.6 if not head.behind or "FullyConnected" in head.behind[:2] else 0.5
+    return 0.7 if not head.behind or "FullyConnected" in head.behind[:2] else 0.5
 
 
 def _classes(labels: Labels, classes: int, where: Sequence[str]) -> Array:

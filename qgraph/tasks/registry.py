@@ -62,12 +62,29 @@ class Assigned(NamedTuple):
     sure: float
 
 
+def check_chosen(chosen: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise OptionError for a task or an output that is not there, or named twice. outputs: the model's."""
+    named: set[str] = set()
+    for text in chosen:
+        name, _, parts = text.partition(":")
+        task_class(name)
+        for part in parts.split("+") if parts else ():
+            if part not in outputs:
+                raise OptionError(f"--task {text}: the model has no output {part!r}, it has {', '.join(outputs)}"
+                                  + suggest(part, outputs, " (did you mean {}?)"))
+            if part in named:
+                raise OptionError(f"--task {text}: the output {part} is named twice, want one task for each")
+            named.add(part)
+
+
 def assign(heads: Sequence[Head], chosen: Sequence[str] = ()) -> list[Assigned]:
     """The tasks of a model, so that every output is of one, in the order of their first outputs.
 
     chosen: ``NAME`` for all outputs that can be of this task, or ``NAME:OUTPUT`` (several outputs are joined by +).
-    Raises OptionError for a task or an output that is not there, and for an output that is named twice.
+    Raises OptionError as `check_chosen` does.
     """
+    names = [head.name for head in heads]
+    check_chosen(chosen, names)
     taken: dict[int, None] = {}
     found: list[Assigned] = []
 
@@ -80,10 +97,7 @@ def assign(heads: Sequence[Head], chosen: Sequence[str] = ()) -> list[Assigned]:
     for name, _, outputs in sorted(wanted, key=lambda parts: not parts[2]):
         cls = task_class(name)
         if outputs:
-            numbers = tuple(_number(part, heads, f"--task {name}:{outputs}") for part in outputs.split("+"))
-            if len({*numbers, *taken}) < len(numbers) + len(taken):
-                raise OptionError(f"--task {name}:{outputs}: an output is named twice, want one task for each")
-            take(cls, numbers, 1.0)
+            take(cls, tuple(names.index(part) for part in outputs.split("+")), 1.0)
             continue
         claims = sorted(cls.claims(heads), key=lambda claim: -claim.sure)
         for claim in claims or [Claim((number,), 0.0) for number in range(len(heads))]:
@@ -92,11 +106,3 @@ def assign(heads: Sequence[Head], chosen: Sequence[str] = ()) -> list[Assigned]:
     for sure, _, claim, cls in sorted(every, key=lambda row: (-row[0], -row[1])):
         take(cls, claim.outputs, sure)
     return sorted(found, key=lambda assigned: assigned.outputs)
-
-
-def _number(name: str, heads: Sequence[Head], flag: str) -> int:
-    names = [head.name for head in heads]
-    if name not in names:
-        raise OptionError(f"{flag}: the model has no output {name!r}, it has {', '.join(names)}"
-                          + suggest(name, names, " (did you mean {}?)"))
-    return names.index(name)

@@ -11,8 +11,11 @@ class Values(Task):
     """Anything: signal to noise, cosine, the largest error."""
 
     name, help = "values", "anything else: signal to noise, cosine, largest error"
-    metrics = {"sqnr_db": Metric("dB", "signal to noise"), "cosine": Metric("", "cosine of the two outputs"),
-               "max_error": Metric("", "largest error", up=False)}
+    metrics = {
+        "sqnr_db": Metric("dB", "signal to noise", title="SQNR"),
+        "cosine": Metric("", "cosine of the two outputs"),
+        "max_error": Metric("", "largest error", up=False),
+    }
     main, ruined, best = "sqnr_db", 15.0, 50.0
 
     @classmethod

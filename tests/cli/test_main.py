@@ -75,7 +75,7 @@ def test_json_is_the_report_and_nothing_else(net: Path, capsys: pytest.CaptureFi
 def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", frozen, "--data", "test.npz", "--reference", "net", "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"images", "top1", "top5", "agreement", "ms_per_image"}
+    assert set(found) == {"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged"}
     assert found["images"] == 64 and found["top1"] > 95 and found["agreement"] > 95 and found["ms_per_image"] > 0
 
     assert main(["compare", "net", frozen, "--data", "test.npz", "--json", "-q"]) == 0
@@ -145,14 +145,14 @@ def test_dump_and_a_pass_of_ones_own(net: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("data", ["net-calib.npz", "misnamed.npz", "flat"])
-def test_eval_says_why_there_is_no_top1(data: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_says_why_there_are_no_scores(data: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with np.load("test.npz") as test:
         np.savez("misnamed.npz", data=test["data"], labels=test["label"])
     Path("flat").mkdir()
     Image.new("L", (24, 24)).save("flat/0.png")
     assert main(["eval", "net", "--data", data, "-q"]) == 0
     line = lines_of(capsys)[0][1]
-    assert line.startswith(f"top1          not known: {data} has no labels; ") and "`label` of an .npz" in line
+    assert line.startswith(f"scores        not known: {data} has no labels") and "`label` of an .npz" in line
 
 
 def test_a_summary_of_nothing_quantized(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,7 +359,7 @@ def test_flags_are_the_fields_of_the_options() -> None:
     fields = {f.name: f for f in dataclasses.fields(FreezeOptions)}
     of_targets = option_fields()
     assert {"isa", "int4", "fast"} <= of_targets.keys()
-    rest = {"model", "as_json", "quiet", "verbose", "targets", *of_targets}
+    rest = {"model", "as_json", "quiet", "verbose", "strict", "targets", *of_targets}
     assert set(flags) - rest == set(fields) - {"target"}
     with freeze_command.make_context("freeze", ["x"]) as ctx:
         assert ctx.params.pop("targets") == (fields.pop("target").default,)

@@ -425,7 +425,7 @@ def test_evaluate_counts(images: tuple[np.ndarray, np.ndarray]) -> None:
     assert found["images"] == 96 and found["agreement"] == 100.0
     assert found["top1"] == round(100 * (scores.argmax(1) == wrong).mean(), 2) <= 75.0
     assert found["top5"] == 100.0 and found["ms_per_image"] > 0
-    with pytest.raises(qgraph.QGraphError, match="to 77, but the model has 10 classes"):
+    with pytest.raises(qgraph.QGraphError, match="label 77, but the model has 10 classes"):
         qgraph.evaluate(MODEL, {"data": data, "label": np.where(labels == 9, 77, labels)})
 
 

@@ -55,6 +55,8 @@ def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.nda
     data, labels = test_set["data"], test_set["label"]
     found = simulate(MODEL, test_set, STRATEGIES)
     plain = qgraph.evaluate(MODEL, test_set)
+    g = qgraph.load(f"{MODEL}-symbol.json", f"{MODEL}-0000.params")
+    float_classes = Reference(g).run({"data": data})[0].argmax(1)
     assert {k: found.float_row[k] for k in ("images", "top1", "top5")} == {
         k: plain[k] for k in ("images", "top1", "top5")}
     rows = [found.row(strategy) for strategy in STRATEGIES]
@@ -64,7 +66,7 @@ def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.nda
         frozen = qgraph.freeze(MODEL, options)
         classes = Reference(frozen.graph, rounding="mxnet").run({"data": data})[0].argmax(1)
         assert row["images"] == IMAGES and row["top1"] == top1(classes, labels)
-        assert row["agreement"] == top1(classes, found.classes)
+        assert row["agreement"] == top1(classes, float_classes)
 
 
 @pytest.mark.mxnet
@@ -160,10 +162,11 @@ def test_the_command(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     text = (tmp_path / "sim.md").read_text()
     assert out.startswith(text) and (f"wrote       {prefix}.png" in out) is plots
-    assert text.splitlines()[0].split() == " | ".join(["", *HEAD, ""]).split() and len(text.splitlines()) == 2 + 5
+    head = [*HEAD, "Top-1", "Agreement"]
+    assert text.splitlines()[0].split() == " | ".join(["", *head, ""]).split() and len(text.splitlines()) == 2 + 5
     with open(tmp_path / "sim.csv", newline="") as file:
         table = list(csv.reader(file))
-    assert table[0] == list(HEAD) and [row[2] for row in table[1:]] == ["float32", "int8", "int8", "int2", "int2"]
+    assert table[0] == head and [row[2] for row in table[1:]] == ["float32", "int8", "int8", "int2", "int2"]
     assert not plots or (tmp_path / "sim.png").read_bytes().startswith(b"\x89PNG")
     assert main(["simulate", MODEL, "--data", test_file, "--json", "--output", str(tmp_path / "one")]) == 0
     one = json.loads(capsys.readouterr().out)
@@ -271,8 +274,9 @@ def test_mistakes_are_one_line(flags: list[str], said: str, test_file: str, tmp_
 
 def rows() -> Simulation:
     found = Simulation({"model": "m"}, [Strategy()])
-    found.set_float({"images": 2, "top1": 50.0, "top5": None, "agreement": None, "ms_per_image": 1.0}, np.array([1, 2]))
-    found.add(Strategy(), {"images": 2, "top1": 50.0, "top5": None, "agreement": 100.0, "ms_per_image": 1.0})
+    scores = {"images": 2, "top1": 50.0, "top5": None, "scores": {"top1": 50.0}}
+    found.set_float(scores)
+    found.add(Strategy(), {**scores, "agreement": 100.0, "worst": "fc", "sqnr_db": 31.5})
     return found
 
 
@@ -284,7 +288,8 @@ def test_rows_survive_a_file() -> None:
 @pytest.mark.parametrize("change", [
     lambda body: body.update(format="other"), lambda body: body.pop("about"), lambda body: body.update(rows=[1]),
     lambda body: body["rows"][0].update(weight_bits="8"), lambda body: body["rows"][0].pop("top1"),
-    lambda body: body["float"].update(classes=[1]), lambda body: body["float"].update(classes="x"),
+    lambda body: body["float"].update(scores=[1]), lambda body: body["float"].update(scores={"top1": "x"}),
+    lambda body: body["rows"][0].update(sqnr_db="x"),
     lambda body: body["rows"][0].update(top1=[1]), lambda body: body["rows"][0].update(act_signed="atto"),
     lambda body: body["rows"][0].update(weight_bits=0)])
 def test_files_that_hold_something_else_are_refused(change: Any) -> None:

@@ -115,8 +115,8 @@ def test_outputs_that_are_joined_are_one_task(pair):
                        ".did you mean scores"),
     (["values:scores+pixel"], r"--task values:scores\+pixel: the model has no output 'pixel', .*did you mean pixels"),
     (["values:scores+"], "no output '', it has scores, pixels, features$"),
-    (["values:scores+scores"], "--task values:scores.scores: an output is named twice"),
-    (["values:scores", "classification:scores"], "--task classification:scores: an output is named twice"),
+    (["values:scores+scores"], "--task values:scores.scores: the output scores is named twice"),
+    (["values:scores", "classification:scores"], "--task classification:scores: the output scores is named twice"),
 ])
 def test_what_is_not_there_is_one_line(chosen, message):
     with pytest.raises(OptionError, match=message) as caught:

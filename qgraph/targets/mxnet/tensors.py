@@ -38,7 +38,7 @@ class MxnetTensors(Tensors):
 
     def watch(self, names: Sequence[str]) -> list[Hashable]:
         """One tensor per float name, codes with their minimum and maximum per integer name."""
-        return [self.graph.heads[0],
+        return [*self.graph.heads,
                 *(Port(self.nodes[name], i) for name in names for i in range(1 if self._is_float(name) else 3))]
 
     def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ class MxnetTensors(Tensors):
             difference = differences.get(node.name) if node.op != "null" else None
             if difference is None:
                 continue
-            noise[node] = difference.noise / difference.signal if difference.signal else 0.0
+            noise[node] = float(difference.noise / difference.signal) if difference.signal else 0.0
             rows.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
                          **difference.to_dict(), "added_noise": float(f"{max(noise[node] - before, 0.0):.4g}")})
         return rows

@@ -162,7 +162,7 @@ class NcnnTensors(Tensors):
         return self.layers[name].type
 
     def watch(self, names: Sequence[str]) -> list[Hashable]:
-        return [self.model.outputs[0], *(self.layers[name].outputs[0] for name in names)]
+        return [*self.model.outputs, *(self.layers[name].outputs[0] for name in names)]
 
     def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """What an int8 layer writes in codes is divided by its output scale."""

@@ -231,7 +231,7 @@ class OnnxTensors(Tensors):
 
     def watch(self, names: Sequence[str]) -> list[Hashable]:
         tensors = [self.names[name] for name in names]
-        return [self.model.outputs[0], *(self.codes[t].tensor if t in self.codes else t for t in tensors)]
+        return [*self.model.outputs, *(self.codes[t].tensor if t in self.codes else t for t in tensors)]
 
     def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         found = {}

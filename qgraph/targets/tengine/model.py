@@ -157,7 +157,7 @@ class TengineTensors(Tensors):
         return self.nodes[name].op
 
     def watch(self, names: Sequence[str]) -> list[Hashable]:
-        return [self.graph.heads[0], *(self._value(self.nodes[name]) for name in names)]
+        return [*self.graph.heads, *(self._value(self.nodes[name]) for name in names)]
 
     def _value(self, node: Node) -> Port:
         """Behind its rounding, and behind the activation that is fused into it on the other side."""

@@ -25,7 +25,7 @@ def network(name: str) -> Any:
     if name == "small resnext":
         return CIFARResNext([1, 1], cardinality=4, bottleneck_width=4)
     if name == "small se_resnet":
-        return ResNetV1(BasicBlockV1, [1, 1], [16, 16, 32], classes=10, use_se=True)
+        return ResNetV1(BasicBlockV1, [1, 1], [32, 32, 64], classes=10, use_se=True)
     return model_zoo.get_model(name, pretrained=False)
 
 
