@@ -34,7 +34,7 @@ class Pixels(Tally):
     def result(self) -> Result:
         """IoU = both / (want + found - both), a mean over the classes that occur in either."""
         pixels, same = int(self.want.sum()), int(self.both.sum())
-        either = self.want + self.found - self.both
+        either: Array = self.want + self.found - self.both
         parts = [Fraction(both, union) for both, union in zip(self.both.tolist(), either.tolist()) if union]
         return {"pixels": 100 * same / pixels if pixels else None,
                 "miou": float(100 * sum(parts) / len(parts)) if parts else None}
