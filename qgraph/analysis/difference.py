@@ -37,10 +37,12 @@ class Difference:
                 wanted = rows[0][part]
                 a, b, error, product = (buffer[:wanted.size].reshape(wanted.shape) for buffer in buffers)
                 a[:], b[:] = wanted, rows[1][part]
-                sums.append(_sums(a, b, np.subtract(b, a, out=error), product))
-                if (odd := ~np.isfinite(sums[-1]).all(axis=0)).any():
+                of_rows = _sums(a, b, np.subtract(b, a, out=error), product)
+                if not np.isfinite(of_rows).all():
+                    odd = ~np.isfinite(of_rows).all(axis=0)
                     a[odd], b[odd], error[odd] = _finite(a[odd], b[odd])
-                    sums[-1] = _sums(a, b, error, product)
+                    of_rows = _sums(a, b, error, product)
+                sums.append(of_rows)
                 self.largest = max(self.largest, float(error.max()), -float(error.min()))
         signal, other, product, noise = map(total, np.concatenate(sums, axis=1))
         self.signal, self.other = self.signal + signal, self.other + other
@@ -69,8 +71,10 @@ class Difference:
 
 def _sums(a: Array, b: Array, error: Array, product: Array) -> Array:
     """(4, rows): of the squares of a, of b, of a * b, and of the squares of the error. product: memory for it."""
-    return np.stack([np.add.reduce(np.multiply(x, y, out=product), axis=1)
-                     for x, y in ((a, a), (b, b), (a, b), (error, error))])
+    sums = np.empty((4, len(a)))
+    for row, x, y in zip(sums, (a, b, a, error), (a, b, b, error)):
+        np.add.reduce(np.multiply(x, y, out=product), axis=1, out=row)
+    return sums
 
 
 def _finite(a: Array, b: Array) -> tuple[Array, Array, Array]:

@@ -63,7 +63,8 @@ class Assigned(NamedTuple):
 
 
 def check_chosen(chosen: Sequence[str], outputs: Sequence[str]) -> None:
-    """Raise OptionError for a task or an output that is not there. outputs: the model's."""
+    """Raise OptionError for a task or an output that is not there, or named twice. outputs: the model's."""
+    named: set[str] = set()
     for text in chosen:
         name, _, parts = text.partition(":")
         task_class(name)
@@ -71,6 +72,9 @@ def check_chosen(chosen: Sequence[str], outputs: Sequence[str]) -> None:
             if part not in outputs:
                 raise OptionError(f"--task {text}: the model has no output {part!r}, it has {', '.join(outputs)}"
                                   + suggest(part, outputs, " (did you mean {}?)"))
+            if part in named:
+                raise OptionError(f"--task {text}: the output {part} is named twice, want one task for each")
+            named.add(part)
 
 
 def assign(heads: Sequence[Head], chosen: Sequence[str] = ()) -> list[Assigned]:
