@@ -115,8 +115,8 @@ def test_a_box_that_loses_more_than_three_quarters_is_difficult():
 
 def test_a_point_outside_of_the_crop_is_not_labelled():
     geometry = Preprocess(crop=20).geometry((40, 20), "x")
-    rows = np.array([[10, 5, 2], [9, 5, 2], [0, 0, 0], [30, 20, 1]])
-    assert Points(rows).placed(geometry, "x").tolist() == [[0, 5, 2], [0, 0, 0], [0, 0, 0], [20, 20, 1]]
+    rows = np.array([[10, 5, 2], [9, 5, 2], [0, 0, 0], [15, 5, 0], [30, 20, 1]])
+    assert Points(rows).placed(geometry, "x").tolist() == [[0, 5, 2], [0, 0, 0], [0, 0, 0], [0, 0, 0], [20, 20, 1]]
 
 
 # ------------------------------------------------------------------------------------------------- .rec
@@ -211,7 +211,7 @@ def test_coco_boxes(images, tmp_path, caplog):
 
 
 def test_coco_keypoints_are_those_of_the_largest_person(images, tmp_path):
-    people = [(3, 50.0, 0, 4), (3, 90.0, 0, 10), (3, 99.0, 1, 20), (7, 1.0, 0, 6)]
+    people = [(3, 90.0, 0, 10), (3, 50.0, 0, 4), (3, 99.0, 1, 20), (7, 1.0, 0, 6)]
     annotations = [{"image_id": image, "category_id": 1, "area": area, "iscrowd": crowd, "bbox": [0, 0, 1, 1],
                     "keypoints": [x, 4, 2, x + 2, 6, 1, 0, 0, 0]} for image, area, crowd, x in people]
     path = write(tmp_path, {"k.json": coco(annotations=annotations)}) / "k.json"
