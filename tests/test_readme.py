@@ -114,9 +114,14 @@ def test_names_of_files_and_passes_exist() -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_every_target_and_method_is_described() -> None:
+def test_every_target_method_and_task_is_described() -> None:
     from qgraph.quant.ranges import METHODS
     from qgraph.targets.registry import TARGETS
+    from qgraph.tasks.registry import all_classes
 
+    for task in all_classes():
+        row = re.search(rf"^\| `{task.name}` \|.*$", TEXT, re.M)
+        assert row and f"{task.ruined:g} {task.metrics[task.main].unit}".strip() in row.group(0), task.name
+        assert all(name in row.group(0) for name in task.metrics if task.name != "values"), task.name
     for name in (*METHODS, *TARGETS):
         assert re.search(rf"^\| `{re.escape(name)}` \|", TEXT, re.M), f"README.md has no row for {name}"

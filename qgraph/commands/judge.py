@@ -105,7 +105,8 @@ class Judge:
         "outputs": [{"name", "task", "sqnr_db", "cosine", "max_error"}], "top1": of the first classification or None,
         "agreement": the least main metric of those in percent or None, and the three numbers of the worst output}.
 
-        tasks: that nearest to ruin, or farthest beyond it, comes first.  worst: its output with the lowest SQNR.
+        tasks: that nearest to ruin, or farthest beyond it, comes first; where boxes are decoded, they alone tell of ruin.
+        worst: its output with the lowest SQNR.
         """
         differences = [difference.to_dict() for difference in self._differences]
         rows = sorted((self._row(assigned, differences) for assigned in self.tasks), key=lambda row: row.standing)
@@ -128,7 +129,7 @@ class Judge:
     def _as_dict(self, row: _Row) -> dict[str, Any]:
         task, _, sure = row.assigned
         return {"task": task.name, "outputs": [head.name for head in task.heads], "sure": sure, "main": task.main,
-                "metrics": row.metrics, "ruined": row.standing < 0}
+                "metrics": row.metrics, "ruined": row.standing < 0 and self._decoded in (None, task)}
 
 
 class _Row(NamedTuple):

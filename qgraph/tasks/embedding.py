@@ -107,7 +107,8 @@ def _same_neighbours(a: Array, b: Array) -> float | None:
 def _nearest(vectors: Array, asked: Array) -> Array:
     cosines = vectors[asked] @ vectors.T
     cosines[np.arange(len(asked)), asked] = -np.inf
-    return (cosines >= cosines.max(axis=1, keepdims=True) - TIE).argmax(axis=1)
+    nearest: Array = (cosines >= cosines.max(axis=1, keepdims=True) - TIE).argmax(axis=1)
+    return nearest
 
 
 # ---- with labels ----------------------------------------------------------------------------------------------------

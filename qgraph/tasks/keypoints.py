@@ -122,7 +122,8 @@ def _similarity(away: Array, visible: Array) -> Array:
     """
     sigmas = np.array(COCO_SIGMAS) if len(away) == len(COCO_SIGMAS) else np.full(len(away), OTHER_SIGMA)
     area = np.maximum(np.ptp(visible, axis=0), 1.0).prod()
-    return np.exp(-np.minimum(away, NOT_FINITE) ** 2 / (2 * area * (2 * sigmas) ** 2))
+    alike: Array = np.exp(-np.minimum(away, NOT_FINITE) ** 2 / (2 * area * (2 * sigmas) ** 2))
+    return alike
 
 
 def _label(label: Array, points: int, image: str) -> tuple[Array, Array]:

@@ -68,7 +68,7 @@ class Text(Task):
 
     def _best(self, output: Array) -> Array:
         """(images, steps): the class that is on top."""
-        classes = output.argmax(-1)
+        classes: Array = output.argmax(-1)
         if self._layout == "rows":
             classes = classes.reshape(self.heads[0].shape[0] // self.heads[0].images, -1)
         return classes if self._layout == "images" else classes.T

@@ -60,7 +60,8 @@ def _right(apart: Array, same: Array) -> Array:
     """How many answers are right at each threshold."""
     reached = np.searchsorted(THRESHOLDS, apart, side="right")  # the first threshold above a distance
     genuine, impostors = (np.bincount(reached[kind], minlength=len(THRESHOLDS) + 1)[:-1] for kind in (same, ~same))
-    return genuine.cumsum() + int((~same).sum()) - impostors.cumsum()
+    right: Array = genuine.cumsum() + int((~same).sum()) - impostors.cumsum()
+    return right
 
 
 def tar_at_far(apart: Array, same: Array) -> Fraction | None:
@@ -126,7 +127,8 @@ def _draw(rng: np.random.Generator, partners: Array, count: int) -> tuple[Array,
 
 
 def _distinct(rows: Array) -> Array:
-    return np.unique(np.sort(rows, axis=1), axis=0)
+    rows = np.unique(np.sort(rows, axis=1), axis=0)
+    return rows
 
 
 def balanced(pairs: Array) -> Array:
