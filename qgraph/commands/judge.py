@@ -105,7 +105,7 @@ class Judge:
         "outputs": [{"name", "task", "sqnr_db", "cosine", "max_error"}], "top1": of the first classification or None,
         "agreement": the least main metric of those in percent or None, and the three numbers of the worst output}.
 
-        tasks: that nearest to ruin, or farthest beyond it, comes first; where boxes are decoded, they alone tell of ruin.
+        tasks: that nearest to ruin, or farthest beyond it, comes first; boxes that are decoded alone tell of ruin.
         worst: its output with the lowest SQNR.
         """
         differences = [difference.to_dict() for difference in self._differences]

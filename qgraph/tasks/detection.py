@@ -139,11 +139,7 @@ def _labelled(label: Array, where: str, size: tuple[int, ...] | None) -> Truth:
     wrong = {  # what is wrong -> where
         "holds what is no number": ~np.isfinite(rows).all(axis=1),
         "has a class that is no whole number from 0":
-<<<<<<< HEAD
             (classes < 0) | (classes != np.rint(classes)) | (classes >= MOST_CLASSES),
-=======
-            (classes < 0) | (classes >= MOST_CLASSES) | (classes != np.rint(classes)),
->>>>>>> 13c8761066d130e44d2b8766f1b94562a85cfb17
         "is empty, or its corners are exchanged": (high <= low).any(axis=1),
         f"is outside of the input, {edge[0] - SLACK:g} wide and {edge[1] - SLACK:g} high":
             (low < -SLACK).any(axis=1) | (high > edge).any(axis=1),
