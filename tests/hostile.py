@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import random
 import re
 import struct
@@ -295,6 +296,19 @@ def pack_npz(members: dict[str, bytes], how: int) -> bytes:
     return stream.getvalue()
 
 
+def _pickled_pairs(protocol: int) -> bytes:
+    """Two pairs of images as InsightFace packs them, one image as the array of bytes that OpenCV makes."""
+    from PIL import Image
+
+    images: list[Any] = []
+    for seed in range(4):
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)).save(stream, "JPEG")
+        images.append(stream.getvalue())
+    images[3] = np.frombuffer(images[3], np.uint8)
+    return pickle.dumps((images, [True, False]), protocol)
+
+
 def _image_records(labels: bytes) -> bytes:
     """An image in every format and mode that is read. labels: as they lie in front of it."""
     from PIL import Image
@@ -412,6 +426,7 @@ def make_seeds() -> dict[str, list[Seed]]:
                      for document in (_COCO, _KEYPOINTS)],
             "voc": [(_VOC, {"x.png": _image(), "names.txt": b"dog\ncat"})],
             "npz": [(npz.getvalue(), {}), (images.getvalue(), {})],
+            "pairs": [(_pickled_pairs(protocol), {}) for protocol in (0, 2, 4)],
         }
 
 
@@ -527,6 +542,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("rec", "x.rec", (*BYTES, lie, *[garble_record] * 6), sweep, 1600),  # as floats, as many pixels as are decoded
     Kind("coco", "x.json", (*BYTES, *JSON), sweep_labels),
     Kind("voc", "x.xml", (*BYTES, *TEXT, garble_xml, garble_xml), sweep_labels),
+    Kind("pairs", "x.bin", (*BYTES, *BYTES, lie, lie), sweep, 1600),
     Kind("npz", "x.npz", (*BYTES, lie, *[garble_member] * 6), sweep),
 )}
 
