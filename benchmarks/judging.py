@@ -63,7 +63,8 @@ def main() -> None:
     net = model_zoo.get_model("fcn_resnet50_voc", pretrained=False, pretrained_base=False, crop_size=SIZE)
     net.initialize()
     fcn = from_gluon(net, {"data": (1, 3, SIZE, SIZE)})
-    few = JudgeOptions(batch_size=BATCH).open(np.concatenate([noise(50, SIZE)] * -(-count // 50))[:count], {"data": (0, 3, SIZE, SIZE)})
+    images = np.concatenate([noise(50, SIZE)] * -(-count // 50))[:count]
+    few = JudgeOptions(batch_size=BATCH).open(images, {"data": (0, 3, SIZE, SIZE)})
     rows.append(["segmentation", "fcn_resnet50_voc", *measure(fcn, few, "segmentation")])
     print(table("Judging", ["task", "network", "images", "two forward passes, s", "judging, s", "all / forward",
                             "MiB grown", "agreement"], rows))

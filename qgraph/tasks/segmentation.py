@@ -32,10 +32,11 @@ class Pixels(Tally):
         return Pixels(self.want + other.want, self.found + other.found, self.both + other.both)
 
     def result(self) -> Result:
-        """IoU = both / (want + found - both), a mean over the classes that occur in either."""
+        """IoU = both / (want + found - both), a mean over the classes that occur in the truth."""
         pixels, same = int(self.want.sum()), int(self.both.sum())
         either: Array = self.want + self.found - self.both
-        parts = [Fraction(both, union) for both, union in zip(self.both.tolist(), either.tolist()) if union]
+        parts = [Fraction(both, union) for both, union, want in zip(self.both.tolist(), either.tolist(), self.want)
+                 if want]
         return {"pixels": 100 * same / pixels if pixels else None,
                 "miou": float(100 * sum(parts) / len(parts)) if parts else None}
 
@@ -50,7 +51,7 @@ class Segmentation(Task):
     name, help = "segmentation", "scores of classes for every pixel; the highest one counts"
     metrics = {
         "pixels": Metric("%", "pixels with the same class on top; with labels: with the right one"),
-        "miou": Metric("%", "intersection over union of the pixels of a class, mean over classes that occur"),
+        "miou": Metric("%", "intersection over union of the pixels of a class, mean over the truth's classes"),
     }
     main, ruined = "miou", 80.0
     labels = "a mask per image"

@@ -217,6 +217,7 @@ def test_many_images_take_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain_accuracy(vectors: np.ndarray, pairs: np.ndarray) -> float:
     """As InsightFace's verification.py has it, threshold by threshold."""
+    pytest.importorskip("sklearn")
     from sklearn.model_selection import KFold
     from sklearn.preprocessing import normalize
 
@@ -230,6 +231,7 @@ def plain_accuracy(vectors: np.ndarray, pairs: np.ndarray) -> float:
 
 
 def plain_tar(vectors: np.ndarray, pairs: np.ndarray, far: float) -> float:
+    pytest.importorskip("sklearn")
     from sklearn.metrics import roc_curve
 
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
