@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import CASES, EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Net
@@ -151,6 +152,27 @@ def test_the_worst_output_is_named_and_gated(folder: Path, capsys: pytest.Captur
     gate = ["compare", "net", "q.onnx", "--data", "images.npz", "-q", "--min-sqnr"]
     assert main([*gate, str(better - 0.01)]) == 3 and f"of {found['output']['name']} is" in capsys.readouterr().err
     assert main([*gate, str(min(by_name.values()) - 0.01)]) == 0
+
+
+RETINAFACE = "detectors/retinaface_mnet025_16"
+
+
+@pytest.mark.cases(RETINAFACE)
+def test_a_face_detector_says_how_each_head_is(folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    case = CASES / RETINAFACE
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert main(["freeze", str(case / f"{case.name}-symbol.json"), "--target", "onnx", "--calib-data",
+                 str(case / "input.npz"), "--select", ":8", "--output", "q", "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("agreement"))
+    assert "worst output face_rpn_bbox_pred_stride16 (of 2)" in lines[at] and "on 8 images" in lines[at]
+    assert "top-1" not in "".join(lines) and "dB SQNR in face_rpn_cls_prob_reshape_stride16" in lines[at + 1]
+    found = result(capsys, "eval", "q.onnx", "--data", str(case / "input.npz"), "--select", "8:", "--reference",
+                   str(case / case.name), "--decode", "retinaface_boxes:boxes")["judged"]
+    boxes = next(row for row in found["tasks"] if row["task"] == "detection")
+    assert boxes["metrics"]["ap50"] > 90 and found["agreement"] == boxes["metrics"]["ap50"]
+    assert found["sqnr_db"] < 25 < max(row["sqnr_db"] for row in found["outputs"])
 
 
 def test_a_ruined_model_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,8 @@ def test_freezes_whole(make: Any, runtime: str, tmp_path: Path) -> None:
     frozen = qgraph.freeze(prefix, FreezeOptions(target="onnx", runtime=runtime, batch_size=batch),
                            calib_data={"data": np.concatenate([images(2, seed) for seed in (1, 2)])})
     assert len(frozen.report["quantized"]) > 5 and not frozen.report["float"]
+    (judged,) = frozen.report["agreement"]["tasks"]
+    assert judged["task"] == "detection" and len(judged["outputs"]) == 3 and judged["metrics"]["ap50"] > 70
     feeds, graph = {"data": images(batch, 1)}, open_model(prefix).as_graph("comparing")
     want, found = run_mxnet(graph, feeds), frozen.model.executor().run(feeds)
     assert [a.shape for a in found] == [a.shape for a in want]
