@@ -10,6 +10,7 @@ import click
 from qgraph.cli import console
 from qgraph.cli.options import (
     exclude_option,
+    float_check_option,
     image_options,
     input_shape_option,
     judge_options,
@@ -76,6 +77,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @judge_options
 @image_options
 @runtime_option
+@float_check_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @output_options
 def command(model: str, data: str, output: str | None, restart: bool, plot: bool, calib_select: str | None,

@@ -228,7 +228,7 @@ class _Bench:
         variant = tuple(float_steps)
         if variant not in self._float_graphs:
             g = self.source.copy()
-            floatcheck.run_checked(float_steps, g, self.feeds, self.engine)
+            floatcheck.run_checked(float_steps, g, self.feeds, self.engine, check=self.options.float_check)
             self._float_graphs[variant] = g
         float_graph = self._float_graphs[variant]
 
