@@ -15,8 +15,9 @@ import numpy as np
 
 from qgraph.data.annotations import Annotation, Mask
 from qgraph.data.coco import read_coco
+from qgraph.data.image_files import Folder
 from qgraph.data.preprocess import Preprocess
-from qgraph.data.sources import Folder, Items, Label, Npz, Row, array_of, read_npy
+from qgraph.data.sources import Items, Label, Npz, Row, array_of, read_npy
 from qgraph.data.voc import read_voc
 from qgraph.errors import DataError, MissingInputError, OptionError
 

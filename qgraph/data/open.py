@@ -21,9 +21,10 @@ from typing import cast
 import numpy as np
 
 from qgraph.arrays import Array
+from qgraph.data.image_files import Folder, Pairs, Records
 from qgraph.data.labels import Labelled, read_labels
 from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
-from qgraph.data.sources import Arrays, Dataset, Folder, Items, Label, Npz, Numbered, Pairs, Records, Stream, read_npy
+from qgraph.data.sources import Arrays, Dataset, Items, Label, Npz, Numbered, Stream, read_npy
 from qgraph.errors import DataError, MissingInputError, OptionError
 
 __all__ = ["PRESETS", "Batch", "Data", "Preprocess", "open_data", "parse_slice"]

@@ -213,16 +213,16 @@ def test_rec_gives_images_labels_and_names(rec):
 
 @pytest.mark.parametrize("workers", [2, 3, 8])
 def test_workers_change_nothing(rec, workers, monkeypatch):
-    import qgraph.data.sources as sources
+    import qgraph.data.image_files as image_files
 
-    plain = sources.decode
+    plain = image_files.decode
 
     def slow_on_even(file, where, preprocess):  # later items finish first
         time.sleep(0.004 if int(where[8:-1]) % 2 == 0 else 0)
         return plain(file, where, preprocess)
 
     one = everything(open_data(rec, PRESETS["tf"], batch_size=4, workers=1))
-    monkeypatch.setattr(sources, "decode", slow_on_even)
+    monkeypatch.setattr(image_files, "decode", slow_on_even)
     many = everything(open_data(rec, PRESETS["tf"], batch_size=4, workers=workers))
     assert np.array_equal(one[0], many[0]) and np.array_equal(one[1], many[1]) and one[2] == many[2]
 
@@ -237,10 +237,10 @@ def test_leaving_a_sweep_early_stops_the_threads_and_the_next_sweep_is_whole(rec
 
 
 def test_only_a_bounded_number_of_images_is_decoded_ahead(rec, monkeypatch):
-    import qgraph.data.sources as sources
+    import qgraph.data.image_files as image_files
 
-    decoded, plain = [], sources.decode
-    monkeypatch.setattr(sources, "decode", lambda *a: (decoded.append(a[1]), plain(*a))[1])
+    decoded, plain = [], image_files.decode
+    monkeypatch.setattr(image_files, "decode", lambda *a: (decoded.append(a[1]), plain(*a))[1])
     sweep = iter(open_data(rec, batch_size=2, workers=2))
     next(sweep)
     time.sleep(0.05)
