@@ -50,7 +50,7 @@ def _remedies(options: FreezeOptions, target: Target, layers: list[str]) -> list
         found.append("--granularity channel: a scale per output channel")
     if min(options.weight_bits, options.act_bits) < FreezeOptions.weight_bits:
         found.append("--weight-bits 8 --act-bits 8")
-    if layers and target.float_inputs:
+    if layers and not target.all_integers:
         found.append(" ".join(f"--exclude {name}" for name in layers) + ": these layers stay in float, and slower")
     found.append("training with quantization (qgraph.qat): an epoch or two")
     return found

@@ -288,7 +288,7 @@ class Target(ABC):
     suffix: the ending of the file that a model is called by.  extra: the extra of qgraph that installs the engine.
     passes: names of the quantizing passes, in order.
     trained: what is kept of a network that was trained quantized, see `KEEP_GRAPH`.
-    float_inputs: its quantized layers may read floats.
+    float_inputs: its quantized layers may read floats.  all_integers: none of its layers can be left in float.
     rewrites: `convert` writes other ops than MXNet's, which are compared with the original.
     float_passes: the line of `qgraph.passes.PIPELINES` that `convert` runs.
     keeps_simulation: it carries the float ops that simulate a quantization (mxnet-sim).
@@ -305,6 +305,7 @@ class Target(ABC):
     spec: ClassVar[Spec]
     passes: ClassVar[tuple[str, ...]]
     float_inputs: ClassVar[bool] = True
+    all_integers: ClassVar[bool] = False
     rewrites: ClassVar[bool] = True
     float_passes: ClassVar[str] = "float"
     keeps_simulation: ClassVar[bool] = False

@@ -17,12 +17,17 @@ import qgraph
 from qgraph import FreezeOptions
 from qgraph.cli.main import main
 from qgraph.commands.judge import Judge
+from qgraph.commands.network import FloatNetwork
+from qgraph.commands.ruin import ruin
 from qgraph.commands.strategies import Strategy
 from qgraph.data.open import Batch
 from qgraph.errors import OptionError
 from qgraph.formats.mxnet import save
 from qgraph.ir.graph import Graph
 from qgraph.options import JudgeOptions
+from qgraph.targets.mxnet.model import MxnetModel
+from qgraph.targets.mxnet.sim import lower
+from qgraph.targets.registry import get_target
 
 IMAGES = np.random.default_rng(5).uniform(0, 1, (24, 3, 16, 16)).astype(np.float32)
 
@@ -190,6 +195,18 @@ def test_a_ruined_model_says_so(folder: Path, capsys: pytest.CaptureFixture[str]
     assert report["ruin"]["outputs"][0]["names"] == ["conv1"] and report["agreement"]["tasks"][0]["ruined"]
     assert main(["freeze", "net", "--target", "mxnet-sim", "--calib-data", "images.npz", "--strict", "-q"]) == 0
     assert "RUINED" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "excludes"), [("mxnet", True), ("ncnn", True), ("tengine", False)])
+def test_layers_are_left_in_float_where_the_target_can(target: str, excludes: bool) -> None:
+    network = FloatNetwork(maps(Net(3)), FreezeOptions(target=target), get_target(target))
+    agreement = {"tasks": [{"ruined": True, "outputs": ["conv1"], "task": "values", "main": "sqnr_db",
+                            "metrics": {"sqnr_db": 3.0}}]}
+    options = FreezeOptions(target="mxnet-sim", weight_bits=2, runtime="onnxruntime")
+    model = lower(qgraph.freeze(maps(Net(3)), options, calib_data=IMAGES).graph)
+    found = ruin(agreement, network, MxnetModel(model), {"data": IMAGES[:4]}, get_target(target))
+    assert found is not None and found["layers"]
+    assert any(text.startswith("--exclude conv") for text in found["try"]) is excludes
 
 
 def test_what_calibration_leaves_out_is_judged_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

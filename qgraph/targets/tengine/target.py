@@ -24,7 +24,7 @@ class Tengine(Target):
     spec = Spec(rounding="half-away", weight=QSpec(bits=8, signed=True, narrow=True),
                 act=QSpec(bits=8, signed=True, narrow=True), granularities=("tensor", "group", "channel"),
                 weight_bits=tuple(range(2, 9)), act_bits=(8,), act_signed=("auto", "signed"))
-    # every value is an integer, from the inputs to the outputs
+    all_integers = True
     passes = ("insert-fake-quantize", "quantize-everything", "calibrate", "fit-bias", "round-weights", "quantize-bias",
               "bake-weights")
     reads = "a .tmfile of Tengine"
