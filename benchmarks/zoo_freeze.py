@@ -42,9 +42,10 @@ from _zoo import NETWORKS, Network  # noqa: E402
 from zoo_coverage import STOPS, randomize  # noqa: E402
 
 import qgraph  # noqa: E402
-from qgraph import FreezeOptions, Graph, UnsupportedError, engines  # noqa: E402
+from qgraph import FreezeOptions, Graph, engines  # noqa: E402
 from qgraph.analysis.difference import Difference  # noqa: E402
 from qgraph.commands.open_model import end_at  # noqa: E402
+from qgraph.errors import UnsupportedError  # noqa: E402
 from qgraph.formats.mxnet import load, save  # noqa: E402
 from qgraph.ir import ops  # noqa: E402
 from qgraph.ir.graph import Port  # noqa: E402
@@ -117,7 +118,7 @@ def freeze(network: Network, target: str, prefix: str) -> dict[str, Any]:
             frozen = qgraph.freeze(prefix, FreezeOptions(target=kind, outputs=ends), calib_data=f"{prefix}-calib.npz")
             break
         except UnsupportedError as error:
-            advised = tuple(re.findall(r"--outputs (\S+)", str(error)))
+            advised = tuple(re.findall(r"--outputs (\S+)", str(error).partition("the tensors in front:")[2]))
             if target != "ncnn" or not advised or not left:
                 raise
             ends = advised
