@@ -130,7 +130,7 @@ def before_stops(g: Graph) -> str:
     return ", ".join(dict.fromkeys(stops))
 
 
-def randomize(g: Graph, feeds: Mapping[str, np.ndarray], rng: np.random.Generator) -> None:
+def randomize(g: Graph, feeds: Mapping[str, np.ndarray], rng: np.random.Generator, shift: float = 0.5) -> None:
     """Weights as He et al., gammas of both signs, statistics that are near those of these feeds but not equal.
 
     Networks of random weights are chaotic where nothing damps them, and would show the rounding of float32 instead of
@@ -159,7 +159,7 @@ def randomize(g: Graph, feeds: Mapping[str, np.ndarray], rng: np.random.Generato
             size = g.params[names["gamma"]].size
             gamma = scale * rng.uniform(0.5, 1.5, size) * np.where(rng.random(size) < 0.1, -1, 1)
             g.params[names["gamma"]] = gamma.astype(np.float32)
-            g.params[names["beta"]] = (scale * rng.normal(0.5, 0.3, size)).astype(np.float32)
+            g.params[names["beta"]] = (scale * rng.normal(shift, 0.3, size)).astype(np.float32)
     for name in sorted(unseen):  # as the gate of an attention; constants, such as anchors, are no zeros
         if not g.params[name].any():
             shape = g.params[name].shape

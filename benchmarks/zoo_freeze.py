@@ -51,6 +51,7 @@ from qgraph.ir import ops  # noqa: E402
 from qgraph.ir.graph import Port  # noqa: E402
 
 MAKE, IMAGES, KERNELS, WANTED = "make", 4, 99.9, 57
+SHIFT = 1.5  # of BatchNorms: with more closed units the noise of random networks grows from layer to layer
 TARGETS = ("mxnet", "mxnet-sim", "onnx", ALONE, "ncnn")
 BODY = {"Activation", "LeakyReLU", "elemwise_add", "Pooling", "BatchNorm"}  # behind layers, and not of the decoding
 CUTS = 3  # so often is a network ended earlier
@@ -77,15 +78,15 @@ def judged(g: Graph) -> list[Port]:
     return list(found)
 
 
-def make(network: Network, prefix: str) -> None:
-    """Write the network, its images, and what MXNet gives for them."""
+def make(network: Network, prefix: str) -> dict[str, Any]:
+    """Write the network, its images, and what MXNet gives for them; no figures."""
     from qgraph.formats.gluon import from_gluon
 
     rng = np.random.default_rng(0)
     net, shapes = network.make()
     feeds = network.feeds(shapes, IMAGES, rng)
     g = from_gluon(net, {name: (network.batch, *shape) for name, shape in shapes.items()})
-    randomize(g, {name: x[:network.batch] for name, x in feeds.items()}, rng)
+    randomize(g, {name: x[:network.batch] for name, x in feeds.items()}, rng, SHIFT)
     ports = judged(g)
     g.heads = list(dict.fromkeys([*g.heads, *ports]))
     want = outputs(engines.runtime("making a network", "mxnet")(g), feeds, network.batch)
@@ -97,6 +98,7 @@ def make(network: Network, prefix: str) -> None:
     np.savez(f"{prefix}-calib.npz", **feeds)
     np.savez(f"{prefix}-want.npz", **{name: array for name, array in zip(names, want) if name in kept})
     save(g, prefix)
+    return {}
 
 
 def outputs(executor: Any, feeds: Feeds, batch: int) -> list[np.ndarray]:
@@ -152,7 +154,7 @@ def child(step: str, name: str, work: str) -> int:
     network, prefix = NETWORKS[name], f"{work}/{name}"
     result: dict[str, Any] = {"error": ""}
     try:
-        result.update(make(network, prefix) or {} if step == MAKE else freeze(network, step, prefix))
+        result.update(make(network, prefix) if step == MAKE else freeze(network, step, prefix))
     except Exception as error:  # whatever it is, it belongs in the table
         result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         logging.exception("%s %s", name, step)
