@@ -27,7 +27,7 @@ def give_batch(g: Graph) -> int:
         sizes = ops.attr(node, "shape")[1:]
 
         def op(kind: str, source: Node, part: str, origin: Node = node, **attrs: object) -> Node:
-            return g.add(kind, [Port(source)], f"{origin.name}_{part}", origin=(origin.name,), **attrs)
+            return g.add(kind, [Port(source)], f"{origin.name}_{part}", origin=(origin.name,), attrs=attrs)
 
         row = op("Reshape", inputs[names[0]], "rows", shape=(0, -1))
         one = op("slice_axis", row, "one", axis=1, begin=0, end=1)
