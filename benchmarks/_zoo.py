@@ -10,6 +10,7 @@ import numpy as np
 from zoo_coverage import build, noise, zeroed, zoo_block
 
 Shapes = dict[str, tuple[int, ...]]  # input -> shape of one image
+PROPOSALS = 20  # of detectors in two stages
 DETECTORS = (
     "ssd_300_mobilenet0.25_voc", "ssd_300_mobilenet1.0_lite_coco", "ssd_512_mobilenet1.0_voc",
     "ssd_512_resnet18_v1_voc", "ssd_300_resnet34_v1b_voc", "ssd_300_vgg16_atrous_voc", "yolo3_mobilenet0.25_voc",
@@ -60,6 +61,9 @@ class Network:
 def _zoo(name: str, family: str) -> Network:
     def make() -> tuple[Any, Shapes]:
         net, shape = build(name)
+        if "rcnn" in name:  # the second stage runs on every proposal
+            net.rpn._test_pre_nms, net.rpn._test_post_nms = 10 * PROPOSALS, PROPOSALS
+            net._rpn_test_post_nms = net._rcnn_max_dets = PROPOSALS
         return net, {"data": shape}
 
     return Network(name, family, make, batch=1 if "rcnn" in name else 4)

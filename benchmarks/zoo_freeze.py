@@ -1,6 +1,6 @@
 """Freezing networks that are no classifiers: detection, segmentation, poses, videos, sequences, attention.
 
-    python benchmarks/zoo_freeze.py --work FOLDER [--only yolo,crnn] [--targets mxnet,onnx] [--timeout 900]
+    python benchmarks/zoo_freeze.py --work FOLDER [--only yolo,crnn] [--targets mxnet,onnx] [--quick]
 
 60 networks (_zoo.py): members of all families of GluonCV at small inputs, and some that GluonCV does not have.  Their
 weights are made by a script: random, with BatchNorm statistics of real activations and separated scores, see
@@ -13,7 +13,8 @@ that qgraph itself names where it refuses.  A network passes if it is frozen, an
 exact arithmetic, are at least 99.9 %.
 
 Each network and target has a process of its own with a time limit.  FOLDER keeps the networks and `results.jsonl`, a
-line each: the same command goes on where it was stopped; delete a line to run it again.  The whole takes hours.
+line each: the same command goes on where it was stopped; delete a line to run it again.  The whole takes hours; --quick
+leaves out the adaptive rounding of weights, which takes half of the time, and what ran so is marked with *.
 Prints Markdown; exit code 3 if fewer than 57 networks of 60 pass on mxnet, mxnet-sim or onnx.
 """
 
@@ -33,6 +34,7 @@ import resource  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -48,12 +50,15 @@ from qgraph.commands.open_model import end_at  # noqa: E402
 from qgraph.errors import UnsupportedError  # noqa: E402
 from qgraph.formats.mxnet import load, save  # noqa: E402
 from qgraph.ir import ops  # noqa: E402
-from qgraph.ir.graph import Port  # noqa: E402
+from qgraph.ir.graph import Node, Port  # noqa: E402
+from qgraph.passes import PIPELINES  # noqa: E402
+from qgraph.targets.registry import get_target  # noqa: E402
 
 MAKE, IMAGES, KERNELS, WANTED = "make", 4, 99.9, 57
 SHIFT = 1.5  # of BatchNorms: with more closed units the noise of random networks grows from layer to layer
 TARGETS = ("mxnet", "mxnet-sim", "onnx", ALONE, "ncnn")
-BODY = {"Activation", "LeakyReLU", "elemwise_add", "Pooling", "BatchNorm"}  # behind layers, and not of the decoding
+BODY = {"Activation", "LeakyReLU", "Pooling", "BatchNorm"}  # behind layers, and not of the decoding
+SLOW = "round-weights"
 CUTS = 3  # so often is a network ended earlier
 Feeds = dict[str, np.ndarray]
 
@@ -69,13 +74,18 @@ def judged(g: Graph) -> list[Port]:
     seen = set(waiting)
     while waiting:
         port = waiting.pop(0)
-        if port.node.op in BODY or ops.kind(port.node) == ops.COMPUTE:
+        shortcut = port.node.op == "elemwise_add" and all(_in_body(p.node) for p in g.inputs(port.node))
+        if shortcut or _in_body(port.node):
             found[port] = None
         else:
             fresh = [p for p in g.inputs(port.node) if p not in seen]
             seen.update(fresh)
             waiting += fresh
     return list(found)
+
+
+def _in_body(node: Node) -> bool:
+    return node.op in BODY or ops.kind(node) == ops.COMPUTE
 
 
 def make(network: Network, prefix: str) -> dict[str, Any]:
@@ -108,16 +118,18 @@ def outputs(executor: Any, feeds: Feeds, batch: int) -> list[np.ndarray]:
     return [np.concatenate(values) if values[0].ndim else values[-1] for values in zip(*runs)]
 
 
-def freeze(network: Network, target: str, prefix: str) -> dict[str, Any]:
+def freeze(network: Network, target: str, prefix: str, quick: bool) -> dict[str, Any]:
     """The figures of one network and target."""
     want = dict(np.load(f"{prefix}-want.npz"))
     feeds = dict(np.load(f"{prefix}-calib.npz"))
     kind = "onnx" if target == ALONE else target
     ends: tuple[str, ...] = tuple(want) if target == "ncnn" else ()
+    passes = [step.name for step in PIPELINES["float"]] + [*get_target(kind).passes]
+    options = FreezeOptions(target=kind, passes=",".join(n for n in passes if n != SLOW) if quick else None)
     started = time.perf_counter()
     for left in reversed(range(CUTS)):
         try:
-            frozen = qgraph.freeze(prefix, FreezeOptions(target=kind, outputs=ends), calib_data=f"{prefix}-calib.npz")
+            frozen = qgraph.freeze(prefix, replace(options, outputs=ends), calib_data=f"{prefix}-calib.npz")
             break
         except UnsupportedError as error:
             advised = tuple(re.findall(r"--outputs (\S+)", str(error).partition("the tensors in front:")[2]))
@@ -140,21 +152,22 @@ def freeze(network: Network, target: str, prefix: str) -> dict[str, Any]:
     layers = len(report["quantized"]) + len(report["float"])
     return {"quantized": len(report["quantized"]), "layers": layers, "db": round(decibels[worst], 1), "output": worst,
             "outputs": len(want), "kernels": (report["departure"] or {}).get("within_one"), "cut": len(ends),
-            "why": sorted({layer["reason"] for layer in report["float"]}), "seconds": round(seconds, 1)}
+            "why": sorted({layer["reason"] for layer in report["float"]}), "seconds": round(seconds, 1),
+            "quick": quick}
 
 
 def frozen_names(prefix: str, ends: tuple[str, ...]) -> list[str]:
     return [*ends] or [head.key for head in load(f"{prefix}-symbol.json", f"{prefix}-0000.params").heads]
 
 
-def child(step: str, name: str, work: str) -> int:
+def child(step: str, name: str, work: str, quick: str = "") -> int:
     """One step of one network, in this process; the last line that it prints is its result."""
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.WARNING)
     network, prefix = NETWORKS[name], f"{work}/{name}"
     result: dict[str, Any] = {"error": ""}
     try:
-        result.update(make(network, prefix) if step == MAKE else freeze(network, step, prefix))
+        result.update(make(network, prefix) if step == MAKE else freeze(network, step, prefix, bool(quick)))
     except Exception as error:  # whatever it is, it belongs in the table
         result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         logging.exception("%s %s", name, step)
@@ -163,13 +176,13 @@ def child(step: str, name: str, work: str) -> int:
     return 0
 
 
-def run(step: str, name: str, work: Path, timeout: int) -> dict[str, Any]:
+def run(step: str, name: str, work: Path, timeout: int, quick: bool) -> dict[str, Any]:
     """The result of a step, of a process of its own; what it logs goes to a file."""
     log = work / f"{name}.{step}.log"
     try:
         with log.open("w") as stderr:
-            done = subprocess.run([sys.executable, __file__, step, name, str(work)], stdout=subprocess.PIPE,
-                                  stderr=stderr, text=True, timeout=timeout)
+            done = subprocess.run([sys.executable, __file__, step, name, str(work), *["quick"] * quick], text=True,
+                                  stdout=subprocess.PIPE, stderr=stderr, timeout=timeout)
         result = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {
             "error": f"the process ended with code {done.returncode}", "mib": 0}
     except subprocess.TimeoutExpired:
@@ -189,7 +202,7 @@ def row(result: dict[str, Any]) -> list[str]:
                 result["error"][:160].replace("|", "/")]
     kernels = "" if result["kernels"] is None else f"{result['kernels']:.2f}"
     return [result["network"], result["target"], f"{result['quantized']} of {result['layers']}",
-            f"{result['db']:.1f}", kernels, f"{result['seconds']:.0f}", str(result["mib"]),
+            f"{result['db']:.1f}" + "*" * result["quick"], kernels, f"{result['seconds']:.0f}", str(result["mib"]),
             f"{result['outputs']} outputs, worst {result['output']}"]
 
 
@@ -200,6 +213,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("zoo"), help="folder of networks and results (default zoo)")
     parser.add_argument("--only", default="", help="parts of names or families, by comma")
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--quick", action="store_true", help=f"without the pass {SLOW}")
     parser.add_argument("--timeout", type=int, default=900, help="seconds of one network and target")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -214,7 +228,7 @@ def main() -> int:
         for step in (MAKE, *targets):
             if (name, step) in known or step != MAKE and known[name, MAKE]["error"]:
                 continue
-            known[name, step] = run(step, name, args.work, args.timeout)
+            known[name, step] = run(step, name, args.work, args.timeout, args.quick)
             with path.open("a") as file:
                 file.write(json.dumps(known[name, step]) + "\n")
             if step != MAKE or known[name, step]["error"]:
