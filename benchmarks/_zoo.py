@@ -262,7 +262,7 @@ def super_resolution() -> Any:
     from mxnet.gluon import contrib, nn
 
     return stack(nn.Conv2D(32, 5, 1, 2, activation="relu"), nn.Conv2D(32, 3, 1, 1, activation="relu"),
-                 nn.Conv2D(12, 3, 1, 1), contrib.cnn.PixelShuffle2D(2))
+                 nn.Conv2D(12, 3, 1, 1), contrib.nn.PixelShuffle2D(2))
 
 
 def text_cnn() -> Any:
