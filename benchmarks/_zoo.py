@@ -30,10 +30,10 @@ POSES = (
     "mobile_pose_mobilenetv2_1.0", "mobile_pose_mobilenetv3_small", "alpha_pose_resnet101_v1b_coco",
     "monodepth2_resnet18_posenet_kitti_mono_640x192",
 )
-VIDEOS: dict[str, tuple[int, ...]] = {  # shape of one clip; networks on single frames have three sizes
-    "resnet18_v1b_kinetics400": (3, 64, 64), "vgg16_ucf101": (3, 64, 64), "inceptionv1_kinetics400": (3, 96, 96),
+VIDEOS: dict[str, tuple[int, ...]] = {  # shape of one clip, or of a frame
+    "vgg16_ucf101": (3, 64, 64), "inceptionv1_kinetics400": (3, 96, 96),
     "c3d_kinetics400": (3, 16, 112, 112), "r2plus1d_resnet18_kinetics400": (3, 8, 64, 64),
-    "p3d_resnet50_kinetics400": (3, 8, 64, 64), "i3d_inceptionv1_kinetics400": (3, 8, 64, 64),
+    "p3d_resnet50_kinetics400": (3, 16, 64, 64), "i3d_inceptionv1_kinetics400": (3, 8, 64, 64),
     "i3d_resnet50_v1_ucf101": (3, 8, 64, 64), "i3d_nl5_resnet50_v1_kinetics400": (3, 8, 64, 64),
     "slowfast_4x16_resnet50_kinetics400": (3, 36, 64, 64),
 }
@@ -76,13 +76,20 @@ def _video(name: str, shape: tuple[int, ...]) -> Network:
     return Network(name, "action", make)
 
 
-def _built(make: Callable[[], Any], **options: Any) -> Network:
+def _built(make: Callable[[], Any], family: str = "others", **options: Any) -> Network:
     shapes: Shapes = options.pop("shapes")
 
     def build_it() -> tuple[Any, Shapes]:
         return zeroed(make(), *shapes.values()), shapes
 
-    return Network(make.__name__, "others", build_it, **options)
+    return Network(make.__name__, family, build_it, **options)
+
+
+def resnet18_v1b_frames() -> Any:
+    """GluonCV's resnet18_v1b_kinetics400, which downloads its base whatever it is told."""
+    from gluoncv.model_zoo.action_recognition.actionrec_resnetv1b import ActionRecResNetV1b
+
+    return ActionRecResNetV1b(18, 400, pretrained_base=False)
 
 
 # ---- networks that GluonCV does not have ----------------------------------------------------------------------------
@@ -307,4 +314,5 @@ OTHERS = (
 )
 NETWORKS = {network.name: network for network in (
     *OTHERS, *(_zoo(name, "pose") for name in POSES), *(_zoo(name, "detection") for name in DETECTORS),
-    *(_zoo(name, "segmentation") for name in SEGMENTERS), *(_video(name, shape) for name, shape in VIDEOS.items()))}
+    *(_zoo(name, "segmentation") for name in SEGMENTERS), *(_video(name, shape) for name, shape in VIDEOS.items()),
+    _built(resnet18_v1b_frames, "action", shapes={"data": (3, 64, 64)}))}
