@@ -1,6 +1,6 @@
 """Freezing networks that are no classifiers: detection, segmentation, poses, videos, sequences, attention.
 
-    python benchmarks/zoo_freeze.py --work FOLDER [--only yolo,crnn] [--targets mxnet,onnx] [--quick]
+    python benchmarks/zoo_freeze.py [--work FOLDER] [--only yolo,crnn] [--targets mxnet,onnx] [--quick]
 
 60 networks (_zoo.py): members of all families of GluonCV at small inputs, and some that GluonCV does not have.  Their
 weights are made by a script: random, with BatchNorm statistics of real activations and separated scores, see
@@ -32,6 +32,7 @@ import logging  # noqa: E402
 import re  # noqa: E402
 import resource  # noqa: E402
 import subprocess  # noqa: E402
+import tempfile  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
 from dataclasses import replace  # noqa: E402
@@ -212,7 +213,8 @@ def main() -> int:
     if sys.argv[1:2] and sys.argv[1] in (MAKE, *TARGETS):
         return child(*sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("zoo"), help="folder of networks and results (default zoo)")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qgraph-zoo",
+                        help="folder of networks and results (default %(default)s)")
     parser.add_argument("--only", default="", help="parts of names or families, by comma")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--quick", action="store_true", help=f"without the pass {SLOW}")
