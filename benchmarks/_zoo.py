@@ -27,11 +27,11 @@ SEGMENTERS = (
 )
 POSES = (
     "simple_pose_resnet18_v1b", "simple_pose_resnet50_v1d", "mobile_pose_resnet18_v1b", "mobile_pose_mobilenet1.0",
-    "mobile_pose_mobilenetv2_1.0", "mobile_pose_mobilenetv3_small", "alpha_pose_resnet101_v1b_coco",
-    "monodepth2_resnet18_posenet_kitti_mono_640x192",
+    "mobile_pose_mobilenetv2_1.0", "mobile_pose_mobilenetv3_small", "mobile_pose_mobilenetv3_large",
+    "alpha_pose_resnet101_v1b_coco", "monodepth2_resnet18_posenet_kitti_mono_640x192",
 )
 VIDEOS: dict[str, tuple[int, ...]] = {  # shape of one clip, or of a frame
-    "vgg16_ucf101": (3, 64, 64), "inceptionv1_kinetics400": (3, 96, 96),
+    "vgg16_ucf101": (3, 64, 64),
     "c3d_kinetics400": (3, 16, 112, 112), "r2plus1d_resnet18_kinetics400": (3, 8, 64, 64),
     "p3d_resnet50_kinetics400": (3, 16, 64, 64), "i3d_inceptionv1_kinetics400": (3, 8, 64, 64),
     "i3d_resnet50_v1_ucf101": (3, 8, 64, 64), "i3d_nl5_resnet50_v1_kinetics400": (3, 8, 64, 64),
