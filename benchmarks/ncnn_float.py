@@ -50,7 +50,7 @@ def zoo(name: str) -> tuple[Graph, np.ndarray]:
     if kind_of(name) == "det":
         before_stops(g)
         before_missing(g, images.shape)
-    randomize(g, images, rng)
+    randomize(g, {"data": images}, rng)
     return g, images
 
 

@@ -26,6 +26,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -71,30 +72,39 @@ def models() -> list[str]:
 
 def build(name: str) -> tuple[Any, tuple[int, ...]]:
     """The block, its parameters made by itself, and the shape of one image."""
-    import mxnet as mx
-    from gluoncv import model_zoo
-
     side = next(side for pattern, side in SIDES if re.match(pattern, name))
     shape = (6 if "posenet" in name else 3, side, side)
-    options: dict[str, Any] = {"pretrained": False}
+    options: dict[str, Any] = {}
     if (kind_of(name) != "cls" or name == "googlenet") and not name.startswith("hrnet"):
         options["pretrained_base"] = False
         if kind_of(name) == "seg":
             options.update(base_size=side, crop_size=side)
     if "custom" in name and kind_of(name) == "det":
         options["classes"] = ["a", "b", "c"]
-    net = model_zoo.get_model(name, **options)
+    return zeroed(zoo_block(name, **options), shape), shape
+
+
+def zoo_block(name: str, **options: Any) -> Any:
+    from gluoncv import model_zoo
+
+    return model_zoo.get_model(name, pretrained=False, **options)
+
+
+def zeroed(net: Any, *shapes: tuple[int, ...]) -> Any:
+    """The block with parameters of zeros, where it does not want others. shapes: of one image, or of several inputs."""
+    import mxnet as mx
+
     for parameter in net.collect_params().values():
         if "xavier" in str(parameter.init).lower() or isinstance(parameter.init, mx.init.Xavier):
             parameter.init = None  # given to biases too, which it refuses
     net.initialize(mx.init.Zero())
     try:
-        net.infer_shape(mx.nd.zeros((1, *shape)))  # much faster than the forward pass that it spares
+        net.infer_shape(*[mx.nd.zeros((1, *shape)) for shape in shapes])  # much faster than a forward pass
     except KeyError:  # of a parameter that is not used
-        return net, shape
+        return net
     for parameter in net.collect_params().values():
         parameter._finish_deferred_init()
-    return net, shape
+    return net
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], smooth: bool) -> np.ndarray:
@@ -120,8 +130,8 @@ def before_stops(g: Graph) -> str:
     return ", ".join(dict.fromkeys(stops))
 
 
-def randomize(g: Graph, images: np.ndarray, rng: np.random.Generator) -> None:
-    """Weights as He et al., gammas of both signs, statistics that are near those of these images but not equal.
+def randomize(g: Graph, feeds: Mapping[str, np.ndarray], rng: np.random.Generator, shift: float = 0.5) -> None:
+    """Weights as He et al., gammas of both signs, statistics that are near those of these feeds but not equal.
 
     Networks of random weights are chaotic where nothing damps them, and would show the rounding of float32 instead of
     the conversion: residual branches are small, most units are open, and no statistic blows up small differences.
@@ -149,18 +159,19 @@ def randomize(g: Graph, images: np.ndarray, rng: np.random.Generator) -> None:
             size = g.params[names["gamma"]].size
             gamma = scale * rng.uniform(0.5, 1.5, size) * np.where(rng.random(size) < 0.1, -1, 1)
             g.params[names["gamma"]] = gamma.astype(np.float32)
-            g.params[names["beta"]] = (scale * rng.normal(0.5, 0.3, size)).astype(np.float32)
+            g.params[names["beta"]] = (scale * rng.normal(shift, 0.3, size)).astype(np.float32)
     for name in sorted(unseen):  # as the gate of an attention; constants, such as anchors, are no zeros
         if not g.params[name].any():
-            g.params[name] = rng.normal(0, 0.5, g.params[name].shape).astype(np.float32)
-    for (node, names), x in zip(norms, batch_norm_inputs(g, [node for node, _ in norms], images)):
+            shape = g.params[name].shape
+            g.params[name] = rng.normal(0, 0.5 if len(shape) < 2 else shape[-1] ** -0.5, shape).astype(np.float32)
+    for (node, names), x in zip(norms, batch_norm_inputs(g, [node for node, _ in norms], feeds)):
         axes = tuple(axis for axis in range(x.ndim) if axis != ops.attr(node, "axis") % x.ndim)
         mean, var = x.mean(axes, dtype=np.float64), x.var(axes, dtype=np.float64)
         var = np.maximum(var, 0.2 * np.mean(var + mean ** 2) + 1e-6) * rng.uniform(0.7, 1.5, var.shape)
         g.params[names["moving_mean"]] = (mean + rng.normal(0, 0.2, mean.shape) * np.sqrt(var)).astype(np.float32)
         g.params[names["moving_var"]] = var.astype(np.float32)
     sizes: dict[str, float] = {}  # of what the heads give, by parameter, which several may share
-    for node, out in zip(heads, mxnet_runtime.run(g, {"data": images}, [Port(n) for n in heads]) if heads else ()):
+    for node, out in zip(heads, mxnet_runtime.run(g, feeds, [Port(n) for n in heads]) if heads else ()):
         for port in g.inputs(node):
             if g.param(port) is not None:
                 sizes[port.node.name] = max(float(out.std()), sizes.get(port.node.name, 0.0))
@@ -183,7 +194,7 @@ def residual_branches(g: Graph) -> set[Node]:
     return found
 
 
-def batch_norm_inputs(g: Graph, norms: list[Any], images: np.ndarray) -> list[np.ndarray]:
+def batch_norm_inputs(g: Graph, norms: list[Any], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """What these BatchNorms read when each normalizes by this batch."""
     import mxnet as mx
 
@@ -202,7 +213,8 @@ def batch_norm_inputs(g: Graph, norms: list[Any], images: np.ndarray) -> list[np
     twin.prune()
     symbol, args, aux = to_mxnet(twin)
     with mxnet_runtime.subgraph_backend("NONE"):
-        bound = symbol.bind(mx.cpu(), {**args, "data": mx.nd.array(images)}, grad_req="null", aux_states=aux)
+        bound = symbol.bind(mx.cpu(), {**args, **{name: mx.nd.array(x) for name, x in feeds.items()}},
+                            grad_req="null", aux_states=aux)
     outputs = [out.asnumpy() for out in bound.forward(is_train=True)]
     return [outputs[index] for index in order]
 
@@ -255,7 +267,7 @@ def check(name: str, seed: int = 0) -> dict[str, Any]:
         if result["kind"] == "det":
             result["cut"] = before_stops(g)
         stage = "mxnet"
-        randomize(g, images, rng)
+        randomize(g, {"data": images}, rng)
         executor = mxnet_runtime.Executor(g)
         want = {n: executor.run({"data": images[:n]}) for n in BATCHES}
         last = want[BATCHES[-1]]

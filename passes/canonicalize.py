@@ -8,6 +8,7 @@
     Cast(x) of float32 to float32, amp_multicast(x, ...)     -> gone
     relu, LeakyReLU(slope 0), _maximum_scalar(0), clip(0, inf) -> Activation {act_type=relu}
     relu(relu(x)), relu(clip(x, 0, b)), clip(relu(x), a >= 0, b) -> without the relu
+    _zeros {shape=(0, H)}, whose batch only its reader knows -> zeros of the input's batch
     labels and whatever no output depends on                 -> gone
 
 Nodes are changed in place and keep their names: ``softmax_output`` stays the output it was.  An identity, or a relu of
@@ -24,6 +25,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
+from qgraph.passes._begin_states import give_batch
 from qgraph.semantics.types import type_of
 
 _SYNC_BN_ONLY = ("ndev", "key")
@@ -45,6 +47,7 @@ class Canonicalize(Pass):
             count += bool(rule and rule(g, node)) or spelled
         params = len(g.params)
         g.prune()
+        count += give_batch(g)
         return count + params - len(g.params)
 
 

@@ -62,6 +62,11 @@ class Legal:
             return f"rows of {len(self.low)} {what}"
         return f"{what} from {self.low[0]:g} to {self.high[0]:g}"
 
+    def first_place(self) -> str:
+        """The values of the first place, for messages."""
+        low, high = self.low[0], self.high[0]
+        return f"{low:g} to {high:g}" if np.isfinite(low) else f"at most {high:g}"
+
     def outside(self, values: Array) -> Array:
         """The values that are not legal."""
         if len(self.low) > 1 and values.shape[-1] != len(self.low):
@@ -216,8 +221,13 @@ def _image_number(node: Node, shapes: list[Shape]) -> Legal:
     return Legal((0, *[-np.inf] * 4), (shapes[0][0] - 1, *[np.inf] * 4))
 
 
-@reads("ROIPooling", "_contrib_ROIAlign", "_contrib_PSROIPooling", "_contrib_DeformablePSROIPooling", slot=1,
-       crash=_image_number)
+def _image_number_or_none(node: Node, shapes: list[Shape]) -> Legal:
+    """ROIAlign gives zeros for a negative number: detectors fill up levels of a pyramid so."""
+    return replace(_image_number(node, shapes), low=(-np.inf,) * 5)
+
+
+@reads("_contrib_ROIAlign", slot=1, crash=_image_number_or_none)
+@reads("ROIPooling", "_contrib_PSROIPooling", "_contrib_DeformablePSROIPooling", slot=1, crash=_image_number)
 def _boxes(node: Node, shapes: list[Shape]) -> Legal:
     """Rows of number in the batch, left, top, right, bottom in pixels of the image: over its middle."""
     scale = ops.number(node, "spatial_scale") or 1.0

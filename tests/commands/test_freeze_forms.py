@@ -13,6 +13,7 @@ from qgraph import FreezeOptions, Graph, Port
 from qgraph.analysis.difference import Difference
 from qgraph.commands.frozen import Frozen
 from qgraph.errors import UnsupportedError
+from qgraph.formats.mxnet import load
 from qgraph.ir.graph import Node
 from qgraph.semantics.inputs import known_channels
 
@@ -106,3 +107,27 @@ def test_channels_last_are_refused_before_any_data_are_read(work: Any) -> None:
     chain.op("Convolution", chain.param("w", 4, 3, 3, 3), kernel=(3, 3), num_filter=4, no_bias=True, layout="NHWC")
     with pytest.raises(UnsupportedError, match=":Convolution: found layout NHWC, want channels"):
         work(chain.done(), **({"to": "onnx"} if work is qgraph.convert else {"options": FreezeOptions(target="onnx")}))
+
+
+def unrolled(cell: str, steps: int, size: int, hidden: int) -> Graph:
+    """A recurrent cell step by step; its first state is zeros of a batch that the file does not tell."""
+    import mxnet as mx
+
+    unrolled = getattr(mx.rnn, cell)(hidden, prefix="cell_").unroll(steps, mx.sym.var("data"), merge_outputs=True)[0]
+    symbol = mx.sym.FullyConnected(unrolled, num_hidden=5, name="fc")
+    shapes, rng = symbol.infer_shape(data=(1, steps, size))[0], np.random.default_rng(0)
+    return load(symbol, {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
+                         for name, shape in zip(symbol.list_arguments(), shapes) if name != "data"})
+
+
+@pytest.mark.mxnet
+@pytest.mark.parametrize("target", ["mxnet", "mxnet-sim", "onnx", pytest.param("ncnn", marks=pytest.mark.ncnn)])
+@pytest.mark.parametrize("cell", ["LSTMCell", "GRUCell"])
+def test_states_that_begin_with_zeros(cell: str, target: str) -> None:
+    g, rng = unrolled(cell, 3, 6, 8), np.random.default_rng(1)
+    calib, feeds = ({"data": rng.normal(size=(images, 3, 6)).astype(np.float32)} for images in (128, 4))
+    frozen = qgraph.freeze(g, FreezeOptions(target=target), calib_data=calib)
+    assert len(frozen.report["quantized"]) == (1 if target == "mxnet" else 7)  # signed data: float on mxnet
+    total = Difference()
+    total.update(run_mxnet(g, feeds)[0], frozen.model.executor().run(feeds)[0])
+    assert total.sqnr is not None and total.sqnr > 25

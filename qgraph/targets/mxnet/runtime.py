@@ -15,6 +15,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.legal import Legal, legal_values
 from qgraph.targets.base import Feeds, check_feeds
+from qgraph.targets.mxnet.roi_align import with_zeros
 
 _BACKEND = "MXNET_SUBGRAPH_BACKEND"
 
@@ -97,6 +98,7 @@ class Executor:
         self.inputs = [n.name for n in bare.data_inputs()]
         self._way_out = way_out
         self._source = bare
+        bare = with_zeros(bare)
         if any(n.op == "fake_quantize" for n in bare.dag):
             from qgraph.targets.mxnet.sim import lower
 
@@ -135,7 +137,7 @@ class Executor:
         for name, wanted in legal.items():
             if (bad := wanted.outside(feeds[name])).size:
                 raise DataError(f"input {name} holds {bad.flat[0]:g} in a batch of {len(feeds[name])}, want "
-                                f"{wanted.low[0]:g} to {wanted.high[0]:g}, the values that {wanted.reader} can read; "
+                                f"{wanted.first_place()}, the values that {wanted.reader} can read; "
                                 "numbers of images count within the batch (--batch-size)")
         outputs = bound.forward(is_train=False, **{n: self._mx.nd.array(feeds[n]) for n in self.inputs})
         return [outputs[i] for i in self._order]

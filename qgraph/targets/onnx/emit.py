@@ -116,6 +116,7 @@ class _Emitter:
         self.taken = {Port(n, i).key for n in self.order for i in range(n.n_out)}
         self.integers: dict[Node, str] = {}
         self.first_reader: dict[Node, Node] = {}  # of a quantized parameter
+        self.stored: dict[Node, str] = {}  # its codes
         self._shared: dict[tuple, str] = {}
 
     # ---- the whole --------------------------------------------------------------------------------------------------
@@ -225,7 +226,8 @@ class _Emitter:
         """Return `tensor(port)`, working around two onnxruntime behaviours.
 
         1. With x64quantprecision onnxruntime rewrites initializers layer by layer, and fails on the second layer that
-           reads one.  So a quantized parameter is written once for every layer that reads it.
+           reads one.  So each further layer has a quantizer of its own, and a Reshape to the same shape stands between
+           it and the codes, which onnxruntime makes a copy of when it loads the file.
         2. onnxruntime quantizes the weights of a float layer, per tensor, where the layer reads from a DequantizeLinear
            and is read by a QuantizeLinear.  So a Clip without bounds stands in front of a layer that stays in float.
            The same Clip protects a float bias of a layer that reads fewer than 8 bits: onnxruntime would round the bias
@@ -364,12 +366,19 @@ class _Emitter:
             scale, zero = (np.ravel(per_axis(values, qp, array.shape)) for values in (scale, zero))
         kind = onnx.TensorProto.INT4 if self.int4 and qp.bits <= 4 and qp.signed else None
         dtype = np.dtype(np.int32 if qp.bits == 32 else np.int8 if qp.signed else np.uint8)
-        name = self._constant(self.name(fq, "codes"), codes.astype(dtype), kind=kind)
+        name = self._codes(fq, codes.astype(dtype), kind)
         zeros = np.broadcast_to(zero, scale.shape).astype(dtype)
         # never shared: with x64quantprecision onnxruntime rewrites them one by one, and fails on the second reader
         zero_name = self._constant(self.name(fq, "zero_point"), zeros, kind=kind)
         axis = {} if scale.ndim == 0 else {"axis": qp.axis}
         return self._dequantize(wanted, name, self.constant(fq, scale, "scale"), zero_name, **axis)
+
+    def _codes(self, fq: Node, codes: np.ndarray, kind: int | None) -> str:
+        """The integers of a parameter, stored when they are first asked for; see `read`."""
+        if fq not in self.stored or kind is not None:  # onnxruntime does not reshape what NumPy has no type of
+            self.stored[fq] = self._constant(self.name(fq, "codes"), codes, kind=kind)
+            return self.stored[fq]
+        return self._emit(fq, "Reshape", [self.stored[fq], self.constant(fq, np.array(codes.shape), "shape")], "codes")
 
 
 def _nibbles(codes: np.ndarray) -> bytes:

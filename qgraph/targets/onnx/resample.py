@@ -182,15 +182,18 @@ def _roi_pooling(c: Context, x: str, rois: str) -> str:
 
 @converter("_contrib_ROIAlign")
 def _roi_align(c: Context, x: str, rois: str) -> str:
-    """RoiAlign of the boxes, with the first column of the rois as the index of the image."""
+    """RoiAlign of the boxes; the first column of the rois is the number of the image, zeros where it is negative."""
     if c.attr("position_sensitive"):
         raise c.refuse("position_sensitive is not what ONNX's RoiAlign does")
     height, width = c.attr("pooled_size")
     image, boxes = c.op("Split", rois, c.const([1, 4], "columns"), axis=1, n_out=2)
-    index = c.op("Cast", c.op("Squeeze", image, c.const([1], "axes")), to=7)  # INT64
-    return str(c.op("RoiAlign", x, boxes, index, output_height=height, output_width=width, mode="avg",
-                    spatial_scale=c.attr("spatial_scale"), sampling_ratio=max(0, c.attr("sample_ratio")),
-                    coordinate_transformation_mode="half_pixel" if c.attr("aligned") else "output_half_pixel"))
+    zero = c.const(np.float32(0))
+    index = c.op("Cast", c.op("Squeeze", c.op("Max", image, zero), c.const([1], "axes")), to=7)  # INT64
+    found = c.op("RoiAlign", x, boxes, index, output_height=height, output_width=width, mode="avg",
+                 spatial_scale=c.attr("spatial_scale"), sampling_ratio=max(0, c.attr("sample_ratio")),
+                 coordinate_transformation_mode="half_pixel" if c.attr("aligned") else "output_half_pixel")
+    there = c.op("Unsqueeze", c.op("GreaterOrEqual", image, zero), c.const([2, 3], "axes"))
+    return str(c.op("Where", there, found, zero))
 
 
 @converter("_contrib_ModulatedDeformableConvolution")

@@ -147,6 +147,15 @@ def test_what_is_excluded_stays_in_float(name: str) -> None:
         assert sum(ops_of.get(op, 0) for op in ("Conv", "FusedConv", "Gemm", "FusedGemm")) == 1
 
 
+def test_a_weight_of_several_layers_is_stored_once() -> None:
+    """Both readers find it, also where onnxruntime rewrites the weights for kernels that do not saturate."""
+    g, feeds, model = frozen("shared_weight", isa="vnni")
+    codes = [t for t in model.proto.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
+    assert len(codes) == 2 and fusion(g, model)["ops"]["QLinearConv"] == 3
+    for want, got in zip(Executor(model, optimize=False).run(feeds), Executor(model, exact=True).run(feeds)):
+        assert np.abs(want - got).max() < 1e-6 * np.abs(want).max()
+
+
 def test_four_bit_storage() -> None:
     g, feeds, model = frozen("conv_pool_conv", int4=True)
     kinds = {t.data_type for t in model.proto.graph.initializer}
