@@ -75,7 +75,7 @@ def test_json_is_the_report_and_nothing_else(net: Path, capsys: pytest.CaptureFi
 def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", frozen, "--data", "test.npz", "--reference", "net", "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged"}
+    assert set(found) == {"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged", "timing"}
     assert found["images"] == 64 and found["top1"] > 95 and found["agreement"] > 95 and found["ms_per_image"] > 0
 
     assert main(["compare", "net", frozen, "--data", "test.npz", "--json", "-q"]) == 0

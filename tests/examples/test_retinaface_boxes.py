@@ -8,8 +8,8 @@ from helpers import CASES, EXAMPLES, load_example
 
 from qgraph.commands.judge import Judge
 from qgraph.data.open import Batch
+from qgraph.options import JudgeOptions
 from qgraph.semantics.detect import overlaps
-from qgraph.tasks.decoded import Decode
 
 CASE = CASES / "detectors" / "retinaface_mnet025_16"
 pytestmark = pytest.mark.cases("detectors/retinaface_mnet025_16")
@@ -44,9 +44,10 @@ def test_it_judges_raw_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, names, outputs = case()
     results = []
     for found in (outputs, [outputs[0], outputs[1] + np.float32(0.3)], [outputs[0][::-1], outputs[1][::-1]]):
-        judge = Judge(names, decode=Decode("retinaface_boxes:boxes"))
+        judge = Judge(names, options=JudgeOptions(decode="retinaface_boxes:boxes"))
         judge.add(batch, found, outputs)
         results.append(judge.agreement()["tasks"])
-    same, moved, another = ([row["task"] for row in rows] + [rows[0]["ap50"], rows[0]["ruined"]] for rows in results)
-    assert same == ["detection", "values", "values", 100, False]
-    assert moved[3] < 75 and moved[4] and another[3] < 30 and another[4]
+    assert all(sorted(row["task"] for row in rows) == ["detection", "values", "values"] for rows in results)
+    same, moved, another = (next(row for row in rows if row["task"] == "detection") for rows in results)
+    assert same["metrics"]["ap50"] == 100 and not same["ruined"]
+    assert moved["metrics"]["ap50"] < 75 and moved["ruined"] and another["metrics"]["ap50"] < 30 and another["ruined"]

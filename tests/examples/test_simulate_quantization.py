@@ -60,7 +60,7 @@ def test_flags(size: int, flags: tuple[str, ...], row: str, images: dict[int, st
     code, said = run(*flags, "--data-dir", images[size])
     assert code == 0, said
     lines = table(said)
-    assert lines[0] == list(HEAD) and lines[2][0] == "float32" and len(lines) == 4
+    assert lines[0] == [*HEAD, "Top-1", "Agreement"] and lines[2][0] == "float32" and len(lines) == 4
     assert " | ".join(lines[3][:6]) == row
 
 
