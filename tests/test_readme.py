@@ -94,6 +94,7 @@ def test_what_it_shows_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert ran >= 5
 
 
+@pytest.mark.slow
 def test_flags_exist() -> None:
     """Of every `qgraph` command anywhere in the text, also of those that need data which are not here."""
     helps: dict[str, str] = {}

@@ -260,6 +260,7 @@ def test_a_mistake_is_one_line_and_leaves_old_files(case: str, net: Path, capsys
     assert all(Path(f"net-quantized{suffix}").read_text() == "old" for suffix in SUFFIXES)
 
 
+@pytest.mark.slow
 def test_an_onnx_model_may_lie_beside_the_float_one(net: Path) -> None:
     before = Path("net-0000.params").read_bytes(), Path("net-symbol.json").read_bytes()
     for output in ("net", "net.onnx"):

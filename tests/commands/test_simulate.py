@@ -50,6 +50,7 @@ STRATEGIES = [Strategy(), Strategy(granularity="layer", weight_bits=4, act_bits=
               Strategy(winograd="F43", weight_bits=5)]
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(not MXNET and not VNNI, strict=True, reason="where onnxruntime simulates, its kernels saturate")
 def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.ndarray]) -> None:
     data, labels = test_set["data"], test_set["label"]
@@ -153,6 +154,7 @@ def test_onnxruntime_computes_the_rows_too(test_set: dict[str, np.ndarray]) -> N
 
 # ---- what is written, and going on -----------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_the_command(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = tmp_path / "sim"
     plots = importlib.util.find_spec("matplotlib") is not None
@@ -175,6 +177,7 @@ def test_the_command(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert one["rows"][0]["top1"] == both["rows"][0]["top1"] and one["float"]["top1"] == both["float"]["top1"]
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     from qgraph.commands.simulate import _Bench

@@ -179,6 +179,7 @@ def test_claims_of_what_is_not_there(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_files_that_grow_when_they_are_read(tmp_path: Path) -> None:
     image = "x" * 100_000
     laughs = pickle.dumps(([Reduced(__import__("_codecs").encode, (image, "latin1")) for _ in range(3000)], SAME), 2)
@@ -188,6 +189,7 @@ def test_files_that_grow_when_they_are_read(tmp_path: Path) -> None:
     refuses(tmp_path, b"I" + b"9" * 100_000 + b"\n.", "no newline found")  # slow to read as a number
 
 
+@pytest.mark.slow
 def test_truncated_and_garbled_files(tmp_path: Path) -> None:
     rng = random.Random(1)
     for content in (*(pickle.dumps((IMAGES[:2], SAME[:1]), protocol) for protocol in range(5)),

@@ -20,6 +20,7 @@ from qgraph.formats.mxnet import load, split_params, to_json
 from qgraph.formats.ndarray import dump_params, read_params
 from qgraph.ir.graph import Fused, Graph, Port
 
+pytestmark = pytest.mark.slow
 FILES = 500  # of each kind
 SECONDS = 5.0  # for one file; they take about 15 milliseconds
 MIB = 16  # peak memory for one small file of parameters
@@ -104,7 +105,6 @@ def test_sound_files_are_read(tmp_path, seeds, kind: Kind):
         assert hostile.attempt(kind, hostile.write(kind, file, tmp_path), number) == "read"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_damaged_files_are_read_or_refused(tmp_path, seeds, kind: Kind):
     outcomes = []

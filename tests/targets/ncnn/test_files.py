@@ -186,6 +186,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(seed=st.integers(0, 1 << 32), which=st.sampled_from(["param", "bin", "both"]))
 def test_mutated_files_given_to_inspect(seed: int, which: str, tmp_path: Path) -> None:
@@ -201,6 +202,7 @@ def test_mutated_files_given_to_inspect(seed: int, which: str, tmp_path: Path) -
         assert 0 < len(str(error)) < 1000 and "m." in str(error)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for candidate in (text, f"7767517\n1 1\n{text}", f"7767517\n1 1\nInput a 0 1 a {text}"):
@@ -274,6 +276,7 @@ def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], mo
     assert alone.model.bin == (tmp_path / "q.bin").read_bytes()
 
 
+@pytest.mark.slow
 def test_ranges_are_for_the_codes_of_the_target() -> None:
     """kl looks at 127 codes for ncnn; a table for several targets leaves signs open, and the report says so."""
     own = qgraph.freeze(MODEL, FreezeOptions(target="ncnn", calib="kl"))

@@ -293,6 +293,7 @@ def test_runtimes_say_what_they_cannot_run(digits: Any) -> None:
         executor(MxnetModel(digits.graph), "x", "tensorflow")
 
 
+@pytest.mark.slow
 def test_compare_and_evaluate_read_onnx(tmp_path: Path, digits: Any) -> None:
     from qgraph.commands.compare import compare
     from qgraph.commands.evaluate import evaluate
@@ -315,6 +316,7 @@ def test_compare_and_evaluate_read_onnx(tmp_path: Path, digits: Any) -> None:
     assert itself["output"]["sqnr_db"] is None and len(itself["layers"]) >= len(quantized)
 
 
+@pytest.mark.slow
 def test_integer_ops_are_those_of_onnxruntime() -> None:
     """Names in the table that no fused graph can contain would hide a layer in float."""
     seen: set[str] = set()

@@ -50,6 +50,7 @@ def digits() -> np.ndarray:
 
 # ---- what freezing writes -------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_one_calibration_serves_all_targets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from qgraph.commands import line
 
@@ -225,6 +226,7 @@ def test_freezing_a_tengine_model_is_refused(frozen: tuple[Path, dict[str, Any]]
         inspect_model(str(frozen[0] / "n.tmfile"))
 
 
+@pytest.mark.slow
 def test_mutated_files_end_in_a_clear_error(frozen: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """inspect, and executing what it lets through: a QGraphError, or a result; nothing else."""
     whole = (frozen[0] / "m.tmfile").read_bytes()
