@@ -91,8 +91,8 @@ class Classes(Generic[Named]):
         return found
 
     def _places(self) -> dict[str, str]:
-        others = {entry.name: entry.value for entry in entry_points_of(self.group)}
-        return {**others, **self.own}
+        others = {entry.name: entry.value for entry in entry_points_of(self.group) if entry.name not in self.own}
+        return {**self.own, **others}
 
     def _load(self, name: str) -> type[Named]:
         places = self._places()
