@@ -1,6 +1,7 @@
 """The passes: one file each, named as the pass. Importing this package registers them all.
 
     float           keep the outputs in float: PIPELINES says which run, in which order
+    measured        equalize: keeps them too, and needs images
     quantizing      decide, place quantizers, calibrate, round: `qgraph.targets.base.Target.passes` says which run
     of one target   integer_flow, share_scales, signed_dense, signed_residual, limit_saturation (mxnet),
                     winograd_weights, absorb_bn, wide_sums (mxnet-sim), quantize_between, limit_weights (onnx),
@@ -14,6 +15,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     absorb_bn,
     bake_weights,
     calibrate,
+    equalize,
     fit_bias,
     insert_fake_quantize,
     integer_flow,
