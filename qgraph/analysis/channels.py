@@ -190,6 +190,11 @@ def channel_ends(value: Array, images: int, first: int = 0) -> Array:
                      for part in parts]).astype(np.float64)
 
 
+def factors_of(g: Graph) -> dict[str, list[float]]:
+    """Node -> the factors of its output channels, of those that are not the user's."""
+    return {node.name: list(node.scales) for node in g.toposort() if node.scales is not None}
+
+
 def unscaled(value: Array, scales: Sequence[float] | Array | None) -> Array:
     """Channels (axis 1; flattened ones own neighbouring values) without their factors: `Node.scales`, or a file's."""
     if scales is None or value.ndim < 2 or value.shape[1] % len(scales):

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from qgraph import engines as runtimes
-from qgraph.analysis.channels import channel_ends
+from qgraph.analysis.channels import channel_ends, factors_of
 from qgraph.analysis.observed import observed_ports
 from qgraph.arrays import Array
 from qgraph.data.open import Data
 from qgraph.errors import CalibrationError, FormatError
-from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.options import Progress
 from qgraph.quant.observers import Ema, Histogram, MinMax
@@ -79,7 +78,7 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         except FormatError as error:  # larger than a range may be
             leave_out(port, FormatError(f"tensor {port.key}: {error}"), stats)
     return CalibrationTable(how.name, act_bits, act_signed, g.digest(), images, data.preprocess.to_dict(), data.name,
-                            entries, _factors(g))
+                            entries, factors_of(g))
 
 
 def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Progress | None = None,
@@ -99,12 +98,6 @@ def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Pro
         if progress:
             progress("channels", done, data.num_items)
     return found
-
-
-def _factors(g: Graph) -> dict[str, list[float]]:
-    """Layer -> the factors of its output channels, see `qgraph.passes.equalize`."""
-    return {node.name: list(node.scales) for node in g.toposort()
-            if node.scales is not None and ops.kind(node) == ops.COMPUTE}
 
 
 def _by_image(value: Array, count: int) -> Array:

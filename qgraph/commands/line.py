@@ -66,7 +66,8 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         steps = parse_pipeline(options.passes, make)
     else:
         steps = (*(step for step in PIPELINES["float"] if options.merge_bn or step.name not in _FOLDING_BN),
-                 make(Equalize, {}), *(make(pass_class(name), {}) for name in target.passes))
+                 *(make(type(step), {}) for step in PIPELINES["measured"]),
+                 *(make(pass_class(name), {}) for name in target.passes))
     for spec in options.user_passes:
         steps = insert_after(steps, *load_user_pass(spec))
     return steps

@@ -50,7 +50,7 @@ class CalibrationTable:
     """method, bits, signed: what was asked for (signed None is "auto"); an entry may have its own method.
 
     graph_hash: of the float graph that was run. images: how many were. preprocess: flat dict of plain values.
-    data: description of the source of the images. entries: by tensor name. factors: by layer name, of its output
+    data: description of the source of the images. entries: by tensor name. factors: by node name, of its output
     channels in the graph that was run; see `qgraph.passes.equalize`.
     """
 
@@ -116,7 +116,7 @@ class CalibrationTable:
             graph_hash=_text(body["graph_hash"], "graph_hash"), images=_whole(body["images"], "images", 0, 1 << 53),
             preprocess=_flat(body["preprocess"]), data=_text(body["data"], "data"),
             entries={_text(k, "tensor name"): _entry(k, v) for k, v in _object(entries, "entries").items()},
-            factors={_text(k, "layer name"): _numbers(k, v) for k, v in _object(body["factors"], "factors").items()},
+            factors={_text(k, "node name"): _numbers(k, v) for k, v in _object(body["factors"], "factors").items()},
         )
 
     def check(self, graph_hash: str) -> None:
@@ -138,6 +138,12 @@ class CalibrationTable:
         if missing:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             raise CalibrationError(f"table: no range for {', '.join(missing[:8])}{more}; {_AGAIN}")
+
+
+def factors_beside(prefix: str) -> dict[str, list[float]]:
+    """The factors in the table beside a frozen model; none without a table."""
+    path = f"{prefix}.calib.json"
+    return CalibrationTable.load(path).factors if os.path.isfile(path) else {}
 
 
 # ---- checks: value -> the same value, or FormatError ----------------------------------------------------------------
