@@ -45,7 +45,7 @@ Ranges = Callable[[Graph, Sequence[Port]], Sequence[np.ndarray]]
 HEADROOM = 1.4  # of what the calibration shows of a channel
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 MOST = 256.0  # of a factor, against channels that the calibration hardly shows
-GAIN = 0.9  # of the noise may be left
+GAIN = 0.8  # of the noise may be left
 WORSE = 1.05  # times the noise may become in the output of one reader
 _STEPS = 8  # factors are powers of 2 ** (1 / 8), so that a last bit of a range is not seen in them
 _SWEEPS = 20  # of the balance of weights, whose layers depend on each other
@@ -73,12 +73,13 @@ class Equalize(Pass):
     run_op: Optional[RunOp] = None
 
     def run(self, g: Graph) -> int:
-        if not self.factors and (self.factors is not None or self.feeds is None or not _has_halves(self.feeds)):
-            return 0
-        orders = [order for order in channel_scalings(g) if all(node.scales is None for node, _, _ in order.nodes)]
-        if self.factors:
+        if self.factors is not None:
+            orders = _free(g) if self.factors else []
             return _apply(g, [(order, found) for order in orders
                               if (found := _given(order, self.factors)) is not None])
+        if self.feeds is None or min(map(len, self.feeds.values()), default=0) < len(HALVES):
+            return 0
+        orders = _free(g)
         layers = {node: weight_spec(node, QSpec(self.weight_bits, True, narrow=True, granularity=self.granularity))
                   for order in orders for node in (*order.writers, *(reader for reader, _ in order.readers))}
         if not layers:
@@ -89,8 +90,9 @@ class Equalize(Pass):
         return _apply(g, _Search(readings, orders, shared=self.granularity != "channel").run(g))
 
 
-def _has_halves(feeds: Mapping[str, np.ndarray]) -> bool:
-    return min(map(len, feeds.values()), default=0) > 1
+def _free(g: Graph) -> list[Order]:
+    """The channels that were not scaled before."""
+    return [order for order in channel_scalings(g) if all(node.scales is None for node, _, _ in order.nodes)]
 
 
 class _Search:

@@ -186,8 +186,8 @@ def channel_ends(value: Array, images: int, first: int = 0) -> Array:
     """
     axes = (0, *range(2, value.ndim))
     parts = [value[(half - first) % 2::2] if len(value) == images else value for half in range(2)]
-    return np.stack([[part.min(axis=axes, initial=np.inf), part.max(axis=axes, initial=-np.inf)]
-                     for part in parts]).astype(np.float64)
+    return np.array([[part.min(axis=axes, initial=np.inf), part.max(axis=axes, initial=-np.inf)]
+                     for part in parts], np.float64)
 
 
 def factors_of(g: Graph) -> dict[str, list[float]]:
@@ -200,7 +200,8 @@ def unscaled(value: Array, scales: Sequence[float] | Array | None) -> Array:
     if scales is None or value.ndim < 2 or value.shape[1] % len(scales):
         return value
     factors = np.repeat(np.asarray(scales, np.float32), value.shape[1] // len(scales))
-    return value / factors.reshape(-1, *[1] * (value.ndim - 2))
+    real: Array = value / factors.reshape(-1, *[1] * (value.ndim - 2))
+    return real
 
 
 def in_the_users_order(value: Array, order: Sequence[int] | Array | None) -> Array:
