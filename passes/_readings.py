@@ -90,7 +90,7 @@ def read_sample(g: Graph, layers: Mapping[Node, QSpec], act: QSpec, feeds: Mappi
                 ranges: Mapping[Port, np.ndarray], run_op: RunOp | None) -> dict[Node, Reading]:
     """Layer -> what it reads, without those whose input is unknown. layers: with how their weights are quantized.
 
-    ranges: tensor -> (halves, 2, channels), lowest and highest values; of the sample where there are none.
+    ranges: tensor -> (halves, 2, channels), lowest and highest values.
     """
     readers: dict[Port, list[Node]] = {}
     for node in layers:
@@ -101,9 +101,8 @@ def read_sample(g: Graph, layers: Mapping[Node, QSpec], act: QSpec, feeds: Mappi
         for index, tensor in enumerate(outputs):
             port = Port(source, index)
             for node in readers.get(port, ()):
-                seen = ranges.get(port)
-                bounds = channel_ends(tensor.real, len(tensor.real)) if seen is None else seen
-                if not np.isfinite(bounds).all():
+                bounds = ranges.get(port)
+                if bounds is None or not np.isfinite(bounds).all():
                     continue
                 weight, _ = own_weights(g, node)
                 x = [_columns(node, tensor.real[half::2], rng) for half in HALVES]
@@ -127,6 +126,8 @@ def _positions(width: int) -> int:
     return max(1, min(_POSITIONS, _VALUES // width))
 
 
-def ports_of(g: Graph, layers: Sequence[Node]) -> list[Port]:
-    """What these layers read, each tensor once."""
-    return list(dict.fromkeys(g.inputs(node)[0] for node in layers))
+def sample_ranges(g: Graph, ports: Sequence[Port], feeds: Mapping[str, np.ndarray],
+                  run_op: RunOp | None) -> dict[Port, np.ndarray]:
+    """The ranges of these tensors' channels in the sample itself, of those that are known."""
+    known = Executor(g, ports, run_op=run_op).known_tensors(feeds)
+    return {port: channel_ends(tensor.real, len(tensor.real)) for port, tensor in known.items()}

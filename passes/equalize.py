@@ -20,7 +20,7 @@ weights come first, s = sqrt(largest of the reader's column / largest of the wri
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Callable, Optional
 
@@ -32,12 +32,10 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes._affine import out_channels, own_weights, per_input, scale_outputs, set_weights
-from qgraph.passes._readings import CHOOSING, HALVES, JUDGING, Reading, ports_of, read_sample
+from qgraph.passes._readings import CHOOSING, HALVES, JUDGING, Reading, read_sample, sample_ranges
 from qgraph.passes.insert_fake_quantize import weight_spec
 from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import RunOp
-
-log = logging.getLogger("qgraph")
 
 Ranges = Callable[[Graph, Sequence[Port]], Sequence[np.ndarray]]
 """(graph, tensors) -> the ranges of their channels in all calibration images, as `channel_ends` gives them."""
@@ -55,7 +53,7 @@ _SWEEPS = 20  # of the balance of weights, whose layers depend on each other
 class Equalize(Pass):
     """Scale channels between the layers that write and read them, so that one range fits a tensor. Free at run time.
 
-    act_bits, weight_bits, granularity: what is quantized later.
+    act_bits, weight_bits, granularity: what is quantized later.  sums: whether the operands of sums are quantized, too.
     factors: layer -> factors of its output channels, of an earlier run; nothing is measured then.
     feeds: some calibration images.  ranges: of all of them [default: of those in feeds].
     run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
@@ -67,6 +65,7 @@ class Equalize(Pass):
     act_bits: int = 8
     weight_bits: int = 8
     granularity: str = "channel"
+    sums: bool = False
     factors: Optional[Mapping[str, Sequence[float]]] = None
     feeds: Optional[Mapping[str, np.ndarray]] = None
     ranges: Optional[Ranges] = None
@@ -84,10 +83,17 @@ class Equalize(Pass):
                   for order in orders for node in (*order.writers, *(reader for reader, _ in order.readers))}
         if not layers:
             return 0
-        ports = ports_of(g, list(layers))
-        ranges = {} if self.ranges is None else dict(zip(ports, self.ranges(g, ports)))
-        readings = read_sample(g, layers, QSpec(self.act_bits), self.feeds, ranges, self.run_op)
-        return _apply(g, _Search(readings, orders, shared=self.granularity != "channel").run(g))
+        operands = {order: _operands(g, order) if self.sums else [] for order in orders}
+        ports = list(dict.fromkeys([*(g.inputs(node)[0] for node in layers),
+                                    *(port for found in operands.values() for port, _ in found)]))
+        ranges = (sample_ranges(g, ports, self.feeds, self.run_op) if self.ranges is None
+                  else dict(zip(ports, self.ranges(g, ports))))
+        act = QSpec(self.act_bits, True)
+        readings = read_sample(g, layers, dataclasses.replace(act, signed=None), self.feeds, ranges, self.run_op)
+        search = _Search(readings, orders, shared=self.granularity != "channel")
+        search.steps = {order: [np.abs(ranges[port][CHOOSING, :, part]).max(axis=0) / act.qmax for port, part in found
+                                if port in ranges] for order, found in operands.items()}
+        return _apply(g, search.run(g))
 
 
 def _free(g: Graph) -> list[Order]:
@@ -95,17 +101,26 @@ def _free(g: Graph) -> list[Order]:
     return [order for order in channel_scalings(g) if all(node.scales is None for node, _, _ in order.nodes)]
 
 
+def _operands(g: Graph, order: Order) -> list[tuple[Port, slice]]:
+    """The operands of sums that have these channels, and where in them."""
+    starts = {node: start for node, start, _ in order.nodes}
+    ports = dict.fromkeys(port for node in starts if ops.info(node.op).combines == ops.SUM for port in g.inputs(node))
+    return [(port, slice(starts[port.node], starts[port.node] + order.count)) for port in ports if port.node in starts]
+
+
 class _Search:
     """Factors of all orders, chosen one after the other.
 
     shared: whether output channels share scales of weights, so that their factors matter there.
     inputs, outputs: layer -> the factors so far of the columns that it reads, of the channels that it writes.
+    steps: order -> for each quantized operand of a sum, the step that each channel would have alone.
     """
 
     def __init__(self, readings: Mapping[Node, Reading], orders: Sequence[Order], shared: bool) -> None:
         self.readings, self.shared = readings, shared
         self.inputs = {node: np.ones(reading.columns) for node, reading in readings.items()}
         self.outputs = {node: np.ones(out_channels(node, reading.weight)) for node, reading in readings.items()}
+        self.steps: Mapping[Order, Sequence[np.ndarray]] = {}
         self.totals = {node: total for order in orders for node, _, total in order.nodes}
         self.orders = [order for order in orders if all(node in readings for node, _ in order.readers)
                        and (not shared or all(node in readings for node in order.writers))]
@@ -114,6 +129,7 @@ class _Search:
         """Orders with the factors of their channels, without those that are left as they are."""
         self.places = {order: [(node, self._place(g, order, node, start)) for node, start in order.readers]
                        for order in self.orders}
+        self.now = {order: np.ones(order.count) for order in self.orders}
         before = self._total() if self.shared else 0.0
         balanced = self._balanced() if self.shared else {}
         for order, factors in balanced.items():
@@ -129,6 +145,7 @@ class _Search:
         return slice(start * repeats, (start + order.count) * repeats), repeats
 
     def _set(self, order: Order, factors: np.ndarray) -> None:
+        self.now[order] = factors
         for node, (columns, repeats) in self.places[order]:
             self.inputs[node][columns] = np.repeat(factors, repeats)
         for node in order.writers:
@@ -139,16 +156,18 @@ class _Search:
 
     def _noises(self, order: Order, half: int) -> np.ndarray:
         """Noise over signal of each reader's output, with the factors as they are now."""
+        factors = self.now[order]
         squares = np.zeros(order.count)
+        for steps in self.steps.get(order, ()):
+            squares += ((steps * factors).max() / factors) ** 2 / 12
         if self.shared:
             for node in order.writers:
-                lost = self.readings[node].weight_noise(half, self.inputs[node], self.outputs[node])
-                squares += lost
+                squares += self.readings[node].weight_noise(half, self.inputs[node], self.outputs[node])
         noises = []
         for node in dict.fromkeys(node for node, _ in order.readers):
             reading = self.readings[node]
             noise = reading.noise(half, self.inputs[node], self.outputs[node])
-            if self.shared:
+            if squares.any():
                 read = np.zeros(reading.columns)
                 for other, (columns, repeats) in self.places[order]:
                     if other is node:

@@ -43,7 +43,8 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
                 tuple(flag for flag, asked in beyond.items() if asked))
     rounding = target.spec.rounding
     given: dict[str, dict[str, Any]] = {
-        Equalize.name: {"weight_bits": weight_bits, "act_bits": act_bits, "granularity": granularity},
+        Equalize.name: {"weight_bits": weight_bits, "act_bits": act_bits, "granularity": granularity,
+                        "sums": target.quantizes_sums},
         FIRST_QUANTIZING: {
             "target": target.name, "granularity": granularity, "exclude": options.exclude, "weight_bits": weight_bits,
             "act_bits": act_bits, "act_signed": options.act_signed, "online": online},
