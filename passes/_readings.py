@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,10 +88,11 @@ class Reading:
 
 
 def read_sample(g: Graph, layers: Mapping[Node, QSpec], act: QSpec, feeds: Mapping[str, np.ndarray],
-                ranges: Mapping[Port, np.ndarray], run_op: RunOp | None) -> dict[Node, Reading]:
+                ranges: Mapping[Port, np.ndarray], signed_limit: int, run_op: RunOp | None) -> dict[Node, Reading]:
     """Layer -> what it reads, without those whose input is unknown. layers: with how their weights are quantized.
 
-    ranges: tensor -> (halves, 2, channels), lowest and highest values.
+    ranges: tensor -> (halves, 2, channels), lowest and highest values.  signed_limit: largest code of a weight whose
+    layer reads signed codes; 0 sets no limit.
     """
     readers: dict[Port, list[Node]] = {}
     for node in layers:
@@ -106,9 +108,11 @@ def read_sample(g: Graph, layers: Mapping[Node, QSpec], act: QSpec, feeds: Mappi
                     continue
                 weight, _ = own_weights(g, node)
                 x = [_columns(node, tensor.real[half::2], rng) for half in HALVES]
-                columns = x[0].shape[1]
+                columns, spec = x[0].shape[1], layers[node]
+                if signed_limit and bounds.min() < 0:
+                    spec = dataclasses.replace(spec, limit=min(spec.qmax, signed_limit))
                 found[node] = Reading(node, (x[0], x[1]), np.repeat(bounds, columns // bounds.shape[2], axis=2),
-                                      weight, act, layers[node])
+                                      weight, act, spec)
     return found
 
 

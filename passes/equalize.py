@@ -53,7 +53,8 @@ _SWEEPS = 20  # of the balance of weights, whose layers depend on each other
 class Equalize(Pass):
     """Scale channels between the layers that write and read them, so that one range fits a tensor. Free at run time.
 
-    act_bits, weight_bits, granularity: what is quantized later.  sums: whether the operands of sums are quantized, too.
+    act_bits, weight_bits, granularity: what is quantized later.  between: whether the operands of sums and
+    activations are quantized, too.  signed_input_limit: as of `calibrate`.
     factors: layer -> factors of its output channels, of an earlier run; nothing is measured then.
     feeds: some calibration images.  ranges: of all of them [default: of those in feeds].
     run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
@@ -65,7 +66,8 @@ class Equalize(Pass):
     act_bits: int = 8
     weight_bits: int = 8
     granularity: str = "channel"
-    sums: bool = False
+    between: bool = False
+    signed_input_limit: int = 0
     factors: Optional[Mapping[str, Sequence[float]]] = None
     feeds: Optional[Mapping[str, np.ndarray]] = None
     ranges: Optional[Ranges] = None
@@ -79,17 +81,19 @@ class Equalize(Pass):
         if self.feeds is None or min(map(len, self.feeds.values()), default=0) < len(HALVES):
             return 0
         orders = _free(g)
-        layers = {node: weight_spec(node, QSpec(self.weight_bits, True, narrow=True, granularity=self.granularity))
+        weight = QSpec(self.weight_bits, True, narrow=True, granularity=self.granularity)
+        layers = {node: weight_spec(node, weight)
                   for order in orders for node in (*order.writers, *(reader for reader, _ in order.readers))}
         if not layers:
             return 0
-        operands = {order: _operands(g, order) if self.sums else [] for order in orders}
+        operands = {order: _operands(g, order) if self.between else [] for order in orders}
         ports = list(dict.fromkeys([*(g.inputs(node)[0] for node in layers),
                                     *(port for found in operands.values() for port, _ in found)]))
         ranges = (sample_ranges(g, ports, self.feeds, self.run_op) if self.ranges is None
                   else dict(zip(ports, self.ranges(g, ports))))
         act = QSpec(self.act_bits, True)
-        readings = read_sample(g, layers, dataclasses.replace(act, signed=None), self.feeds, ranges, self.run_op)
+        readings = read_sample(g, layers, dataclasses.replace(act, signed=None), self.feeds, ranges,
+                               self.signed_input_limit, self.run_op)
         search = _Search(readings, orders, shared=self.granularity != "channel")
         search.steps = {order: [np.abs(ranges[port][CHOOSING, :, part]).max(axis=0) / act.qmax for port, part in found
                                 if port in ranges] for order, found in operands.items()}
@@ -102,9 +106,10 @@ def _free(g: Graph) -> list[Order]:
 
 
 def _operands(g: Graph, order: Order) -> list[tuple[Port, slice]]:
-    """The operands of sums that have these channels, and where in them."""
+    """The operands of sums and activations that have these channels, and where in them."""
     starts = {node: start for node, start, _ in order.nodes}
-    ports = dict.fromkeys(port for node in starts if ops.info(node.op).combines == ops.SUM for port in g.inputs(node))
+    ports = dict.fromkeys(port for node in starts if ops.info(node.op).combines == ops.SUM or node.op == "LeakyReLU"
+                          for port in g.inputs(node))
     return [(port, slice(starts[port.node], starts[port.node] + order.count)) for port in ports if port.node in starts]
 
 
@@ -113,7 +118,7 @@ class _Search:
 
     shared: whether output channels share scales of weights, so that their factors matter there.
     inputs, outputs: layer -> the factors so far of the columns that it reads, of the channels that it writes.
-    steps: order -> for each quantized operand of a sum, the step that each channel would have alone.
+    steps: order -> for each quantized operand in between, the step that each channel would have alone.
     """
 
     def __init__(self, readings: Mapping[Node, Reading], orders: Sequence[Order], shared: bool) -> None:

@@ -44,7 +44,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     rounding = target.spec.rounding
     given: dict[str, dict[str, Any]] = {
         Equalize.name: {"weight_bits": weight_bits, "act_bits": act_bits, "granularity": granularity,
-                        "sums": target.quantizes_sums},
+                        "between": target.quantizes_between, "signed_input_limit": target.spec.signed_input_limit},
         FIRST_QUANTIZING: {
             "target": target.name, "granularity": granularity, "exclude": options.exclude, "weight_bits": weight_bits,
             "act_bits": act_bits, "act_signed": options.act_signed, "online": online},

@@ -31,7 +31,7 @@ class Mxnet(Target):
               "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights")
     float_inputs = False
     rewrites = False
-    quantizes_sums = True
+    quantizes_between = True
     keeps_simulation = True
 
     fast: bool = field(default=False, metadata={

@@ -29,7 +29,7 @@ class Tengine(Target):
               "bake-weights")
     reads = "a .tmfile of Tengine"
     companions = {".scale": "the scales of a Tengine model"}
-    quantizes_sums = True
+    quantizes_between = True
 
     @property
     def parts_shortcuts(self) -> bool:
