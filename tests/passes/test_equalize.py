@@ -17,7 +17,9 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
+from qgraph.passes._readings import read_sample, sample_ranges
 from qgraph.passes.equalize import MOST, Equalize
+from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import run
 
 
@@ -246,6 +248,38 @@ def test_ranges_that_only_other_images_show_are_respected() -> None:
     Equalize(feeds=feeds, ranges=ranges).run(g)
     scales = named(g, "first").scales
     assert scales is None or scales[small] < 2
+
+
+def large_before_its_activation() -> tuple[Graph, dict[str, np.ndarray]]:
+    """One channel of eight is small behind its PReLU, and large in front of it."""
+    n = Net(7, channels=3, size=8)
+    x = n.conv(n.x, 8, act="", name="first")
+    gamma = np.full(8, 0.5, np.float32)
+    gamma[2] = 1e-3
+    n.g.params["first_bias"][2] = -20
+    x = n.op("LeakyReLU", x, n.g.add_param("gamma", gamma), act_type="prelu")
+    x = n.conv(x, 8, name="second")
+    n.g.params["second_weight"][:, 2] *= 300
+    return finished(n, n.head(x))
+
+
+def test_what_is_quantized_between_layers_counts() -> None:
+    """For mxnet-sim that channel gets more of the codes; others round it in front of the PReLU, too."""
+    found = {}
+    for between in (False, True):
+        g, feeds = large_before_its_activation()
+        Equalize(feeds=feeds, between=between).run(g)
+        found[between] = (named(g, "first").scales or (1,) * 8)[2]
+    assert found[False] > 10 and found[True] < 4
+
+
+@pytest.mark.parametrize(("act", "limit"), [("relu", 0), ("", 64)])
+def test_weights_on_signed_data_have_fewer_codes(act: str, limit: int) -> None:
+    n = small()
+    g, feeds = finished(n, n.conv(n.conv(n.x, 4, act=act, name="first"), 4, name="second"))
+    second, spec = named(g, "second"), QSpec(8, True, narrow=True, granularity="channel")
+    ranges = sample_ranges(g, [g.inputs(second)[0]], feeds, None)
+    assert read_sample(g, {second: spec}, QSpec(8), feeds, ranges, 64, None)[second].spec.limit == limit
 
 
 def named(g: Graph, name: str) -> Node:
