@@ -18,7 +18,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
 from qgraph.passes._readings import read_sample, sample_ranges
-from qgraph.passes.equalize import MOST, Equalize
+from qgraph.passes.equalize import Equalize
 from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import run
 
@@ -228,7 +228,7 @@ def test_dead_channels_stay_and_factors_are_bounded() -> None:
     g.params[g.inputs(named(g, "first"))[2].node.name][3] = 0
     Equalize(feeds=feeds).run(g)
     scales = np.array(named(g, "first").scales)
-    assert scales[3] == 1 and 1 <= scales.min() < scales.max() <= MOST
+    assert scales[3] == 1 and 1 <= scales.min() < scales.max() == 256
 
 
 def test_ranges_that_only_other_images_show_are_respected() -> None:
@@ -280,6 +280,27 @@ def test_weights_on_signed_data_have_fewer_codes(act: str, limit: int) -> None:
     second, spec = named(g, "second"), QSpec(8, True, narrow=True, granularity="channel")
     ranges = sample_ranges(g, [g.inputs(second)[0]], feeds, None)
     assert read_sample(g, {second: spec}, QSpec(8), feeds, ranges, 64, None)[second].spec.limit == limit
+
+
+def test_channels_that_differ_between_the_halves_get_more_room() -> None:
+    """Three times the range in one half leaves room for three times more than that."""
+    g, feeds = uneven()
+    alone = g.copy()
+    Equalize(feeds=feeds).run(alone)
+    before = np.array(named(alone, "first").scales)
+    channel = int(np.argmax((before > 8) & (before < 64)))
+
+    def ranges(graph: Graph, ports: Any) -> list[np.ndarray]:
+        found = [channel_ends(value, len(value)) for value in run(graph, feeds, list(ports))]
+        for port, ends in zip(ports, found):
+            if port.node.name == "first":
+                ends[1, 1, channel] = 3 * ends[:, 1, channel].max()
+        return found
+
+    Equalize(feeds=feeds, ranges=ranges).run(g)
+    after = np.array(named(g, "first").scales)
+    assert 6 < before[channel] / after[channel] < 14
+    assert np.array_equal(np.delete(after, channel), np.delete(before, channel))
 
 
 def named(g: Graph, name: str) -> Node:
