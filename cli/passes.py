@@ -28,7 +28,7 @@ def command(name: str | None, as_json: bool) -> None:
     if name is None:
         known = registered()
         quantizing = (name for cls in all_classes() for name in cls.passes)
-        order = dict.fromkeys([*(step.name for step in PIPELINES["float"]), *quantizing])
+        order = dict.fromkeys([*(step.name for line in ("float", "measured") for step in PIPELINES[line]), *quantizing])
         rows = {n: _first_line(known[n]) for n in [*order, *sorted(known.keys() - order)]}
         if as_json:
             console.result(rows, True, ())

@@ -1,6 +1,6 @@
 """The passes: one file each, named as the pass. Importing this package registers them all.
 
-    float           keep the outputs in float: PIPELINES says which run, in which order
+    float, measured keep the outputs in float: PIPELINES says which run, in which order
     quantizing      decide, place quantizers, calibrate, round: `qgraph.targets.base.Target.passes` says which run
     of one target   integer_flow, share_scales, signed_dense, signed_residual, limit_saturation (mxnet),
                     winograd_weights, absorb_bn, wide_sums (mxnet-sim), quantize_between, limit_weights (onnx),
@@ -33,6 +33,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
 from qgraph.passes.bn_to_affine import BNToAffine
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.constants import Constants
+from qgraph.passes.equalize import Equalize
 from qgraph.passes.fold_bn import FoldBN
 from qgraph.passes.fold_bn_forward import FoldBNForward
 from qgraph.passes.fold_input_norm import FoldInputNorm
@@ -51,4 +52,5 @@ PIPELINES: dict[str, tuple[Pass, ...]] = {
         FoldInputNorm(),   # behind bn-to-affine: its convolutions do not pad and take shifts too
         FuseRelu(),
     ),
+    "measured": (Equalize(),),  # keep the outputs too, by what calibration images show
 }

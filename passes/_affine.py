@@ -82,10 +82,12 @@ def scale_outputs(node: Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarr
     return (split * spread).reshape(weight.shape)
 
 
-def _per_input(node: Node, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`values` of input channels (C,), (1,) or (), laid out to multiply the weight. Not for Deconvolution."""
+def per_input(node: Node, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`values` of input channels (C,), (1,) or (), laid out to multiply the weight."""
     if values.size == 1:
         return values.reshape([1] * weight.ndim)
+    if node.op == "Deconvolution":
+        return values.reshape(-1, *[1] * (weight.ndim - 1))
     if node.op == "FullyConnected":  # flattened (C, H, W): each channel owns H * W neighbouring columns
         if weight.shape[1] % len(values):
             raise MatchFail(node, f"reads {weight.shape[1]} values, not a multiple of {len(values)} channels")
@@ -106,11 +108,11 @@ def absorb_input_affine(node: Node, weight: np.ndarray, bias: np.ndarray | None,
     A Convolution pads with zeros *behind* the step, so with padding only a zero shift is exact.
     """
     if not shift.any():
-        return weight * _per_input(node, weight, scale), bias
+        return weight * per_input(node, weight, scale), bias
     if node.op == "Convolution" and any(ops.attr(node, "pad")):
         raise MatchFail(node, f"pads with zeros ({node.attrs.get('pad')}), which a shift of its input does not survive")
-    moved = (weight * _per_input(node, weight, shift)).reshape(weight.shape[0], -1).sum(axis=1)
-    return weight * _per_input(node, weight, scale), moved if bias is None else bias + moved
+    moved = (weight * per_input(node, weight, shift)).reshape(weight.shape[0], -1).sum(axis=1)
+    return weight * per_input(node, weight, scale), moved if bias is None else bias + moved
 
 
 def set_weights(g: Graph, node: Node, weight: np.ndarray, bias: np.ndarray | None) -> None:

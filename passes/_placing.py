@@ -25,7 +25,9 @@ def ensure_quantizer(g: Graph, port: Port, spec: QSpec) -> tuple[Node, int]:
     """The fake_quantize of a port, read by all its readers, a new one if there is none; and how much that changed."""
     fq = quantizer_of(g, port)
     if fq is None:
-        return g.insert_after(port, "fake_quantize", quantizer_name(port), quant=spec), 1
+        fq = g.insert_after(port, "fake_quantize", quantizer_name(port), quant=spec)
+        fq.scales = port.node.scales
+        return fq, 1
     return fq, g.replace_uses(port, fq, keep=[fq])
 
 

@@ -81,6 +81,7 @@ class InsertFakeQuantize(Pass):
                 if port not in made:
                     made[port] = g.add("fake_quantize", [port], quantizer_name(port), quant=spec,
                                        origin=port.node.origin or (port.node.name,))
+                    made[port].scales = port.node.scales
                 g.set_input(node, slot, made[port])
                 count += 1
         return count

@@ -29,7 +29,7 @@ class Order:
     """One free order of channels.
 
     slices: (parameter node, axis, first index) that follow it.  readers: (dense convolution, its first input channel).
-    nodes: (node, first channel, channels in all) whose output follows it.
+    nodes: (node, first channel, channels in all) whose output follows it.  writers: the layers that make it.
     """
 
     count: int
@@ -37,6 +37,7 @@ class Order:
     slices: list[tuple[Node, int, int]] = field(default_factory=list)
     readers: list[tuple[Node, int]] = field(default_factory=list)
     nodes: list[tuple[Node, int, int]] = field(default_factory=list)
+    writers: list[Node] = field(default_factory=list)
     merged: Order | None = None
 
     def root(self) -> Order:
@@ -56,44 +57,44 @@ def channel_orders(g: Graph) -> list[Order]:
     for node in g.toposort():
         _visit(g, node, parts, made)
         written = parts.get(Port(node), [])
-        total = sum(_counts(written))
-        for order, start in _starts(written):
+        total = sum(counts(written))
+        for order, start in starts(written):
             order.nodes.append((node, start, total))
     for head in g.heads:
-        _freeze(parts.get(head, []))
+        freeze(parts.get(head, []))
     return [order for order in made if order.merged is None and not order.frozen and order.readers]
 
 
 def _visit(g: Graph, node: Node, parts: dict[Port, Parts], made: list[Order]) -> None:
     known = [parts.get(p, []) for p in g.inputs(node)]  # []: of the network's inputs, of parameters, of what mixes
-    if node.op == "Convolution" and known and _own_params(g, node):
+    if node.op == "Convolution" and known and own_params(g, node):
         filters, groups = ops.attr(node, "num_filter"), ops.attr(node, "num_group")
         params = [before_quantizer(g, p).node for p in g.inputs(node)[1:]]
         if groups == 1:
-            for order, start in _starts(known[0]):
+            for order, start in starts(known[0]):
                 order.readers.append((node, start))
                 order.slices.append((params[0], 1, start))
-            order = Order(filters)
+            order = Order(filters, writers=[node])
             made.append(order)
             order.slices += [(param, 0, 0) for param in params]
             parts[Port(node)] = [order]
             return
         if groups == filters and g.params[params[0].name].shape[1] == 1:
-            for order, start in _starts(known[0]):
+            for order, start in starts(known[0]):
                 order.slices += [(param, 0, start) for param in params]
             parts[Port(node)] = known[0]
             return
     if node.op == "Concat" and ops.attr(node, "dim") == 1 and all(known):
         parts[Port(node)] = [order.root() for part in known for order in part]
         return
-    if _is_channelwise(node) and known and all(known) and all(_counts(part) == _counts(known[0]) for part in known):
+    if _is_channelwise(node) and known and all(known) and all(counts(part) == counts(known[0]) for part in known):
         for part in known[1:]:
             for a, b in zip(part, known[0]):
-                _merge(a.root(), b.root())
+                merge(a.root(), b.root())
         parts[Port(node)] = known[0]
         return
     for part in known:
-        _freeze(part)
+        freeze(part)
 
 
 def _is_channelwise(node: Node) -> bool:
@@ -103,7 +104,7 @@ def _is_channelwise(node: Node) -> bool:
     return node.op in _CHANNELWISE and (scales is None or scales.granularity == "tensor")
 
 
-def _own_params(g: Graph, node: Node) -> bool:
+def own_params(g: Graph, node: Node) -> bool:
     """All parameters belong to this layer alone, and no scale belongs to neighbouring channels."""
     ports = g.inputs(node)[1:]
     if any(p.node.quant is not None and p.node.quant.granularity == "group" for p in ports):
@@ -112,7 +113,8 @@ def _own_params(g: Graph, node: Node) -> bool:
     return all(g.has_one_use(p) for p in chain) and all(g.param(before_quantizer(g, p)) is not None for p in ports)
 
 
-def _starts(part: Parts) -> list[tuple[Order, int]]:
+def starts(part: Parts) -> list[tuple[Order, int]]:
+    """(order, its first channel in the tensor) of each part."""
     found, start = [], 0
     for order in part:
         found.append((order.root(), start))
@@ -120,22 +122,26 @@ def _starts(part: Parts) -> list[tuple[Order, int]]:
     return found
 
 
-def _counts(part: Parts) -> list[int]:
+def counts(part: Parts) -> list[int]:
+    """The number of channels of each part."""
     return [order.root().count for order in part]
 
 
-def _freeze(part: Parts) -> None:
+def freeze(part: Parts) -> None:
+    """Take the freedom from all these orders."""
     for order in part:
         order.root().frozen = True
 
 
-def _merge(a: Order, b: Order) -> None:
+def merge(a: Order, b: Order) -> None:
+    """Make one of two orders."""
     if a is b:
         return
     b.frozen |= a.frozen
     b.slices += a.slices
     b.readers += a.readers
     b.nodes += a.nodes
+    b.writers += a.writers
     a.merged = b
 
 
@@ -165,6 +171,37 @@ def _remembered(node: Node, channels: int) -> Array:
     if node.layout is not None and len(node.layout) != channels:
         raise FormatError(f"{node}: its channels are in an order of {len(node.layout)}, want {channels}")
     return np.arange(channels) if node.layout is None else np.array(node.layout)
+
+
+def as_the_users(value: Array, node: Node) -> Array:
+    """The output of a node as the user's model has it: passes may have reordered, shifted and scaled its channels."""
+    return unscaled(in_the_users_order(value, node.layout) - np.float32(node.shift), node.scales)
+
+
+def channel_ends(value: Array, images: int, first: int = 0) -> Array:
+    """(halves, 2, channels) lowest and highest values of a tensor (N, channels, ...), float64.
+
+    Halves: the images with an even number, and with an odd one.  first: the number of the first.  images: how many; a
+    tensor of another size belongs to both halves.
+    """
+    axes = (0, *range(2, value.ndim))
+    parts = [value[(half - first) % 2::2] if len(value) == images else value for half in range(2)]
+    return np.array([[part.min(axis=axes, initial=np.inf), part.max(axis=axes, initial=-np.inf)]
+                     for part in parts], np.float64)
+
+
+def factors_of(g: Graph) -> dict[str, list[float]]:
+    """Node -> the factors of its output channels, of those that are not the user's."""
+    return {node.name: list(node.scales) for node in g.toposort() if node.scales is not None}
+
+
+def unscaled(value: Array, scales: Sequence[float] | Array | None) -> Array:
+    """Channels (axis 1; flattened ones own neighbouring values) without their factors: `Node.scales`, or a file's."""
+    if scales is None or value.ndim < 2 or value.shape[1] % len(scales):
+        return value
+    factors = np.repeat(np.asarray(scales, np.float32), value.shape[1] // len(scales))
+    real: Array = value / factors.reshape(-1, *[1] * (value.ndim - 2))
+    return real
 
 
 def in_the_users_order(value: Array, order: Sequence[int] | Array | None) -> Array:

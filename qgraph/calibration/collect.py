@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from qgraph import engines as runtimes
+from qgraph.analysis.channels import channel_ends, factors_of
 from qgraph.analysis.observed import observed_ports
 from qgraph.arrays import Array
 from qgraph.data.open import Data
@@ -77,7 +78,26 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         except FormatError as error:  # larger than a range may be
             leave_out(port, FormatError(f"tensor {port.key}: {error}"), stats)
     return CalibrationTable(how.name, act_bits, act_signed, g.digest(), images, data.preprocess.to_dict(), data.name,
-                            entries)
+                            entries, factors_of(g))
+
+
+def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Progress | None = None,
+                   runtime: str = "auto") -> list[Array]:
+    """The ranges of the channels (axis 1) of these tensors, for two halves of the images: one sweep over `data`.
+
+    Each as of `qgraph.analysis.channels.channel_ends`, whatever the batch size; infinite for a half without images.
+    """
+    executor = runtimes.runtime("calibrating", runtime)(g, watch=ports, fused=True)
+    found: list[Array] = []
+    done = 0
+    for batch, values in executor.stream(data):
+        seen = [channel_ends(value, len(batch), done) for value in values]
+        found = [np.stack([np.minimum(a[:, 0], b[:, 0]), np.maximum(a[:, 1], b[:, 1])], axis=1)
+                 for a, b in zip(found, seen)] or seen
+        done += len(batch)
+        if progress:
+            progress("channels", done, data.num_items)
+    return found
 
 
 def _by_image(value: Array, count: int) -> Array:

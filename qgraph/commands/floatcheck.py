@@ -111,7 +111,8 @@ class _Comparison:
         """Where it begins, in the words of a message, or ""."""
         theirs = {n.name: n for n in self.before.dag if n.op != "null"}
         pairs = [(Port(theirs[name]), Port(n)) for n in self.after.toposort()
-                 if (name := users_name(n)) in theirs and n.op != "null" and n.layout is None and not np.any(n.shift)]
+                 if (name := users_name(n)) in theirs and n.op != "null" and n.layout is None and n.scales is None
+                 and not np.any(n.shift)]
         found = first_departure(pairs, self._want, self._found, self._bounds)
         return "" if found is None else f", first at {pairs[found][1].node}"
 

@@ -20,7 +20,7 @@ from qgraph.calibration.images import (
 from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
-from qgraph.commands.line import collect_table, pipeline, quantize
+from qgraph.commands.line import collect_table, pipeline, quantize, scaling
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
 from qgraph.commands.ruin import ruin
@@ -115,7 +115,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)
-    float_graph, g = network.fold(feeds, engine, dump, records)
+    float_graph, g = network.fold(feeds, engine, dump, records, scaling(images, given, options, engine, progress))
     verdicts = network.verdicts(float_graph)
 
     def ranges(quantized: Graph) -> CalibrationTable | None:

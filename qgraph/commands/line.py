@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from qgraph.calibration.collect import collect
+from qgraph.arrays import Array
+from qgraph.calibration.collect import channel_ranges, collect
+from qgraph.calibration.images import CalibrationImages
 from qgraph.data.open import Data
+from qgraph.engines import Engine
 from qgraph.errors import OptionError
-from qgraph.ir.graph import Graph
+from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import Pass, PassManager, PassRecord, insert_after, load_user_pass, parse_pipeline, pass_class
 from qgraph.options import ONLINE, FreezeOptions, Progress
 from qgraph.passes import PIPELINES
+from qgraph.passes.equalize import Equalize
 from qgraph.passes.winograd_weights import NONE, check_domain
 from qgraph.quant.spec import QParams, as_granularity
 from qgraph.quant.table import CalibrationTable
@@ -39,6 +43,8 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
                 tuple(flag for flag, asked in beyond.items() if asked))
     rounding = target.spec.rounding
     given: dict[str, dict[str, Any]] = {
+        Equalize.name: {"weight_bits": weight_bits, "act_bits": act_bits, "granularity": granularity,
+                        "between": target.quantizes_between, "signed_input_limit": target.spec.signed_input_limit},
         FIRST_QUANTIZING: {
             "target": target.name, "granularity": granularity, "exclude": options.exclude, "weight_bits": weight_bits,
             "act_bits": act_bits, "act_signed": options.act_signed, "online": online},
@@ -61,6 +67,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         steps = parse_pipeline(options.passes, make)
     else:
         steps = (*(step for step in PIPELINES["float"] if options.merge_bn or step.name not in _FOLDING_BN),
+                 *(make(type(step), {}) for step in PIPELINES["measured"]),
                  *(make(pass_class(name), {}) for name in target.passes))
     for spec in options.user_passes:
         steps = insert_after(steps, *load_user_pass(spec))
@@ -109,6 +116,20 @@ def _split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pa
 def bound(step: Pass, **known: Any) -> Pass:
     """The pass with what only a run can know in the fields that it has for it."""
     return step.with_fields(**{name: known[name] for name in step.fields() & known.keys()})
+
+
+def scaling(images: CalibrationImages | None, given: CalibrationTable | None, options: FreezeOptions, engine: Engine,
+            progress: Progress | None) -> dict[str, Any]:
+    """What `equalize` is told: the images, or the factors of the run that wrote the table which is given."""
+    if given is not None:
+        return {"factors": given.factors}
+    if images is None:
+        return {}
+
+    def ranges(g: Graph, ports: Sequence[Port]) -> list[Array]:
+        return channel_ranges(g, images.data, ports, progress=progress, runtime=options.runtime)
+
+    return {"feeds": images.sample, "ranges": ranges, "run_op": engine.run_op}
 
 
 def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,

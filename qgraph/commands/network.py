@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
-from qgraph.commands.line import pipeline, split
+from qgraph.commands.line import bound, pipeline, split
 from qgraph.engines import Engine
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import Pass, PassRecord
@@ -61,12 +61,15 @@ class FloatNetwork:
     def need(self, images: CalibrationImages | None) -> None:
         """Raise CalibrationError if ranges have to be observed and there are no images."""
 
-    def fold(self, feeds: Feeds, engine: Engine, dump_dir: str,
-             records: list[PassRecord]) -> tuple[Graph, Graph]:
-        """Run the float passes, checked on `feeds`: (the float graph, the graph to be quantized)."""
+    def fold(self, feeds: Feeds, engine: Engine, dump_dir: str, records: list[PassRecord],
+             known: Mapping[str, Any]) -> tuple[Graph, Graph]:
+        """Run the float passes, checked on `feeds`: (the float graph, the graph to be quantized).
+
+        known: what only a run can know, for the fields of the passes.
+        """
         g = self.source.copy()
-        changed = floatcheck.run_checked(self.float_steps, g, feeds, engine, dump_dir, records,
-                                         self.options.float_check)
+        steps = tuple(bound(step, **known) for step in self.float_steps)
+        changed = floatcheck.run_checked(steps, g, feeds, engine, dump_dir, records, self.options.float_check)
         if self.options.float_check:
             log.info("float passes: outputs kept to %.1e of their size on a random batch", changed)
         return g, g.copy()

@@ -97,7 +97,10 @@ def _left_in_float(g: Graph, quantized: set[str], verdicts: dict[str, str],
 
 
 def tensors(g: Graph, table: CalibrationTable | None) -> dict[str, Any]:
-    """Quantized tensor -> its range and step; of several scales the smallest and the largest."""
+    """Quantized tensor -> its range and step; of several scales the smallest and the largest.
+
+    scaled: the smallest and the largest factor of its channels, where `equalize` scaled them.
+    """
     found: dict[str, Any] = {}
     for fq in g.nodes("fake_quantize"):
         qp, source = fq.quant, g.inputs(fq)[0]
@@ -118,6 +121,8 @@ def tensors(g: Graph, table: CalibrationTable | None) -> dict[str, Any]:
                 row["observed"] = [_short(min(e.min for e in entries)), _short(max(e.max for e in entries))]
         else:
             row["source"] = ["weights"]
+        if source.node.scales is not None:
+            row["scaled"] = [_short(min(source.node.scales)), _short(max(source.node.scales))]
         found[source.key] = row
     return found
 

@@ -19,7 +19,7 @@ from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import judge_of, open_for, runnable
 from qgraph.commands.judge import Judge
-from qgraph.commands.line import collect_table, pipeline, quantize, split
+from qgraph.commands.line import bound, collect_table, pipeline, quantize, scaling, split
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.commands.trained import is_trained
@@ -177,6 +177,7 @@ class _Bench:
         like = images.first.feeds if images is not None else None
         self.feeds = floatcheck.random_feeds(bare, shapes, options.seed, like)
         self.sample = images.sample if images is not None else None
+        self.scaling = scaling(images, None, options, self.engine, progress)
         self.rounds = self.round = 0
         self._float_graphs: dict[Any, Graph] = {}
         self._tables: dict[Any, CalibrationTable] = {}
@@ -228,7 +229,8 @@ class _Bench:
         variant = tuple(float_steps)
         if variant not in self._float_graphs:
             g = self.source.copy()
-            floatcheck.run_checked(float_steps, g, self.feeds, self.engine, check=self.options.float_check)
+            steps = tuple(bound(step, **self.scaling) for step in float_steps)
+            floatcheck.run_checked(steps, g, self.feeds, self.engine, check=self.options.float_check)
             self._float_graphs[variant] = g
         float_graph = self._float_graphs[variant]
 

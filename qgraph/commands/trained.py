@@ -93,7 +93,9 @@ class TrainedNetwork(FloatNetwork):
                                    f"does not ({', '.join(self.missing[:3])}, ...): give --calib-data PATH, some "
                                    "images")
 
-    def fold(self, feeds: Feeds, engine: Engine, dump_dir: str, records: list[PassRecord]) -> tuple[Graph, Graph]:
+    def fold(self, feeds: Feeds, engine: Engine, dump_dir: str, records: list[PassRecord],
+             known: Mapping[str, Any]) -> tuple[Graph, Graph]:
+        """As of a float network; its channels are not scaled, since their ranges were chosen in training."""
         g = self.source.copy()
         if self._as_it_is:
             PassManager((Canonicalize(),), dump_dir, records).run(g)

@@ -2,11 +2,12 @@
 
     fused     act_type=relu                  or act_type=clip a_min=0 a_max=6, on ops that may carry an activation
     layout    __channel_order__=[1,0,2]      channel i of the output is channel list[i] of the user's model
+    scales    __channel_scales__=[1.0,8.0]   channel i of the user's output times list[i]
     shift     __shift__=16.0                 how much higher the output is than the user's
     rounded   __rounded__="s8 F43, tensor"
     wide      __wide__=1
 
-MXNet keeps attributes of the form ``__name__``.  Frozen files have the layout and the shift.
+MXNet keeps attributes of the form ``__name__``.  Frozen files have the layout, the scales and the shift.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 
 from qgraph.errors import FormatError
 from qgraph.ir import ops
-from qgraph.ir.node import ChannelOrder, Fused, Node, Rounded
+from qgraph.ir.node import ChannelOrder, ChannelScales, Fused, Node, Rounded
 
-LAYOUT, SHIFT, ROUNDED, WIDE = "__channel_order__", "__shift__", "__rounded__", "__wide__"
-IN_FILES = (LAYOUT, SHIFT)
+LAYOUT, SCALES, SHIFT, ROUNDED, WIDE = ("__channel_order__", "__channel_scales__", "__shift__", "__rounded__",
+                                        "__wide__")
+IN_FILES = (LAYOUT, SCALES, SHIFT)
 ACT, LOW, HIGH = FUSED = ("act_type", "a_min", "a_max")
 ALL = (*IN_FILES, ROUNDED, WIDE, *FUSED)
 _WHOLE = re.compile(r"-?\d{1,15}\Z")
@@ -37,6 +39,8 @@ def written(node: Node) -> dict[str, str]:
             found.update({LOW: str(node.fused.low), HIGH: str(node.fused.high)})
     if node.layout is not None:
         found[LAYOUT] = json.dumps(node.layout, separators=(",", ":"))
+    if node.scales is not None:
+        found[SCALES] = json.dumps(node.scales, separators=(",", ":"))
     if node.shift:
         found[SHIFT] = repr(node.shift)
     if node.rounded is not None:
@@ -57,6 +61,8 @@ def take(node: Node, names: Iterable[str] = ALL) -> None:
             raise FormatError(f"{node}: found {texts}, want {LOW} and {HIGH} to be numbers") from None
     if LAYOUT in texts:
         node.layout = _layout(node, texts[LAYOUT])
+    if SCALES in texts:
+        node.scales = _scales(node, texts[SCALES])
     if SHIFT in texts:
         node.shift = _shift(node, texts[SHIFT])
     if ROUNDED in texts:
@@ -84,6 +90,16 @@ def _layout(node: Node, text: str) -> ChannelOrder:
     if order.ndim != 1 or not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
         raise FormatError(f"{node}: {LAYOUT}: found {text[:40]!r}, want a permutation")
     return tuple(order.tolist())
+
+
+def _scales(node: Node, text: str) -> ChannelScales:
+    try:
+        scales = np.array(json.loads(text), np.float64)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        scales = np.zeros(0)
+    if scales.ndim != 1 or not len(scales) or not ((scales > 2.0**-64) & (scales < 2.0**64)).all():
+        raise FormatError(f"{node}: {SCALES}: found {text[:40]!r}, want factors")
+    return tuple(scales.tolist())
 
 
 def _shift(node: Node, text: str) -> float:

@@ -20,10 +20,11 @@ import numpy as np
 from qgraph.arrays import Array
 from qgraph.errors import GraphError
 from qgraph.ir import ops
-from qgraph.ir.node import ChannelOrder, Fused, Node, Port, Rounded, Value, as_port
+from qgraph.ir.node import ChannelOrder, ChannelScales, Fused, Node, Port, Rounded, Value, as_port
 from qgraph.quant.spec import QParams, QSpec
 
-__all__ = ["ChannelOrder", "Fused", "Graph", "Node", "Port", "Rounded", "Value", "as_port", "collector_paused"]
+__all__ = ["ChannelOrder", "ChannelScales", "Fused", "Graph", "Node", "Port", "Rounded", "Value", "as_port",
+           "collector_paused"]
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from qgraph.quant.spec import QParams, QSpec
 
 ChannelOrder = tuple[int, ...]
 """Channel i of a tensor is channel order[i] of the user's model."""
+ChannelScales = tuple[float, ...]
+"""How many times the user's each channel of a tensor is, in the user's order."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Node:
     What passes know of it, and attributes do not say (`qgraph.ir.attributes` writes it in text and files):
     fused: the activation that it computes too; the ops that `qgraph.ir.ops.FUSING` lists may.
     layout: the order of its output channels, if it is not the user's.
-    shift: how much higher its output is than the user's, see `qgraph.passes.signed_residual`.
+    scales: the factors of its output channels, if they are not the user's, see `qgraph.passes.equalize`.
+    shift: how much higher its output, scaled, is than the user's, see `qgraph.passes.signed_residual`.
     rounded: how its weight was rounded.
     wide: a layer or an average of floats that adds them in float64, see `qgraph.passes.wide_sums`.
     """
@@ -59,6 +62,7 @@ class Node:
     origin: tuple[str, ...] = ()
     fused: Fused | None = None
     layout: ChannelOrder | None = None
+    scales: ChannelScales | None = None
     shift: float = 0.0
     rounded: Rounded | None = None
     wide: bool = False

@@ -21,6 +21,7 @@ FORMAT = "qgraph-calibration"
 VERSION = 1
 MAX_BYTES = 64 << 20
 LARGEST = 1e37  # of a range: with more, steps and codes leave float32
+LARGEST_FACTOR = 1e6
 _AGAIN = "calibrate again (without --calib-table)"
 
 
@@ -49,7 +50,8 @@ class CalibrationTable:
     """method, bits, signed: what was asked for (signed None is "auto"); an entry may have its own method.
 
     graph_hash: of the float graph that was run. images: how many were. preprocess: flat dict of plain values.
-    data: description of the source of the images. entries: by tensor name.
+    data: description of the source of the images. entries: by tensor name. factors: by node name, of its output
+    channels in the graph that was run; see `qgraph.passes.equalize`.
     """
 
     method: str
@@ -60,10 +62,13 @@ class CalibrationTable:
     preprocess: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     entries: dict[str, Entry] = field(default_factory=dict)
+    factors: dict[str, list[float]] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """The file's bytes; raises `FormatError` if a field is not plain data."""
         body = {**asdict(self), "format": FORMAT, "version": VERSION}
+        if not self.factors:
+            del body["factors"]
         data = (json.dumps(body, indent=1, sort_keys=True, default=_refuse) + "\n").encode("ascii")
         self.from_json(data)  # what cannot be read back is not written
         return data
@@ -100,6 +105,7 @@ class CalibrationTable:
             raise FormatError(f'want a JSON object with "format": "{FORMAT}"')
         if type(body.get("version")) is not int or body["version"] != VERSION:
             raise FormatError(f"version: found {body.get('version')!r:.40}, this qgraph reads {VERSION}; {_AGAIN}")
+        body = {"factors": {}, **body}
         names = {f.name for f in fields(cls)}
         _keys(body, names | {"format", "version"}, "header")
         signed, entries = body["signed"], body["entries"]
@@ -110,6 +116,7 @@ class CalibrationTable:
             graph_hash=_text(body["graph_hash"], "graph_hash"), images=_whole(body["images"], "images", 0, 1 << 53),
             preprocess=_flat(body["preprocess"]), data=_text(body["data"], "data"),
             entries={_text(k, "tensor name"): _entry(k, v) for k, v in _object(entries, "entries").items()},
+            factors={_text(k, "node name"): _numbers(k, v) for k, v in _object(body["factors"], "factors").items()},
         )
 
     def check(self, graph_hash: str) -> None:
@@ -131,6 +138,12 @@ class CalibrationTable:
         if missing:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             raise CalibrationError(f"table: no range for {', '.join(missing[:8])}{more}; {_AGAIN}")
+
+
+def factors_beside(prefix: str) -> dict[str, list[float]]:
+    """The factors in the table beside a frozen model; none without a table."""
+    path = f"{prefix}.calib.json"
+    return CalibrationTable.load(path).factors if os.path.isfile(path) else {}
 
 
 # ---- checks: value -> the same value, or FormatError ----------------------------------------------------------------
@@ -174,6 +187,17 @@ def _number(value: object, name: str) -> float:
     if not abs(number) <= LARGEST:
         raise FormatError(f"{name}: found {number}, want a finite number, up to {LARGEST:g}")
     return number
+
+
+def _numbers(name: str, value: object) -> list[float]:
+    """Factors of channels."""
+    if not isinstance(value, list) or not value:
+        raise FormatError(f"factors of {name:.80}: found {value!r:.40}, want numbers")
+    found = [_number(one, f"factors of {name:.80}") for one in value]
+    if not 1 / LARGEST_FACTOR <= min(found) <= max(found) <= LARGEST_FACTOR:
+        raise FormatError(f"factors of {name:.80}: found {min(found):g} to {max(found):g}, want "
+                          f"{1 / LARGEST_FACTOR:g} to {LARGEST_FACTOR:g}")
+    return found
 
 
 def _whole(value: object, name: str, low: int, high: int) -> int:

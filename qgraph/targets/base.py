@@ -289,6 +289,7 @@ class Target(ABC):
     passes: names of the quantizing passes, in order.
     trained: what is kept of a network that was trained quantized, see `KEEP_GRAPH`.
     float_inputs: its quantized layers may read floats.  all_integers: none of its layers can be left in float.
+    quantizes_between: it adds and activates codes, so that operands of sums and activations are quantized too.
     rewrites: `convert` writes other ops than MXNet's, which are compared with the original.
     float_passes: the line of `qgraph.passes.PIPELINES` that `convert` runs.
     keeps_simulation: it carries the float ops that simulate a quantization (mxnet-sim).
@@ -306,6 +307,7 @@ class Target(ABC):
     passes: ClassVar[tuple[str, ...]]
     float_inputs: ClassVar[bool] = True
     all_integers: ClassVar[bool] = False
+    quantizes_between: ClassVar[bool] = False
     rewrites: ClassVar[bool] = True
     float_passes: ClassVar[str] = "float"
     keeps_simulation: ClassVar[bool] = False

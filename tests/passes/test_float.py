@@ -28,8 +28,7 @@ from qgraph.passes.fold_pad import FoldPad
 from qgraph.passes.fuse_relu import FuseRelu
 
 FILES = sorted(path for path in GOLDEN.glob("*/*.txt") if path.parent.name != "frozen")  # see frozen_digits.py
-FLOAT = [cls for _, cls in sorted(REGISTRY.items())  # not the passes that other tests register
-         if cls.preserves_float and cls.__module__.startswith("qgraph.passes.")]
+FLOAT = sorted({type(step) for step in PIPELINES["float"]}, key=lambda cls: cls.name)
 
 
 def case_id(path: Path) -> str:

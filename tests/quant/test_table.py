@@ -191,3 +191,19 @@ def test_mutated_tables_are_refused_or_load(tmp_path):
             data = mutate(data, rng)
         assert calls(lambda data=data: read(data)) < 10_000
     assert 0 < len(loaded) < 600
+
+
+def test_factors_come_back_and_tables_without_any_are_as_before():
+    table = example()
+    assert b"factors" not in table.to_json()
+    table.factors = {"conv0": [1.0, 2.5, 1 / 3]}
+    again = CalibrationTable.from_json(table.to_json())
+    assert again == table and again.to_json() == table.to_json()
+
+
+@pytest.mark.parametrize("bad", [[], {}, 3, "x", [0.0], [-1.0], [1e9], ["1"], [True], [None], [[1.0]]])
+def test_factors_that_are_none_are_refused(bad):
+    body = json.loads(example().to_json())
+    body["factors"] = {"conv0": bad}
+    with pytest.raises(FormatError, match="calibration table: factors of conv0: found"):
+        CalibrationTable.from_json(json.dumps(body).encode())

@@ -380,8 +380,8 @@ def quantize_v2(out: Graph, source: Port, qp: QParams, name: str) -> Node:
 
 
 def _as(node: Node, twin: Node) -> Node:
-    """`twin`, which computes what `node` does: its channels and its shift are the same."""
-    twin.layout, twin.shift = node.layout, node.shift
+    """`twin`, which computes what `node` does: its channels, their factors and its shift are the same."""
+    twin.layout, twin.scales, twin.shift = node.layout, node.scales, node.shift
     return twin
 
 

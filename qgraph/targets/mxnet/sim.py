@@ -240,6 +240,7 @@ class _Chain:
         name = self.node.name
         self.out.rename(self.node, name + SUMS)
         self.out.rename(self.last, name)
+        self.last.scales, self.node.scales = self.node.scales, None
 
 
 def _channel_axis(node: Node) -> int:

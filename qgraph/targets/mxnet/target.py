@@ -31,6 +31,7 @@ class Mxnet(Target):
               "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights")
     float_inputs = False
     rewrites = False
+    quantizes_between = True
     keeps_simulation = True
 
     fast: bool = field(default=False, metadata={

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.channels import in_the_users_order
+from qgraph.analysis.channels import as_the_users
 from qgraph.analysis.difference import Difference
 from qgraph.formats.mxnet_marks import is_quantized_op
 from qgraph.ir import ops
@@ -43,18 +43,13 @@ class MxnetTensors(Tensors):
 
     def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         rest = iter(values)
-        return {name: self._as_the_users(name, self._real(name, rest)) for name in names}
+        return {name: as_the_users(self._real(name, rest), self.nodes[name]) for name in names}
 
     def _is_float(self, name: str) -> bool:
         return not is_quantized_op(self.nodes[name])
 
     def _real(self, name: str, values: Iterator[np.ndarray]) -> np.ndarray:
         return next(values) if self._is_float(name) else _dequantize(next(values), next(values), next(values))
-
-    def _as_the_users(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Passes may have reordered channels and shifted values, and say so on the node."""
-        node = self.nodes[name]
-        return in_the_users_order(value, node.layout) - np.float32(node.shift)
 
     def rows(self, differences: Mapping[str, Difference]) -> list[dict[str, Any]]:
         """One row per layer in topological order. The noise of a node that is not compared is that of what it reads."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qgraph.analysis.channels import factors_of
 from qgraph.analysis.codes import nonnegative
 from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
@@ -116,7 +117,8 @@ class _Emitter:
         masked = limit_winograd(self.layers, {wanted[b] for p, b in self.blobs.items() if p in self.nonnegative})
         codes = {fq: Codes(wanted[blob], fq.quant) for fq, blob in quantizers.items()
                  if isinstance(fq.quant, QParams)}
-        return NcnnModel(self.layers, outputs, integers=codes, requantized=fused, masked=masked)
+        return NcnnModel(self.layers, outputs, integers=codes, requantized=fused, masked=masked,
+                         factors=factors_of(self.g))
 
     def _head(self, head: Port) -> str:
         if head not in self.blobs:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from qgraph.analysis.channels import unscaled
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import FormatError, OptionError
 from qgraph.files import Content
 from qgraph.ir.graph import Graph, Node
+from qgraph.quant.table import factors_beside
 from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, counted
 from qgraph.targets.ncnn.files import SLOTS, Layer, bin_bytes, param_text, read_bin, read_param
 from qgraph.targets.ncnn.int8 import MASK, input_scale, is_int8, output_scale, scale_table
@@ -29,7 +31,8 @@ class NcnnModel(Model):
 
     requantized: blobs that hold int8.  masked: layers that do without Winograd.  stopped: the layer from which on the
     .bin could not be read, "".  folded: the same network in float for ncnn's own tools, with weights on the grid.
-    preprocess: what made the calibration images.
+    preprocess: what made the calibration images.  factors: of the channels that layers write, by name, see
+    `qgraph.passes.equalize`; the files do not have them, but the calibration table beside them.
     """
 
     kind = "an ncnn model"
@@ -44,6 +47,7 @@ class NcnnModel(Model):
     stopped: str = ""
     folded: Graph | None = None
     preprocess: Preprocess | None = None
+    factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -166,7 +170,8 @@ class NcnnTensors(Tensors):
 
     def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """What an int8 layer writes in codes is divided by its output scale."""
-        return {name: value / output_scale(self.layers[name]) for name, value in zip(names, values)}
+        return {name: unscaled(value / output_scale(self.layers[name]), self.model.factors.get(name))
+                for name, value in zip(names, values)}
 
 
 def load(path: str) -> NcnnModel:
@@ -185,4 +190,5 @@ def load(path: str) -> NcnnModel:
     for layer in layers:
         if layer.type == "Split" and layer.inputs[0] in codes:
             codes.update(layer.outputs)
-    return NcnnModel(layers, outputs, requantized=codes, stopped=stopped)
+    factors = factors_beside(path[: -len(".param")])
+    return NcnnModel(layers, outputs, requantized=codes, stopped=stopped, factors=factors)

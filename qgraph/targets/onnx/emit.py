@@ -30,7 +30,7 @@ from qgraph.targets.onnx import attention, boxes, detect, nn, recurrent, resampl
 from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
-from qgraph.targets.onnx.model import ORDERS, ORIGINS, OnnxModel
+from qgraph.targets.onnx.model import ORDERS, ORIGINS, SCALES, OnnxModel
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -144,9 +144,11 @@ class _Emitter:
             opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qgraph",
             producer_version=qgraph.__version__)
         orders = {Port(n).key: n.layout for n in self.order if n.layout is not None}
+        scales = {Port(n).key: n.scales for n in self.order if n.scales is not None}
         origins = {n.name: n.origin[-1] for n in self.order if n.op not in ("null", "fake_quantize") and n.origin
                    and n.origin[-1] != n.name}
-        found = {key: json.dumps(value) for key, value in ((ORDERS, orders), (ORIGINS, origins)) if value}
+        found = {key: json.dumps(value) for key, value in ((ORDERS, orders), (SCALES, scales), (ORIGINS, origins))
+                 if value}
         if found:
             helper.set_model_props(proto, found)
         for output, head in zip(proto.graph.output, self.g.heads):

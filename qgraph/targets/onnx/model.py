@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.channels import in_the_users_order
+from qgraph.analysis.channels import in_the_users_order, unscaled
 from qgraph.errors import OptionError
 from qgraph.files import Content
 from qgraph.ir import ops
@@ -22,6 +22,7 @@ from qgraph.targets.onnx.read import read
 from qgraph.targets.onnx.runtime import Executor as Runtime
 
 ORDERS = "qgraph.channel_order"  # metadata: JSON, tensor -> order of its channels (`Node.layout`)
+SCALES = "qgraph.channel_scales"  # metadata: JSON, tensor -> factors of its channels (`Node.scales`)
 ORIGINS = "qgraph.origin"  # metadata: JSON, tensor -> the node of the user's model that has this value
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose", "Add", "Concat", "MaxPool", "AveragePool",
                      "GlobalAveragePool", "GlobalMaxPool"})
@@ -88,6 +89,12 @@ class OnnxModel(Model):
         return {name: np.array(order) for name, order in self._metadata(ORDERS).items()
                 if isinstance(order, list) and all(type(i) is int for i in order)
                 and sorted(order) == list(range(len(order)))}
+
+    @property
+    def channel_scales(self) -> dict[str, np.ndarray]:
+        """Tensors whose channels are not as large as the user's, see `Node.scales`."""
+        return {name: np.array(scales) for name, scales in self._metadata(SCALES).items()
+                if isinstance(scales, list) and scales and all(type(s) is float and 0 < s < math.inf for s in scales)}
 
     @property
     def origins(self) -> dict[str, str]:
@@ -201,6 +208,7 @@ class OnnxTensors(Tensors):
     def __init__(self, model: OnnxModel) -> None:
         self.model = model
         self.codes, self.orders = model.roundings(), model.channel_orders
+        self.scales = model.channel_scales
         self.made = {name: node.op_type for node in model.proto.graph.node for name in node.output}
         self.names = {name: name for name in self.made}  # the user's name -> the tensor
 
@@ -240,7 +248,7 @@ class OnnxTensors(Tensors):
             if tensor in self.codes:
                 known = self.codes[tensor]
                 value = (value.astype(np.float32) - known.zero_point) * np.float32(known.scale)
-            found[name] = in_the_users_order(value, self.orders.get(tensor))
+            found[name] = unscaled(in_the_users_order(value, self.orders.get(tensor)), self.scales.get(tensor))
         return found
 
 

@@ -27,6 +27,7 @@ class Onnx(Target):
               "round-weights", "quantize-bias", "bake-weights")
     float_passes = "canonical"
     keeps_simulation = True
+    quantizes_between = True
     open_sizes = True
     reads = "an .onnx model"
 

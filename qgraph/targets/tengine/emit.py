@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from qgraph.analysis.channels import factors_of
 from qgraph.analysis.codes import before_quantizer, folded_graph
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
@@ -86,7 +87,7 @@ class _Emitter:
                 raise UnsupportedError(f"{head.key}: is an output of the model and no operator's: Tengine gives back "
                                        "what its nodes compute")
         self.tm.outputs = [self._made_by[self.tensors[head]] for head in self.g.heads]
-        return TengineModel(self.tm)
+        return TengineModel(self.tm, factors=factors_of(self.g))
 
     def carry(self, node: Node) -> None:
         """Add what stands for this node. Raises UnsupportedError."""

@@ -6,17 +6,19 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from qgraph.analysis.channels import unscaled
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import FormatError, QGraphError, UnsupportedError
 from qgraph.files import Content
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
+from qgraph.quant.table import factors_beside
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.base import Description, Executor, Feeds, Model, Shapes, Tensors, counted
 from qgraph.targets.tengine import files
@@ -34,6 +36,8 @@ class TengineModel(Model):
     """export: the same network in float for Tengine's own tools; without it `why` says what they get wrong.
 
     scales: the scale file of an int8 model.  preprocess: what made the calibration images.
+    factors: of the channels that nodes write, by name, see `qgraph.passes.equalize`; the file does not have them, but
+    the calibration table beside it.
     """
 
     kind = "a Tengine model"
@@ -45,6 +49,7 @@ class TengineModel(Model):
     why: str = ""
     scales: str = ""
     preprocess: Preprocess | None = None
+    factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -143,7 +148,7 @@ class TengineTensors(Tensors):
     no_advice = "A is a Tengine model, want the float MXNet model"
 
     def __init__(self, model: TengineModel) -> None:
-        self.graph = model.graph
+        self.graph, self.factors = model.graph, model.factors
         self.nodes = {n.name: n for n in self.graph.toposort() if n.op not in ("null", "fake_quantize")}
 
     def comparable(self) -> list[str]:
@@ -168,7 +173,7 @@ class TengineTensors(Tensors):
         return Port(found)
 
     def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(names, values))
+        return {name: unscaled(value, self.factors.get(name)) for name, value in zip(names, values)}
 
 
 def check_read_back(g: Graph, model: TengineModel, feeds: Feeds) -> None:
@@ -198,7 +203,7 @@ def with_export(model: TengineModel, float_graph: Graph, shapes: Mapping[str, Se
 def load(path: str) -> TengineModel:
     """Read a .tmfile. Raises FormatError for a bad one."""
     with open(path, "rb") as stream:
-        model = TengineModel(files.from_bytes(stream.read(), path))
+        model = TengineModel(files.from_bytes(stream.read(), path), factors=factors_beside(os.path.splitext(path)[0]))
     if not model.tm.layers:
         raise FormatError(f"{path}: found no nodes, want a model")
     return model

@@ -29,6 +29,7 @@ class Tengine(Target):
               "bake-weights")
     reads = "a .tmfile of Tengine"
     companions = {".scale": "the scales of a Tengine model"}
+    quantizes_between = True
 
     @property
     def parts_shortcuts(self) -> bool:
