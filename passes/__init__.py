@@ -14,6 +14,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     absorb_bn,
     bake_weights,
     calibrate,
+    correct_bias,
     fit_bias,
     insert_fake_quantize,
     integer_flow,
