@@ -27,7 +27,8 @@ from qgraph.quant.spec import QSpec
 
 Stats = Union[MinMax, Ema, Histogram]
 _CANDIDATES = 1024  # most bounds that kl tries
-_FLOOR, _SEARCHED = 0.7, 30  # where the search of auto begins, in observed bounds; and how many it tries
+_FLOOR, _SEARCHED = 0.3, 30  # where the search of auto begins, in observed bounds; and how many it tries
+_ONE_SIDED = 3.0  # how much worse than an error of rounding auto counts one of clipping, of the same size
 
 
 def _resolve(spec: QSpec, low: float) -> QSpec:
@@ -160,7 +161,7 @@ def squared_errors(hist: Histogram, bounds: Array, spec: QSpec, weighted: bool =
         np.multiply(code, 0.25, out=code)
         np.add(cube, code, out=cube)
         result[i] = (np.diff(cube) * weight).sum() * (step / 3) * (step * (step / hist.width))
-    means: Array = result / (weight.sum() + hist.zeros)
+    means: Array = result / (weight.sum() + (0 if weighted else hist.zeros))
     return means
 
 
@@ -195,21 +196,35 @@ def percentile_bound(hist: Histogram, spec: QSpec, percent: float = 99.99) -> fl
 
 # ---- auto ------------------------------------------------------------------------------------------------------------
 
+def clipping_errors(hist: Histogram, bounds: Array) -> Array:
+    """The part of the mean squared error that clipping makes, for each bound, by the importance of the channels."""
+    weight = hist.weighted.astype(np.float64)
+    beyond = np.abs(hist.centres) - bounds[:, None]
+    means: Array = (np.square(np.maximum(beyond, 0)) * weight).sum(axis=1) / max(weight.sum(), 1.0)
+    return means
+
+
 def auto_bound(hist: Histogram, spec: QSpec) -> float:
     """The bound with the smallest squared error, each channel weighed by its importance to the tensor's readers.
 
-    Tried are those of min/max, kl, mse and percentile, and a search from `_FLOOR` times the observed bound up to it:
-    a sample of images does not show its tail, so that clipping harder wants a method's reason.  A gain of less than
-    1 % over min/max is the grain of the histogram: then it stays min/max.
+    Tried are the bounds of min/max, kl, mse and percentile, and a search from `_FLOOR` times the observed one up to it.
+    Errors of clipping have one sign, so that those of neighbours add up where those of rounding cancel out: they count
+    `_ONE_SIDED` times.  A gain of less than 1 % over min/max is the grain of the histogram: then it stays min/max.
     """
-    if not hist.counts.any() or not hist.bound:
+    if not hist.weighted.any() or not hist.bound:
         return hist.bound
     methods = [kl_bound(hist, spec), mse_bound(hist, spec), percentile_bound(hist, spec)]
     bounds = np.array([hist.bound, *methods, *(hist.bound * np.linspace(_FLOOR, 1, _SEARCHED, endpoint=False))])
     bounds = bounds[bounds > 0]
-    errors = squared_errors(hist, bounds, spec, weighted=True)
+    errors = auto_errors(hist, bounds, spec)
     least = errors.min()
     return hist.bound if least >= 0.99 * errors[0] else float(bounds[errors == least].max())
+
+
+def auto_errors(hist: Histogram, bounds: Array, spec: QSpec) -> Array:
+    """What `auto_bound` minimizes, in a unit of its own, for each bound."""
+    rounded = squared_errors(hist, bounds, spec, weighted=True)
+    return rounded + (_ONE_SIDED - 1) * clipping_errors(hist, bounds)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from qgraph.quant.observers import IMPORTANCE, Ema, Histogram, MinMax
 from qgraph.quant.ranges import (
     METHODS,
     auto_bound,
+    auto_errors,
     choose_range,
     kl_divergences,
     method,
@@ -366,8 +367,38 @@ def test_auto_is_no_worse_than_the_others(bits):
     for importance in (None, np.array([1.0, 0.2]), np.array([0.01, 1.0])):
         hist = two_channels(importance)
         bounds = [hist.bound, *(METHODS[m].bound(hist, spec) for m in ("kl", "mse", "percentile", "auto"))]
-        *others, found = squared_errors(hist, np.array(bounds), spec, weighted=True)
+        *others, found = auto_errors(hist, np.array(bounds), spec)
         assert found <= min(others) and found < 0.99 * others[0]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_clipping_counts_three_times(signed):
+    rng = np.random.default_rng(12)
+    x = (rng.normal(size=(1, 2, 3000)) if signed else rng.exponential(size=(1, 2, 3000))).astype(np.float32)
+    sweep = MinMax("t")
+    sweep.update(x, ["one"])
+    importance = np.array([1.0, 0.25])
+    hist = Histogram.after(sweep, importance=importance)
+    hist.update(x, ["one"])
+    spec, bounds = QSpec(bits=6), hist.bound * np.array([0.2, 0.5, 0.9])
+    wanted = []
+    for bound in bounds:
+        exact = x.astype(np.float64)
+        kept = np.clip(exact, -bound, bound)
+        error = np.square(fake_quantize(x, with_range(spec, -bound if signed else 0, bound)) - exact)
+        error += 2 * np.square(exact - kept)
+        wanted.append((error[0] * importance[:, None]).mean(axis=1).sum() / importance.sum())
+    np.testing.assert_allclose(auto_errors(hist, bounds, spec), wanted, rtol=0.02)
+
+
+def test_auto_keeps_the_range_where_nothing_counts():
+    x = np.zeros((1, 2, 50), np.float32)
+    x[0, 1] = np.linspace(0, 9, 50)
+    sweep = MinMax("t")
+    sweep.update(x, ["one"])
+    hist = Histogram.after(sweep, importance=np.array([1.0, 0.0]))
+    hist.update(x, ["one"])
+    assert choose_range("auto", hist, QSpec(bits=2)) == (0.0, 9.0)
 
 
 # ---- degenerate tensors ---------------------------------------------------------------------------------------------
