@@ -140,7 +140,7 @@ def test_every_step_on_every_network_once_and_again(name: str, target: str) -> N
     """
     g, feeds = build(name)
     manager: PassManager = PassManager(())
-    for step in steps(target, table_of(g, feeds), feeds):
+    for step in steps(target, table_of(g, feeds), feeds, g.copy()):
         manager = PassManager((step,), records=manager.records)
         manager.run(g)
         digest = g.digest()
@@ -153,11 +153,12 @@ def test_every_step_on_every_network_once_and_again(name: str, target: str) -> N
 
 
 @pytest.mark.parametrize(("target", "name"), [
-    ("mxnet", "round-weights"), ("mxnet", "pair-channels"), ("mxnet", "limit-saturation"), ("onnx", "limit-weights")])
+    ("mxnet", "round-weights"), ("mxnet", "pair-channels"), ("mxnet", "limit-saturation"), ("onnx", "limit-weights"),
+    ("onnx", "correct-bias"), ("mxnet-sim", "correct-bias")])
 def test_passes_that_look_at_images_change_something(target: str, name: str) -> None:
     """So that what is said of them above is not said of passes that do nothing."""
     g, feeds = all_large()
-    manager = PassManager(tuple(steps(target, table_of(g, feeds), feeds)))
+    manager = PassManager(tuple(steps(target, table_of(g, feeds), feeds, g.copy())))
     manager.run(g)
     assert [r.changed > 0 for r in manager.records if r.name == name] == [True]
 
