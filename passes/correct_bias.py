@@ -10,8 +10,12 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
+from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor, RunOp, Tensor
 from qgraph.semantics.linear import along_channels, out_channel_axis
+
+_FINE_BITS = 8
+_DOUBT = 4.0  # squared standard errors that a mean error must exceed to be believed in
 
 
 @register
@@ -23,7 +27,10 @@ class CorrectBias(Pass):
     d[c] = the mean of channel c in the float network minus that in this one, in front of the activation, over the
     sample images.  Layers are corrected in topological order, each on what the corrected ones before it give, so that d
     also holds the mean error that arrives.  With m the mean over images of the error's mean per image, and v the
-    variance of that mean, d = m * max(0, 1 - v / m^2): what so few images do not show for sure is left alone.
+    variance of that mean, d = m * max(0, 1 - 4 v / m^2): what so few images do not show for sure is left alone.
+
+    Layers with one scale per channel and 8 bits keep their biases: so few images show less of their mean errors than
+    of chance (of four detectors one lost 0.8 dB and one won 3.7; at 4 bits, and per layer, none lost).
 
     original: the float network, with the same names.  feeds: some calibration images; without these two the pass does
     nothing.  run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
@@ -39,7 +46,9 @@ class CorrectBias(Pass):
     def run(self, g: Graph) -> int:
         if self.original is None or self.feeds is None:
             return 0
-        layers = {node.name: node for node in g.nodes() if _has_own_bias(g, node)}
+        layers = {node.name: node for node in g.nodes() if _concerned(g, node)}
+        if not layers:
+            return 0
         want = {node.name: _image_means(node, output) for node, output in self._walk(self.original, layers)}
         count = 0
         for node, output in self._walk(g, want):
@@ -69,11 +78,13 @@ class CorrectBias(Pass):
                 outputs[0] = Tensor(real)
 
 
-def _has_own_bias(g: Graph, node: Node) -> bool:
-    """Layers with a quantized weight and a bias that nobody else reads."""
+def _concerned(g: Graph, node: Node) -> bool:
+    """Layers with coarsely quantized weights and a bias that nobody else reads."""
     inputs = g.inputs(node)
-    return (ops.kind(node) == ops.COMPUTE and len(inputs) == 3 and inputs[1].node.op == "fake_quantize"
-            and g.param(inputs[2]) is not None and g.has_one_use(inputs[2]))
+    if ops.kind(node) != ops.COMPUTE or len(inputs) < 3 or g.param(inputs[2]) is None or not g.has_one_use(inputs[2]):
+        return False
+    qp = inputs[1].node.quant
+    return isinstance(qp, QParams) and (qp.bits < _FINE_BITS or qp.granularity != "channel")
 
 
 def _apart(g: Graph, node: Node) -> None:
@@ -98,5 +109,5 @@ def _sure_part(errors: np.ndarray) -> np.ndarray:
     """(images, channels) -> (channels,) float32: their mean, less what it may owe to the choice of the images."""
     mean = errors.mean(axis=0)
     variance = errors.var(axis=0, ddof=1) / len(errors) if len(errors) > 1 else np.square(mean)
-    part = np.maximum(0, 1 - variance / np.maximum(np.square(mean), 1e-300))
+    part = np.maximum(0, 1 - _DOUBT * variance / np.maximum(np.square(mean), 1e-300))
     return np.asarray(mean * part, np.float32)

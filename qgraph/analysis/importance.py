@@ -52,22 +52,21 @@ def _of_reader(g: Graph, reader: Node, slot: int, channels: int, found: Mapping[
     inputs, own = g.inputs(reader), found.get(Port(reader))
     if slot in ops.SHAPE_ONLY.get(reader.op, ()):
         return None
-    if ops.kind(reader) == ops.COMPUTE and slot == 0 and g.param(inputs[1]) is not None:
-        return _of_layer(reader, np.square(g.param(inputs[1]).astype(np.float64)), channels, own)
-    if reader.op == "BatchNorm" and slot == 0 and own is not None and len(own) == channels:
-        gamma, var = (np.ravel(g.params[inputs[at].node.name]).astype(np.float64) for at in (1, 4))
-        return own * np.square(gamma) / (var + ops.attr(reader, "eps"))
+    weight = g.param(inputs[1]) if ops.kind(reader) == ops.COMPUTE and slot == 0 else None
+    if weight is not None:
+        part = _of_layer(reader, np.square(weight.astype(np.float64)), channels, own)
+        return part if len(part) == channels else np.ones(channels)  # channels in another axis
     if own is None:
         return np.ones(channels)
     if reader.op == "Concat" and ops.attr(reader, "dim") == 1:
-        sizes = [shapes.get(port, (0, 0))[1] for port in inputs]
+        sizes = [(*shapes.get(port, ()), 0, 0)[1] for port in inputs]
         start = sum(sizes[:slot])
         return own[start:start + channels] if all(sizes) else np.ones(channels)
     if reader.op in _CHANNELWISE or ops.info(reader.op).combines:
         if len(own) == channels:
             return own
         if reader.op == "Flatten" and len(own) % channels == 0:
-            return own.reshape(channels, -1).sum(axis=1)
+            return np.asarray(own.reshape(channels, -1).sum(axis=1))
     return np.ones(channels)
 
 
@@ -75,11 +74,12 @@ def _of_layer(layer: Node, squares: Array, channels: int, own: Array | None) -> 
     """squares: of the weight, shaped as it is."""
     if layer.op == "FullyConnected":
         columns = squares.sum(axis=0)
-        return columns.reshape(channels, -1).sum(axis=1) if len(columns) % channels == 0 else np.ones(channels)
-    per_pair = squares.reshape(*squares.shape[:2], -1).sum(axis=2)
+        fits = ops.attr(layer, "flatten") and len(columns) % channels == 0
+        return np.asarray(columns.reshape(channels, -1).sum(axis=1)) if fits else np.ones(channels)
+    taps = squares.reshape(*squares.shape[:2], -1).sum(axis=2)
     groups = ops.attr(layer, "num_group")
     if layer.op == "Deconvolution":
-        return per_pair.sum(axis=1)
-    if groups == channels == len(per_pair) and own is not None:
-        return per_pair[:, 0] * own
-    return per_pair.reshape(groups, -1, per_pair.shape[1]).sum(axis=1).ravel()
+        return np.asarray(taps.sum(axis=1))
+    if groups == channels == len(taps) and own is not None:
+        return np.asarray(taps[:, 0] * own)
+    return np.asarray(taps.reshape(groups, -1, taps.shape[1]).sum(axis=1).ravel())

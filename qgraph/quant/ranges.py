@@ -223,8 +223,9 @@ def auto_bound(hist: Histogram, spec: QSpec) -> float:
 
 def auto_errors(hist: Histogram, bounds: Array, spec: QSpec) -> Array:
     """What `auto_bound` minimizes, in a unit of its own, for each bound."""
-    rounded = squared_errors(hist, bounds, spec, weighted=True)
-    return rounded + (_ONE_SIDED - 1) * clipping_errors(hist, bounds)
+    errors: Array = squared_errors(hist, bounds, spec, weighted=True)
+    errors += (_ONE_SIDED - 1) * clipping_errors(hist, bounds)
+    return errors
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------

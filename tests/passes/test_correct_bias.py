@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networks
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from qgraph import Graph
 from qgraph.calibration.collect import collect
 from qgraph.data.open import open_data
 from qgraph.ir.graph import Port
+from qgraph.ir.rewrite import PassManager
 from qgraph.passes.bake_weights import BakeWeights
 from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.correct_bias import CorrectBias
@@ -31,7 +33,7 @@ return %d
 """
 
 
-def networks(images: int = 12, bits: int = 4) -> tuple[Graph, Graph, dict[str, np.ndarray]]:
+def quantized(images: int = 12, bits: int = 4) -> tuple[Graph, Graph, dict[str, np.ndarray]]:
     """(in float, quantized with weights cut towards zero, images)"""
     rng = np.random.default_rng(6)
     original = Graph.parse(NET)
@@ -57,7 +59,7 @@ def mean_errors(original: Graph, g: Graph, feeds: dict[str, np.ndarray], name: s
 
 @pytest.mark.parametrize("name", ["c0", "c1", "d"])
 def test_mean_errors_leave(name: str) -> None:
-    original, g, feeds = networks()
+    original, g, feeds = quantized()
     before = mean_errors(original, g, feeds, name)
     assert CorrectBias("half-even", original, feeds).run(g) == 3
     assert before.max() > 0.05 and mean_errors(original, g, feeds, name).max() < 0.2 * before.max()
@@ -65,7 +67,7 @@ def test_mean_errors_leave(name: str) -> None:
 
 
 def test_it_helps_on_other_images() -> None:
-    original, g, feeds = networks()
+    original, g, feeds = quantized()
     others = {"data": np.random.default_rng(7).random((60, 3, 9, 9)).astype(np.float32)}
 
     def noise() -> float:
@@ -77,14 +79,14 @@ def test_it_helps_on_other_images() -> None:
 
 
 def test_one_image_shows_nothing_for_sure() -> None:
-    original, g, feeds = networks()
+    original, g, feeds = quantized()
     digest = g.digest()
     assert CorrectBias("half-even", original, {"data": feeds["data"][:1]}).run(g) == 0 and g.digest() == digest
     assert CorrectBias("half-even", None, feeds).run(g) == CorrectBias("half-even", original).run(g) == 0
 
 
 def test_channels_in_another_order_are_compared_with_their_own() -> None:
-    original, g, feeds = networks()
+    original, g, feeds = quantized()
     twin = g.copy()
     order = np.random.default_rng(8).permutation(8)
     for name in ("w0", "b0", "w1", "b1"):
@@ -99,3 +101,11 @@ def test_channels_in_another_order_are_compared_with_their_own() -> None:
         CorrectBias("half-even", original, feeds).run(graph)
     np.testing.assert_allclose(twin.params["b0"], g.params["b0"][order], atol=1e-6)
     np.testing.assert_allclose(run(twin, feeds)[0], run(g, feeds)[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["mxnet-sim", "onnx"])
+def test_it_is_in_the_lines_that_it_helps(target: str) -> None:
+    g, feeds = networks.build("residual_linear")
+    manager = PassManager(tuple(networks.steps(target, networks.table_of(g, feeds), feeds, g.copy(), weight_bits=3)))
+    manager.run(g)
+    assert [record.changed > 3 for record in manager.records if record.name == "correct-bias"] == [True]
