@@ -41,9 +41,10 @@ if TYPE_CHECKING:
               help="2 to 8, or what the target has; mxnet-sim: 2 to 16.")
 @click.option("--act-bits", type=int, default=8, show_default=True, metavar="N", help="The same.")
 @click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True)
-@click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "minmax", "entropy", "online"]),
-              default="naive", show_default=True, help="How ranges are chosen (minmax is naive, entropy is kl; "
-              "online: from each batch as it runs, mxnet-sim).")
+@click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "auto", "minmax", "entropy",
+                                             "online"]), default="naive", show_default=True,
+              help="How ranges are chosen (minmax is naive, entropy is kl; online: from each batch as it runs, "
+              "mxnet-sim).")
 @click.option("--merge-bn/--no-merge-bn", default=True, show_default=True,
               help="Fold BatchNorms before weights are quantized (mxnet-sim can do without).")
 @click.option("--winograd", type=click.Choice(["none", "F23", "F43", "F63"]), default="none", show_default=True,

@@ -54,7 +54,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @click.option("--granularity", type=_Several("layer", "group", "channel"), default="channel", show_default=True)
 @click.option("--act-signed", type=_Several("auto", "signed", "unsigned", true="signed", false="unsigned"),
               default="auto", show_default=True)
-@click.option("--calib", type=_Several("naive", "ema", "kl", "percentile", "mse", "online", minmax="naive",
+@click.option("--calib", type=_Several("naive", "ema", "kl", "percentile", "mse", "auto", "online", minmax="naive",
               entropy="kl"), default="naive", show_default=True, help="online: ranges of the batch that is being run.")
 @click.option("--weight-bits", type=_BITS, default="8", show_default=True)
 @click.option("--act-bits", type=_BITS, default="8", show_default=True)

@@ -394,9 +394,9 @@ def table_of(g: Graph, feeds: dict[str, np.ndarray]) -> CalibrationTable:
 
 
 def steps(target: str, calibration: CalibrationTable | None, feeds: dict[str, np.ndarray] | None = None,
-          **options: Any) -> list[Pass]:
-    """The quantizing passes of a target, with the calibration and some images."""
-    return [bound(s, table=calibration, feeds=feeds)
+          original: Graph | None = None, **options: Any) -> list[Pass]:
+    """The quantizing passes of a target, with the calibration, some images and the float network."""
+    return [bound(s, table=calibration, feeds=feeds, original=original)
             for s in split(pipeline(FreezeOptions(target=target, **options)))[1]]
 
 

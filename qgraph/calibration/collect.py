@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qgraph import engines as runtimes
 from qgraph.analysis.channels import channel_ends, factors_of
+from qgraph.analysis.importance import channel_importance
 from qgraph.analysis.observed import observed_ports
 from qgraph.arrays import Array
 from qgraph.data.open import Data
-from qgraph.errors import CalibrationError, FormatError
+from qgraph.errors import CalibrationError, FormatError, GraphError
 from qgraph.ir.graph import Graph, Port
 from qgraph.options import Progress
 from qgraph.quant.observers import Ema, Histogram, MinMax
@@ -21,6 +22,7 @@ from qgraph.quant.ranges import choose_range
 from qgraph.quant.ranges import method as method_named
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable, Entry
+from qgraph.semantics.infer import infer
 
 log = logging.getLogger("qgraph")
 
@@ -69,7 +71,9 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         raise CalibrationError(f"{data.name}: no image was read")
     stats: dict[Port, Any] = dict(first)
     if how.sweeps == 2:
-        stats = {port: Histogram.after(seen) for port, seen in first.items()}  # type: ignore[arg-type]
+        importance = channel_importance(g, _shapes(g, data)) if how.weighs_channels else {}
+        stats = {port: Histogram.after(seen, importance=importance.get(port))  # type: ignore[arg-type]
+                 for port, seen in first.items()}
         sweep(stats, "histograms")
     entries = {}
     for port, stat in [*stats.items()]:
@@ -98,6 +102,14 @@ def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Pro
         if progress:
             progress("channels", done, data.num_items)
     return found
+
+
+def _shapes(g: Graph, data: Data) -> Mapping[Port, Sequence[int]]:
+    """Shapes of the tensors on the first batch, as far as they can be told."""
+    try:
+        return infer(g, {name: array.shape for name, array in next(iter(data)).feeds.items()})
+    except GraphError:  # an engine may run what the rules of shapes refuse
+        return {}
 
 
 def _by_image(value: Array, count: int) -> Array:

@@ -128,7 +128,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
 
     table, after = quantize(g, network.quantizing, ranges, dump, records,
                             feeds=None if images is None else images.sample, run_op=engine.run_op,
-                            trained=frozenset(network.entries))
+                            original=float_graph, trained=frozenset(network.entries))
     writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
     judged = checks.judge(g, network, written, images, judge_data, target, engine)

@@ -52,6 +52,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         "winograd-weights": {"domain": options.winograd, "rounding": rounding},
         "calibrate": {"signed_input_limit": target.spec.signed_input_limit},
         "round-weights": {"rounding": rounding},
+        "correct-bias": {"rounding": rounding},
         "pair-channels": {"rounding": rounding},
         "limit-weights": {"rounding": rounding},
         "absorb-bn": {"rounding": rounding},

@@ -246,5 +246,5 @@ class _Bench:
             return self._tables[key]
 
         g = float_graph.copy()
-        quantize(g, quant_steps, ranges, feeds=self.sample, run_op=self.engine.run_op)
+        quantize(g, quant_steps, ranges, feeds=self.sample, run_op=self.engine.run_op, original=float_graph)
         return g

@@ -5,9 +5,11 @@
     kl          the range after whose clipping and quantization the distribution is nearest (Kullback-Leibler)
     mse         the range with the smallest expected squared error
     percentile  the range that holds 99.99 % of the magnitudes
+    auto        of these, and of a search, the range with the smallest error in what the readers of the tensor compute
 
-kl, mse and percentile read a `Histogram`; each finds a bound t > 0, and the range is the observed one cut to [-t, t].
-A tensor that is always zero keeps its observed range.  All are deterministic: no BLAS, ties go to the wider range.
+kl, mse, percentile and auto read a `Histogram`; each finds a bound t > 0, and the range is the observed one cut to
+[-t, t].  A tensor that is always zero keeps its observed range.  All are deterministic: no BLAS, ties go to the wider
+range.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from qgraph.quant.spec import QSpec
 
 Stats = Union[MinMax, Ema, Histogram]
 _CANDIDATES = 1024  # most bounds that kl tries
+_FLOOR, _SEARCHED = 0.3, 30  # where the search of auto begins, in observed bounds; and how many it tries
+_ONE_SIDED = 3.0  # how much worse than an error of rounding auto counts one of clipping, of the same size
 
 
 def _resolve(spec: QSpec, low: float) -> QSpec:
@@ -132,17 +136,18 @@ def kl_bound(hist: Histogram, spec: QSpec) -> float:
 
 # ---- mse, percentile ------------------------------------------------------------------------------------------------
 
-def squared_errors(hist: Histogram, bounds: Array, spec: QSpec) -> Array:
+def squared_errors(hist: Histogram, bounds: Array, spec: QSpec, weighted: bool = False) -> Array:
     """Mean squared error, of rounding and of clipping, for each bound; exact zeros have none.
 
-    bounds: float64 (n,), > 0.  Returns float64 (n,).
+    bounds: float64 (n,), > 0.  weighted: by the importance of the channels, in a unit of its own.
+    Returns float64 (n,).
     Values are taken as evenly spread within their bin, and the error is integrated exactly; at the bins' centres alone
     it would vanish where the step is a multiple of the bin's width.  With u = x / step and k = clip(round(u)):
         integral of (u - k)^2 from 0 to u = k / 12 + (u - k)^3 / 3
     """
     spec = _resolve(spec, hist.low)
     edges = np.append(hist.centres - hist.width / 2, hist.centres[-1] + hist.width / 2)
-    weight = hist.counts.astype(np.float64)
+    weight = (hist.weighted if weighted else hist.counts).astype(np.float64)
     result = np.empty(len(bounds))
     code, rest, cube = np.empty_like(edges), np.empty_like(edges), np.empty_like(edges)
     for i, bound in enumerate(bounds):  # row by row, which stays in the cache: faster than all rows at once
@@ -156,7 +161,7 @@ def squared_errors(hist: Histogram, bounds: Array, spec: QSpec) -> Array:
         np.multiply(code, 0.25, out=code)
         np.add(cube, code, out=cube)
         result[i] = (np.diff(cube) * weight).sum() * (step / 3) * (step * (step / hist.width))
-    means: Array = result / (weight.sum() + hist.zeros)
+    means: Array = result / (weight.sum() + (0 if weighted else hist.zeros))
     return means
 
 
@@ -189,6 +194,40 @@ def percentile_bound(hist: Histogram, spec: QSpec, percent: float = 99.99) -> fl
     return min(hist.bound, (k + (0.5 if hist.two_sided else 1.0)) * hist.width)
 
 
+# ---- auto ------------------------------------------------------------------------------------------------------------
+
+def clipping_errors(hist: Histogram, bounds: Array) -> Array:
+    """The part of the mean squared error that clipping makes, for each bound, by the importance of the channels."""
+    weight = hist.weighted.astype(np.float64)
+    beyond = np.abs(hist.centres) - bounds[:, None]
+    means: Array = (np.square(np.maximum(beyond, 0)) * weight).sum(axis=1) / max(weight.sum(), 1.0)
+    return means
+
+
+def auto_bound(hist: Histogram, spec: QSpec) -> float:
+    """The bound with the smallest squared error, each channel weighed by its importance to the tensor's readers.
+
+    Tried are the bounds of min/max, kl, mse and percentile, and a search from `_FLOOR` times the observed one up to it.
+    Errors of clipping have one sign, so that those of neighbours add up where those of rounding cancel out: they count
+    `_ONE_SIDED` times.  A gain of less than 1 % over min/max is the grain of the histogram: then it stays min/max.
+    """
+    if not hist.weighted.any() or not hist.bound:
+        return hist.bound
+    methods = [kl_bound(hist, spec), mse_bound(hist, spec), percentile_bound(hist, spec)]
+    bounds = np.array([hist.bound, *methods, *(hist.bound * np.linspace(_FLOOR, 1, _SEARCHED, endpoint=False))])
+    bounds = bounds[bounds > 0]
+    errors = auto_errors(hist, bounds, spec)
+    least = errors.min()
+    return hist.bound if least >= 0.99 * errors[0] else float(bounds[errors == least].max())
+
+
+def auto_errors(hist: Histogram, bounds: Array, spec: QSpec) -> Array:
+    """What `auto_bound` minimizes, in a unit of its own, for each bound."""
+    errors: Array = squared_errors(hist, bounds, spec, weighted=True)
+    errors += (_ONE_SIDED - 1) * clipping_errors(hist, bounds)
+    return errors
+
+
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -198,6 +237,7 @@ class Method:
     sweeps: passes over the images; the first gathers `first`, a second one a `Histogram` over the range found by it.
     bound: (Histogram, QSpec) -> t > 0; None means the range of the statistics itself.
     per_bits: the range depends on the number of bits, so it cannot serve another one.
+    weighs_channels: the histogram counts each channel by its importance, too.
     """
 
     name: str
@@ -205,6 +245,7 @@ class Method:
     first: type[MinMax] | type[Ema] = MinMax
     bound: Callable[[Histogram, QSpec], float] | None = None
     per_bits: bool = False
+    weighs_channels: bool = False
 
     @property
     def sweeps(self) -> int:
@@ -217,6 +258,7 @@ METHODS = {m.name: m for m in (
     Method("kl", "smallest loss of information (entropy)", bound=kl_bound, per_bits=True),
     Method("percentile", "99.99 % of the magnitudes", bound=percentile_bound),
     Method("mse", "smallest squared error", bound=mse_bound, per_bits=True),
+    Method("auto", "smallest error of what reads the tensor", bound=auto_bound, per_bits=True, weighs_channels=True),
 )}
 ALIASES = {"minmax": "naive", "entropy": "kl"}
 

@@ -51,7 +51,7 @@ def data(feeds: Mapping[str, np.ndarray]) -> Data:
     return open_data(dict(feeds), input_names=tuple(feeds), batch_size=3)
 
 
-@pytest.mark.parametrize("method", ["naive", "kl", "ema"])
+@pytest.mark.parametrize("method", ["naive", "kl", "ema", "auto"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_tensor_without_the_batch_axis_has_a_range(runtime: str, method: str) -> None:
     g, feeds = network(DECODED)
@@ -62,7 +62,7 @@ def test_a_tensor_without_the_batch_axis_has_a_range(runtime: str, method: str) 
     assert table.images == 5
 
 
-@pytest.mark.parametrize("method", ["naive", "kl"])
+@pytest.mark.parametrize("method", ["naive", "kl", "auto"])
 def test_infinity_counts_where_somebody_quantizes_it(method: str) -> None:
     g, feeds = network(DECODED, scale=30)
     with pytest.raises(CalibrationError, match="tensor box: found Inf for sample"):
@@ -127,3 +127,20 @@ def test_one_image_has_no_second_half() -> None:
     g, feeds = network(DECODED)
     found = channel_ranges(g, data({"data": feeds["data"][:1]}), [Port(g.find("c"))], runtime="onnxruntime")
     assert np.isfinite(found[0][0]).all() and not np.isfinite(found[0][1]).any()
+
+
+def test_auto_looks_at_the_channels_that_weights_read() -> None:
+    """One channel is far wider than the others; what its codes should cover depends on whether anything reads it."""
+    g, feeds = network(HEAD + "return %c", scale=1)
+    feeds = {"data": np.random.default_rng(3).normal(size=(8, 3, 30, 30)).astype(np.float32)}
+    feeds["data"][:, 0] *= 8
+    found = []
+    for scale in (1.0, 1e-6):
+        g.params["w"] = g.params["w"].copy()
+        g.params["w"][:, 0] *= np.float32(scale)
+        tables = [collect(g, open_data(feeds, batch_size=size), "auto", act_bits=6, runtime="onnxruntime")
+                  for size in (1, 3, 8)]
+        assert len({table.entries["data"] for table in tables}) == 1
+        found.append(tables[0].entries["data"])
+    read, unread = found
+    assert (read.min, read.max) == (unread.min, unread.max) and unread.high < 0.6 * read.high

@@ -7,6 +7,7 @@ that say something to this test:
     # range %x -1 2                     what calibration found: an entry of the table that the pass is given
     # feed %data (1, 4, 2, 2) 0.5 1     an input of the images that the pass is given: uniform between these numbers
     # values %w 1 2 -3                  of a parameter: before it is set to them, behind ``# ---`` they are wanted
+    # original %w 1 2 -3                of a parameter of the float network that the pass is given
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 from helpers import GOLDEN
 from networks import steps, table, table_of
 
+from qgraph.analysis.codes import drop_quantizers
 from qgraph.analysis.observed import observed_ports
 from qgraph.commands.line import bound
 from qgraph.errors import CalibrationError, OptionError, PassError, UnsupportedError
@@ -47,10 +49,10 @@ def case_id(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def read_graph(text: str) -> tuple[Graph, list[str]]:
+def read_graph(text: str, word: str = "values") -> tuple[Graph, list[str]]:
     """(graph, names of the parameters whose values are given)"""
     g = Graph.parse(text)
-    given = re.findall(r"^# values %(\w+) (.+)$", text, re.M)
+    given = re.findall(rf"^# (?:{word}) %(\w+) (.+)$", text, re.M)
     for name, numbers in given:
         shape = g.params[name].shape
         g.params[name] = np.array(numbers.split(), np.float32).reshape(shape)
@@ -58,11 +60,15 @@ def read_graph(text: str) -> tuple[Graph, list[str]]:
 
 
 def read_known(text: str) -> dict[str, Any]:
-    """The table and the images."""
+    """The table, the images and the float network."""
+    original = read_graph(text, "values|original")[0] if "# original %" in text else None
+    if original is not None:
+        drop_quantizers(original)
     rng = np.random.default_rng(0)
     ranges = re.findall(r"^# range %(\w+) (\S+) (\S+)$", text, re.M)
     feeds = re.findall(r"^# feed %(\w+) \(([\d, ]+)\) (\S+) (\S+)$", text, re.M)
-    return {"table": table(**{name: (float(low), float(high)) for name, low, high in ranges}) if ranges else None,
+    entries = {name: (float(low), float(high)) for name, low, high in ranges}
+    return {"original": original, "table": table(**entries) if entries else None,
             "feeds": {name: rng.uniform(float(low), float(high), tuple(map(int, shape.split(",")))).astype(np.float32)
                       for name, shape, low, high in feeds} or None}
 
@@ -141,7 +147,7 @@ def test_every_step_on_every_network_once_and_again(name: str, target: str) -> N
     """
     g, feeds = build(name)
     manager: PassManager = PassManager(())
-    for step in steps(target, table_of(g, feeds), feeds):
+    for step in steps(target, table_of(g, feeds), feeds, g.copy()):
         manager = PassManager((step,), records=manager.records)
         manager.run(g)
         digest = g.digest()

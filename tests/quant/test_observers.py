@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgraph.errors import CalibrationError, OptionError
-from qgraph.quant.observers import Ema, Histogram, MinMax
+from qgraph.quant.observers import IMPORTANCE, Ema, Histogram, MinMax
 from qgraph.quant.ranges import (
     METHODS,
+    auto_bound,
+    auto_errors,
     choose_range,
     kl_divergences,
     method,
@@ -80,6 +82,37 @@ def test_any_split_and_order_gives_the_same_bits(seed, images, workers, signed, 
     hist.update(x, ids)
     assert state(gather(lambda: Histogram.after(whole, bins), parts, merge_order)) == state(hist)
     assert hist.counts.sum() + hist.zeros == x.size and hist.zeros == (x == 0).sum()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([(3, 7), (3, 12_000), (4,)]), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_weighted_counts_are_those_of_the_channels(seed, images, shape, signed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(images, *shape)).astype(np.float32) - (0 if signed else -9)
+    x[rng.random(x.shape) < 0.3] = 0
+    ids, importance = names(images), rng.random(shape[0]) ** 8
+    sweep = MinMax("t")
+    sweep.update(x, ids)
+    plain, weighted = Histogram.after(sweep, 64), Histogram.after(sweep, 64, importance)
+    for part in np.array_split(rng.permutation(images), rng.integers(1, images + 1)):
+        one = Histogram.after(sweep, 64, importance)
+        one.update(x[part], [ids[i] for i in part])
+        weighted.merge(one)
+    plain.update(x, ids)
+    assert state(weighted) == state(plain) and plain.weighted is plain.counts
+    wanted = np.zeros(plain.bins, np.int64)
+    for channel, part in enumerate(np.rint(importance / importance.max() * IMPORTANCE)):
+        alone = Histogram.after(sweep, 64)
+        alone.update(x[:, channel], ids)
+        wanted += int(part) * alone.counts
+    assert (weighted.weighted == wanted).all()
+
+
+def test_a_map_of_another_form_counts_all_channels_alike():
+    x = np.random.default_rng(3).normal(size=(2, 5)).astype(np.float32)
+    hist = Histogram(-3.0, 3.0, 16, importance=np.array([1.0, 0.0]))
+    hist.update(x, names(2))
+    assert (hist.weighted == IMPORTANCE * hist.counts).all()
 
 
 def test_histogram_counts_agree_with_numpy_across_chunks():
@@ -307,6 +340,65 @@ def test_percentile_holds_its_part_of_the_magnitudes():
         bound = percentile_bound(hist, QSpec(), 99.0)
         assert abs(np.quantile(np.abs(x), 0.99) - bound) <= 2 * hist.width
         assert percentile_bound(hist, QSpec(), 100.0) == pytest.approx(hist.bound, abs=hist.width)
+
+
+# ---- auto -----------------------------------------------------------------------------------------------------------
+
+def two_channels(importance: np.ndarray | None, tail: float = 1.0) -> Histogram:
+    """A heavy-tailed channel, and a narrow one."""
+    rng = np.random.default_rng(11)
+    x = np.stack([rng.standard_t(3, 40_000) * tail, rng.standard_normal(40_000) * 0.1]).astype(np.float32)[None]
+    sweep = MinMax("t")
+    sweep.update(x, ["one"])
+    hist = Histogram.after(sweep, importance=importance)
+    hist.update(x, ["one"])
+    return hist
+
+
+def test_auto_looks_at_the_channels_that_count():
+    all_alike, first, second = (auto_bound(two_channels(w), QSpec()) for w in (
+        None, np.array([1.0, 1e-9]), np.array([1e-9, 1.0])))
+    assert second < all_alike <= first
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_auto_is_no_worse_than_the_others(bits):
+    spec = QSpec(bits=bits)
+    for importance in (None, np.array([1.0, 0.2]), np.array([0.01, 1.0])):
+        hist = two_channels(importance)
+        bounds = [hist.bound, *(METHODS[m].bound(hist, spec) for m in ("kl", "mse", "percentile", "auto"))]
+        *others, found = auto_errors(hist, np.array(bounds), spec)
+        assert found <= min(others) and found < 0.99 * others[0]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_clipping_counts_three_times(signed):
+    rng = np.random.default_rng(12)
+    x = (rng.normal(size=(1, 2, 3000)) if signed else rng.exponential(size=(1, 2, 3000))).astype(np.float32)
+    sweep = MinMax("t")
+    sweep.update(x, ["one"])
+    importance = np.array([1.0, 0.25])
+    hist = Histogram.after(sweep, importance=importance)
+    hist.update(x, ["one"])
+    spec, bounds = QSpec(bits=6), hist.bound * np.array([0.2, 0.5, 0.9])
+    wanted = []
+    for bound in bounds:
+        exact = x.astype(np.float64)
+        kept = np.clip(exact, -bound, bound)
+        error = np.square(fake_quantize(x, with_range(spec, -bound if signed else 0, bound)) - exact)
+        error += 2 * np.square(exact - kept)
+        wanted.append((error[0] * importance[:, None]).mean(axis=1).sum() / importance.sum())
+    np.testing.assert_allclose(auto_errors(hist, bounds, spec), wanted, rtol=0.02)
+
+
+def test_auto_keeps_the_range_where_nothing_counts():
+    x = np.zeros((1, 2, 50), np.float32)
+    x[0, 1] = np.linspace(0, 9, 50)
+    sweep = MinMax("t")
+    sweep.update(x, ["one"])
+    hist = Histogram.after(sweep, importance=np.array([1.0, 0.0]))
+    hist.update(x, ["one"])
+    assert choose_range("auto", hist, QSpec(bits=2)) == (0.0, 9.0)
 
 
 # ---- degenerate tensors ---------------------------------------------------------------------------------------------
