@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli import console, judged
 from qgraph.cli.options import (
+    effort_option,
     exclude_option,
     float_check_option,
     image_options,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
               "data that calibration does not take, where there are any]")
 @judge_options
 @image_options
+@effort_option
 @runtime_option
 @float_check_option
 @click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")

@@ -69,6 +69,10 @@ float_check_option = click.option(
     "--float-check/--no-float-check", default=True, show_default=True,
     help="Compare the float outputs before and behind what must not change them; without, a wrong model is not "
          "noticed.")
+effort_option = click.option(
+    "--effort", type=click.Choice(["fast", "standard", "best"]), default="standard", show_default=True,
+    help="What is measured on the calibration images. fast: weights are rounded to the nearest codes; standard: to "
+         "those that keep the layers' outputs; best: channels are equalized and biases corrected, too.")
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")

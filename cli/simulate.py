@@ -9,6 +9,7 @@ import click
 
 from qgraph.cli import console
 from qgraph.cli.options import (
+    effort_option,
     exclude_option,
     float_check_option,
     image_options,
@@ -76,6 +77,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
 @judge_options
 @image_options
+@effort_option
 @runtime_option
 @float_check_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")

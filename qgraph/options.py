@@ -76,6 +76,8 @@ class FreezeOptions(JudgeOptions):
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.ir.select`.
     calib: a method of `qgraph.quant.ranges`, or online.  merge_bn: fold BatchNorms before weights are quantized.
     target: its name, with options or without: ``onnx``, ``onnx{isa=avx2}``.
+    effort: ``fast`` rounds weights to the nearest codes, ``standard`` measures their rounding on the calibration
+    images, ``best`` equalizes channels and corrects biases too.
     winograd: quantize weights in a domain of `qgraph.passes.winograd_weights`.
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
@@ -97,6 +99,7 @@ class FreezeOptions(JudgeOptions):
     act_signed: str = "auto"
     calib: str = "naive"
     merge_bn: bool = True
+    effort: str = "standard"
     winograd: str = "none"
     calib_data: str | None = None
     calib_table: str | None = None
@@ -113,7 +116,7 @@ class FreezeOptions(JudgeOptions):
         super().__post_init__()
         _as_texts(self, outputs="fc1", input_shape="data:1,3,224,224", exclude="conv0",
                   user_passes="my_passes:MyPass@canonicalize")
-        for name in ("target", "granularity", "act_signed", "calib", "winograd", "runtime"):
+        for name in ("target", "granularity", "act_signed", "calib", "effort", "winograd", "runtime"):
             if not isinstance(getattr(self, name), str):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, want a text")
         for name in ("merge_bn", "float_check"):

@@ -11,7 +11,7 @@ from qgraph.calibration.collect import channel_ranges, collect
 from qgraph.calibration.images import CalibrationImages
 from qgraph.data.open import Data
 from qgraph.engines import Engine
-from qgraph.errors import OptionError
+from qgraph.errors import OptionError, suggest
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import Pass, PassManager, PassRecord, insert_after, load_user_pass, parse_pipeline, pass_class
 from qgraph.options import ONLINE, FreezeOptions, Progress
@@ -27,6 +27,11 @@ log = logging.getLogger("qgraph")
 
 FIRST_QUANTIZING = "insert-fake-quantize"
 _FOLDING_BN = ("fold-bn", "fold-bn-forward", "bn-to-affine")
+_LEFT_OUT: Mapping[str, tuple[str, ...]] = {  # effort -> passes of the standard lines that it does without
+    "fast": ("equalize", "pair-channels", "round-weights", "correct-bias"),
+    "standard": ("equalize", "correct-bias"),
+    "best": (),
+}
 
 Ranges = Callable[[Graph], Optional[CalibrationTable]]  # of a graph with quantizers; None: of the running batch
 
@@ -37,6 +42,9 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     granularity = as_granularity(options.granularity)
     online = options.calib == ONLINE
     check_domain(options.winograd)
+    if options.effort not in _LEFT_OUT:
+        raise OptionError(f"--effort: found {options.effort!r}, want one of {', '.join(_LEFT_OUT)}"
+                          + suggest(options.effort, _LEFT_OUT, " (did you mean {}?)"))
     weight_bits, act_bits = target.bits(options.weight_bits, options.act_bits)
     beyond = {ONLINE_FLAG: online, APART_FLAG: not options.merge_bn, WINOGRAD_FLAG: options.winograd != NONE}
     check_legal(target, granularity, weight_bits, act_bits, options.act_signed,
@@ -70,6 +78,7 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         steps = (*(step for step in PIPELINES["float"] if options.merge_bn or step.name not in _FOLDING_BN),
                  *(make(type(step), {}) for step in PIPELINES["measured"]),
                  *(make(pass_class(name), {}) for name in target.passes))
+        steps = tuple(step for step in steps if step.name not in _LEFT_OUT[options.effort])
     for spec in options.user_passes:
         steps = insert_after(steps, *load_user_pass(spec))
     return steps

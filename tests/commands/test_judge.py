@@ -188,7 +188,8 @@ def test_a_ruined_model_says_so(folder: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().err
     tries = [line.split("try ")[1] for line in said.splitlines() if "try " in line]
     assert "RUINED" in said and "want at least 15 dB" in said and "most noise comes from conv" in said
-    assert [text.split()[0] for text in tries] == ["--calib", "--granularity", "--weight-bits", "--exclude", "training"]
+    assert [text.split()[0] for text in tries] == ["--effort", "--calib", "--granularity", "--weight-bits", "--exclude",
+                                                   "training"]
     assert main([*ruin, "--strict"]) == 3
     assert "--strict: int8 has ruined conv1" in capsys.readouterr().err
     report = json.loads((folder / "q.report.json").read_text())

@@ -106,6 +106,7 @@ def test_channels_in_another_order_are_compared_with_their_own() -> None:
 @pytest.mark.parametrize("target", ["mxnet-sim", "onnx"])
 def test_it_is_in_the_lines_that_it_helps(target: str) -> None:
     g, feeds = networks.build("residual_linear")
-    manager = PassManager(tuple(networks.steps(target, networks.table_of(g, feeds), feeds, g.copy(), weight_bits=3)))
+    manager = PassManager(tuple(networks.steps(target, networks.table_of(g, feeds), feeds, g.copy(), weight_bits=3,
+                                               effort="best")))
     manager.run(g)
     assert [record.changed > 3 for record in manager.records if record.name == "correct-bias"] == [True]
