@@ -21,7 +21,7 @@ ROOT = TESTS.parent
 GOLDEN = TESTS / "golden"
 EXAMPLES = ROOT / "examples"
 DIGITS = EXAMPLES / "digits"  # the bundled network: digits-symbol.json, digits-0000.params, -calib.npz, -test.npz
-CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases"))  # real networks and images
+CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases")).absolute()  # real networks and images
 
 MXNET, NCNN = (importlib.util.find_spec(name) is not None for name in ("mxnet", "ncnn"))
 
