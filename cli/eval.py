@@ -17,7 +17,7 @@ from qgraph.cli.options import (
 )
 from qgraph.errors import CheckFailed, DataError
 
-_LABELS = ("labels come from --labels FILE, a .rec, the sub-folders of a folder, or the array `label` of an .npz")
+_LABELS = "labels come from --labels FILE, a .rec, the sub-folders of a folder, or the array `label` of an .npz"
 
 
 @click.command("eval")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qgraph.errors import CheckFailed, DataError, OptionError, suggest
-from qgraph.tasks.base import Metric
+
+if TYPE_CHECKING:  # it takes NumPy, which --help does without
+    from qgraph.tasks.base import Metric
 
 UNSURE = 0.7  # below, it is said that the task was guessed
 
@@ -130,6 +132,7 @@ def _metrics(row: Mapping[str, Any], every: bool) -> str:
 
 def _metric(name: str) -> Metric:
     """What is known of a metric, of whichever task."""
+    from qgraph.tasks.base import Metric
     from qgraph.tasks.registry import all_classes
 
     return next((task.metrics[name] for task in all_classes() if name in task.metrics), Metric("", ""))

@@ -27,18 +27,12 @@ REFERENCE_IMAGES = 4
 _NOT_JUDGED: dict[str, Any] = {"agreement": None, "departure": None}
 
 
-def judge_of(network: FloatNetwork) -> Judge:
-    """Of the outputs of a network. Raises OptionError for options that cannot be."""
-    bare = network.bare()
-    return Judge([head.key for head in bare.heads], bare, network.options)
-
-
-def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImages | None, given: Data | None,
-          target: Target, engine: Engine) -> dict[str, Any]:
+def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: CalibrationImages | None,
+          given: Data | None, target: Target, engine: Engine) -> dict[str, Any]:
     """Agreement with the network, and the kernels' departure from exact arithmetic; None for what is not known.
 
-    g: the graph with fake_quantize nodes that `model` was written from.  given: the images to judge on; without, those
-    that calibration left out, and where it took all, the same.
+    g: the graph with fake_quantize nodes that `model` was written from.  judged: of the network's outputs.
+    given: the images to judge on; without, those that calibration left out, and where it took all, the same.
     Where the engine that alone runs the model is not the chosen one, the simulation is judged, and no kernels; by the
     reference, which is slow and so sees one batch, where the chosen engine lacks the arithmetic.
     """
@@ -46,8 +40,9 @@ def judge(g: Graph, network: FloatNetwork, model: Model, images: CalibrationImag
         return dict(_NOT_JUDGED)
     data = given or images.left_out(AGREEMENT_IMAGES) or images.data
     batches: Iterable[Batch] = data if given else islice(data, -(-AGREEMENT_IMAGES // data.batch_size))
+
     def agreement(found: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
-        truth, judged = network.judge(engine), judge_of(network)
+        truth = network.truth(engine)
         for batch in batches:
             judged.add(batch.unlabelled(), found.run(batch.feeds), truth.run(batch.feeds))
         return {**judged.agreement(), "data": data.name, "calibrated_on_it": data is images.data,

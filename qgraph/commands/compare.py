@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qgraph.analysis.difference import Difference
-from qgraph.commands.evaluate import judge_of, open_for, runnable
+from qgraph.commands.evaluate import open_for, runnable
+from qgraph.commands.judge import Judge
 from qgraph.commands.open_model import open_model
 from qgraph.engines import executor
 from qgraph.errors import DataError, OptionError
@@ -50,7 +51,7 @@ def compare(a: Any, b: Any, data: Any, *, options: JudgeOptions | None = None,
             for model, tensors in zip(models, (first, second))]
 
     found = {name: Difference() for name in names}
-    judge, count = judge_of(models[0], options), len(models[0].outputs)
+    judge, count = Judge.of(models[0], options), len(models[0].outputs)
     for batch in opened:
         want, got = (run.run(batch.feeds) for run in runs)
         judge.add(batch.unlabelled(), got[:count], want[:count])

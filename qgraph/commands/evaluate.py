@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any, TypeVar
 
-from qgraph.arrays import Array
 from qgraph.commands.judge import Judge
 from qgraph.commands.open_model import open_model
 from qgraph.commands.timing import Timing
@@ -50,7 +49,7 @@ def evaluate_all(models: Mapping[str, Any], data: Any, reference: Any = None, *,
     first = next(iter(opened.values()))
     images = open_for(first, data, options)
     rows = None if pairs is None else read_pairs(pairs, images.names())
-    judges = {name: judge_of(model if truth is None or truth.ir is None else truth, options, rows)
+    judges = {name: Judge.of(model if truth is None or truth.ir is None else truth, options, rows)
               for name, model in opened.items()}
     timing = Timing({name: executor(model, "evaluating a model", runtime) for name, model in every.items()})
 
@@ -75,9 +74,8 @@ def evaluate_all(models: Mapping[str, Any], data: Any, reference: Any = None, *,
 
 
 def _result(judge: Judge, compared: bool, ms: float | None, times: dict[str, Any]) -> dict[str, Any]:
-    scores, agreement = judge.scores(), judge.agreement() if compared else None
-    return {"images": judge.images, "top1": scores.get("top1"), "top5": scores.get("top5"),
-            "agreement": None if agreement is None else agreement["agreement"], "ms_per_image": ms, "scores": scores,
+    agreement = judge.agreement() if compared else None
+    return {**judge.scored(), "agreement": None if agreement is None else agreement["agreement"], "ms_per_image": ms,
             "judged": agreement, "timing": times}
 
 
@@ -86,11 +84,6 @@ def runnable(model: AnyModel) -> AnyModel:
     if model.ir is not None and len(inputs_of(model.ir)) != len(model.ir.data_inputs()):
         Canonicalize().run(model.ir)
     return model
-
-
-def judge_of(model: Model, options: JudgeOptions, pairs: Array | None = None) -> Judge:
-    """A judge of the outputs of a model, which are told by its ops where it has a graph. pairs: see `Judge`."""
-    return Judge(model.outputs, model.ir, options, pairs)
 
 
 def open_for(model: Model, data: Any, options: DataOptions) -> Data:

@@ -20,6 +20,7 @@ from qgraph.calibration.images import (
 from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
+from qgraph.commands.judge import Judge
 from qgraph.commands.line import collect_table, pipeline, quantize, scaling
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
@@ -35,6 +36,7 @@ from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_
 from qgraph.quant.ranges import method
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Shapes, Target, Writing
+from qgraph.targets.mxnet.model import MxnetModel
 from qgraph.targets.registry import get_target, no_open_sizes
 
 log = logging.getLogger("qgraph")
@@ -111,7 +113,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         images = as_the_network_takes_them(images, bare, engine)
         shapes = images.shapes(shapes)
     judge_data = _judge_data(options, bare)
-    checks.judge_of(network)
+    judged = Judge.of(MxnetModel(bare), options)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)
@@ -131,13 +133,14 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
                             original=float_graph, trained=frozenset(network.entries))
     writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
-    judged = checks.judge(g, network, written, images, judge_data, target, engine)
-    judged["ruin"] = ruin(judged["agreement"], network, written, writing.feeds, target)
+    checked = checks.judge(g, network, judged, written, images, judge_data, target, engine)
     frozen = Frozen(g, written, table, {}, opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts, table=table,
         records=records, findings=[f for step in after for f in step.findings], options=options.to_dict(),
-        target=target, sizes=(opened.size, written.size), checks={**judged, **target.check(written, g, writing)})
+        target=target, sizes=(opened.size, written.size), checks={
+            **checked, "ruin": ruin(checked["agreement"], network, written, writing.feeds, target),
+            **target.check(written, g, writing)})
     return frozen
 
 

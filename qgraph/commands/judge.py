@@ -11,6 +11,7 @@ from qgraph.data.open import Batch
 from qgraph.errors import OptionError
 from qgraph.ir.graph import Graph
 from qgraph.options import JudgeOptions
+from qgraph.targets.base import Model
 from qgraph.tasks.base import Head, Result, Tally, Task
 from qgraph.tasks.decoded import Decode
 from qgraph.tasks.detection import ROW, Detection
@@ -41,6 +42,11 @@ class Judge:
         self._differences = [Difference() for _ in names]
         self._agreements: dict[Task, Tally] = {}
         self._scores: dict[Task, Tally] = {}
+
+    @classmethod
+    def of(cls, model: Model, options: JudgeOptions, pairs: Array | None = None) -> Judge:
+        """Of the outputs of a model, which are told by its ops where it has a graph."""
+        return cls(model.outputs, model.ir, options, pairs)
 
     def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array] | None = None) -> None:
         """The outputs of a batch. want: those of the model that is the truth.
@@ -99,6 +105,11 @@ class Judge:
     def scores(self) -> Result:
         """Metric -> value, of the task that has labels; {} without."""
         return {name: value for task, tally in self._scores.items() for name, value in _rounded(task, tally).items()}
+
+    def scored(self) -> dict[str, Any]:
+        """{"images", "top1", "top5", "scores": of all metrics}; None for what is not known."""
+        found = self.scores()
+        return {"images": self.images, "top1": found.get("top1"), "top5": found.get("top5"), "scores": found}
 
     def agreement(self) -> dict[str, Any]:
         """{"images", "worst": output, "tasks": [{"task", "outputs", "sure", "main": metric, "metrics", "ruined"}],

@@ -46,7 +46,7 @@ class FloatNetwork:
         Canonicalize().run(bare)
         return bare
 
-    def judge(self, engine: Engine) -> Executor:
+    def truth(self, engine: Engine) -> Executor:
         """What computes the outputs that the frozen model should have."""
         return engine(self.bare())
 

@@ -17,7 +17,7 @@ from qgraph.analysis.observed import wanted_ranges
 from qgraph.arrays import Array
 from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
-from qgraph.commands.evaluate import judge_of, open_for, runnable
+from qgraph.commands.evaluate import open_for, runnable
 from qgraph.commands.judge import Judge
 from qgraph.commands.line import bound, collect_table, pipeline, quantize, scaling, split
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
@@ -134,11 +134,6 @@ class _Remembered:
         return found
 
 
-def _scores(judge: Judge) -> dict[str, Any]:
-    found = judge.scores()
-    return {"top1": found.get("top1"), "top5": found.get("top5"), "scores": found}
-
-
 class _Bench:
     """One model and its images; makes and judges its quantized variants."""
 
@@ -196,18 +191,16 @@ class _Bench:
                 "runtime": self.engine.name}
 
     def float_row(self) -> dict[str, Any]:
-        judge = self._judged(None)
-        return {"images": judge.images, **_scores(judge)}
+        return self._judged(None).scored()
 
     def row(self, g: Graph) -> dict[str, Any]:
         judge = self._judged(self.engine(g, fused=True))
         found = judge.agreement()
-        return {"images": judge.images, **_scores(judge), "agreement": found["agreement"], "worst": found["worst"],
-                "sqnr_db": found["sqnr_db"]}
+        return {**judge.scored(), **{key: found[key] for key in ("agreement", "worst", "sqnr_db")}}
 
     def _judged(self, run: Executor | None) -> Judge:
         """All images judged. run: what is compared with the float model; None is that model, by its labels alone."""
-        judge = judge_of(self.original, self.options)
+        judge = Judge.of(self.original, self.options)
         count = self.data.num_items
         for number, batch in enumerate(self.data):
             want = self.truth.run(number, batch.feeds)

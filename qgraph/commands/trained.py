@@ -76,7 +76,7 @@ class TrainedNetwork(FloatNetwork):
         Canonicalize().run(bare)
         return bare
 
-    def judge(self, engine: Engine) -> Executor:
+    def truth(self, engine: Engine) -> Executor:
         """The network in offline mode: with the quantizers that it trained with."""
         trained = self.source.copy()
         Canonicalize().run(trained)
