@@ -12,7 +12,7 @@ from qgraph.commands.timing import Timing
 from qgraph.data.open import Data
 from qgraph.data.pairs import read_pairs
 from qgraph.engines import executor
-from qgraph.errors import DataError
+from qgraph.errors import DataError, OptionError
 from qgraph.options import DataOptions, JudgeOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.semantics.inputs import inputs_of
@@ -43,6 +43,8 @@ def evaluate_all(models: Mapping[str, Any], data: Any, reference: Any = None, *,
                  runtime: str = "auto") -> dict[str, dict[str, Any]]:
     """Several models on the same images, side by side: name -> what `evaluate` says of it."""
     options = options or JudgeOptions()
+    if REFERENCE in models and reference is not None:
+        raise OptionError(f"a model is called {REFERENCE!r}, as --reference is in the result: give its whole file name")
     opened = {name: runnable(open_model(model).model) for name, model in models.items()}
     truth = runnable(open_model(reference).model) if reference is not None else None
     every = {**opened, **({} if truth is None else {REFERENCE: truth})}

@@ -253,6 +253,14 @@ def test_gates_look_at_every_output(folder: Path, capsys: pytest.CaptureFixture[
         assert said in capsys.readouterr().err
 
 
+def test_a_model_called_reference_is_not_taken_for_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(scores(Net(3)), folder / "reference")
+    save(scores(Net(4)), folder / "net")
+    args = ["--data", "images.npz", "--reference", "net", "-q"]
+    assert main(["eval", "reference", *args]) == 1 and "whole file name" in capsys.readouterr().err
+    assert main(["eval", "reference-symbol.json", *args]) == 0 and "output exact" not in capsys.readouterr().out
+
+
 def test_outputs_of_other_shapes_are_refused() -> None:
     batch = Batch({"data": IMAGES[:2]}, None, ["a", "b"])
     with pytest.raises(OptionError, match=r"the models' outputs out have the shapes \(2, 4\) and \(2, 5\)"):
