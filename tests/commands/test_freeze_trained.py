@@ -38,9 +38,29 @@ def trained(bits: int, quant_type: str, fake_bn: bool, epochs: int = 1) -> Any:
     mx.random.seed(0)
     net = qat_digits.quantized_network(qat_digits.DEFAULT_OUTPUT, SPLIT, bits, quant_type, fake_bn)
     if epochs:
-        qat_digits.retrain(net, SPLIT._replace(train_data=SPLIT.train_data[:320], train_label=SPLIT.train_label[:320]),
-                           epochs, 0.01, "local")
+        retrain(net, epochs)
     return net
+
+
+@functools.cache
+def trained_with_signs() -> Any:
+    """Every layer, per channel, with activations as signed as they are."""
+    from qgraph.qat import convert_model, gen_conv2d_converter, gen_dense_converter, qparams_init
+
+    mx.random.seed(0)
+    net = qat_digits.trained_network(qat_digits.DEFAULT_OUTPUT)
+    options = {"in_signed": "auto", "quant_type": "channel"}
+    convert_model(net, convert_fn={nn.Conv2D: gen_conv2d_converter(fake_bn=True, **options),
+                                   nn.Dense: gen_dense_converter(**options)})
+    qparams_init(net, calib_data=SPLIT.calib_data)
+    net.quantize_offline()
+    retrain(net, 1)
+    return net
+
+
+def retrain(net: Any, epochs: int) -> None:
+    some = SPLIT._replace(train_data=SPLIT.train_data[:320], train_label=SPLIT.train_label[:320])
+    qat_digits.retrain(net, some, epochs, 0.01, "local")
 
 
 def module_logits(symbol: Any, arg: Any, aux: Any) -> np.ndarray:
@@ -268,19 +288,9 @@ def test_fast_is_for_what_was_trained() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [pytest.param("ncnn", marks=pytest.mark.ncnn), "tengine"])
-def test_engines_of_signed_codes_take_the_trained_ranges(target: str, tmp_path: Path) -> None:
+def test_engines_of_signed_codes_take_the_trained_ranges(target: str) -> None:
     """Without calibration data. Their activations have 127 codes where training had 255, to the same range."""
-    from qgraph.qat import convert_model, gen_conv2d_converter, gen_dense_converter, qparams_init
-
-    mx.random.seed(0)
-    net = qat_digits.trained_network(qat_digits.DEFAULT_OUTPUT)
-    options = {"in_signed": "auto", "quant_type": "channel"}
-    convert_model(net, convert_fn={nn.Conv2D: gen_conv2d_converter(fake_bn=True, **options),
-                                   nn.Dense: gen_dense_converter(**options)})
-    qparams_init(net, calib_data=SPLIT.calib_data)
-    net.quantize_offline()
-    qat_digits.retrain(net, SPLIT._replace(train_data=SPLIT.train_data[:320], train_label=SPLIT.train_label[:320]), 1,
-                       0.01, "local")
+    net = trained_with_signs()
     want = qat_digits.logits(net, IMAGES)
     frozen = qgraph.freeze(net, qgraph.FreezeOptions(target=target))
     assert not frozen.report["float"] and len(frozen.report["quantized"]) == 9

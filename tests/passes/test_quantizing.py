@@ -139,6 +139,7 @@ def build(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
     return all_large() if name == "all_large" else networks.build(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), [*CARRIED, *(("all_large", target) for target in TARGETS)])
 def test_every_step_on_every_network_once_and_again(name: str, target: str) -> None:
     """The PassManager verifies each step and that its count is honest; a second run of the step changes nothing.

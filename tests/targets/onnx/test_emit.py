@@ -59,6 +59,7 @@ def quantized(g: Graph, feeds: Feeds, **options: Any) -> tuple[Graph, Feeds, Onn
 
 # ---- what onnxruntime computes --------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"isa": "avx2"}, {"isa": "vnni"}, {"granularity": "layer"},
                                      {"granularity": "group"}, {"weight_bits": 4}, {"act_bits": 5},
                                      {"weight_bits": 2, "act_bits": 3}], ids=str)
