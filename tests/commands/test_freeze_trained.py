@@ -23,7 +23,7 @@ from qgraph.engines import executor  # noqa: E402
 from qgraph.errors import CalibrationError, FormatError, OptionError, UnsupportedError  # noqa: E402
 from qgraph.formats.mxnet_marks import MARK, mark_of, restore  # noqa: E402
 from qgraph.ir.graph import Graph, Port  # noqa: E402
-from qgraph.qat import convert_model, qparams_init  # noqa: E402
+from qgraph.qat import convert_model, gen_conv2d_converter, gen_dense_converter, qparams_init  # noqa: E402
 from qgraph.quant.spec import QParams  # noqa: E402
 from qgraph.targets.mxnet.sim import lower  # noqa: E402
 
@@ -45,8 +45,6 @@ def trained(bits: int, quant_type: str, fake_bn: bool, epochs: int = 1) -> Any:
 @functools.cache
 def trained_with_signs() -> Any:
     """Every layer, per channel, with activations as signed as they are."""
-    from qgraph.qat import convert_model, gen_conv2d_converter, gen_dense_converter, qparams_init
-
     mx.random.seed(0)
     net = qat_digits.trained_network(qat_digits.DEFAULT_OUTPUT)
     options = {"in_signed": "auto", "quant_type": "channel"}
@@ -165,8 +163,6 @@ def test_what_cannot_be_frozen_says_so() -> None:
 
 @pytest.mark.parametrize("quant_type", ["layer", "group", "channel"])
 def test_every_kind_of_layer_is_frozen_as_it_trained(quant_type: str) -> None:
-    from qgraph.qat import convert_model, gen_conv2d_converter, qparams_init
-
     net = nn.HybridSequential(prefix="net_")
     with net.name_scope():
         net.add(nn.Conv2D(8, 3, in_channels=1, groups=1), nn.BatchNorm(in_channels=8), nn.Activation("relu"),
