@@ -130,12 +130,3 @@ class Timing:
                             "ratio": ratio}
         return {"batch_size": self.batch_size, "threads": thread_count() or None, "warm_up": self._warm_up,
                 "rounds": self.rounds, "models": models}
-
-
-def measure(executors: Mapping[str, Executor], feeds: Feeds, *, rounds: int = 10, warm_up: int = 1,
-            clock: Callable[[], float] = time.perf_counter, memory: ResidentSize | None = None) -> dict[str, Any]:
-    """`Timing.to_dict` of so many rounds on one batch."""
-    timing = Timing(executors, warm_up=warm_up, clock=clock, memory=memory)
-    for _ in range(warm_up + rounds):
-        timing.run(feeds)
-    return timing.to_dict()

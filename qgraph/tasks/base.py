@@ -32,6 +32,8 @@ from typing import ClassVar, NamedTuple, Union
 from qgraph.arrays import Array
 from qgraph.errors import DataError
 
+SOFTMAX = ("softmax", "log_softmax", "SoftmaxOutput", "SoftmaxActivation")  # ops that make shares of scores
+
 Outputs = Sequence[Array]  # of one batch: those that the task reads, in their order
 Labels = Union[Array, Sequence[Array]]  # of one batch: an array, or one of its own for each image
 Exact = Union[int, Fraction]

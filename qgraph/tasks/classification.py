@@ -9,9 +9,7 @@ import numpy as np
 from qgraph.analysis.exact import total
 from qgraph.arrays import Array
 from qgraph.errors import DataError
-from qgraph.tasks.base import Claim, Head, Labels, Metric, Outputs, Ratios, Tally, Task
-
-SOFTMAX = ("softmax", "log_softmax", "SoftmaxOutput", "SoftmaxActivation")
+from qgraph.tasks.base import SOFTMAX, Claim, Head, Labels, Metric, Outputs, Ratios, Tally, Task
 
 
 class Classification(Task):

@@ -10,9 +10,8 @@ import numpy as np
 
 from qgraph.arrays import Array
 from qgraph.errors import DataError, OptionError
-from qgraph.tasks.base import Claim, Head, Labels, Metric, Outputs, Result, Tally, Task
+from qgraph.tasks.base import SOFTMAX, Claim, Head, Labels, Metric, Outputs, Result, Tally, Task
 
-SOFTMAX = ("softmax", "log_softmax", "SoftmaxOutput", "SoftmaxActivation")
 RESIZE = ("_contrib_BilinearResize2D", "UpSampling", "Deconvolution")
 SKIPPED = ("Crop", "slice", "slice_axis", "slice_like", "Cast", "_copy", "fake_quantize")  # scores stay scores
 IGNORED = 255  # what masks hold where no class is right, if the model has no class of this number

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from qgraph.commands.timing import ResidentSize, Timing, measure
+from qgraph.commands.timing import ResidentSize, Timing
 
 MIB = 2**20
 
@@ -60,8 +60,13 @@ def feeds(images: int = 4, size: int = 2) -> dict[str, np.ndarray]:
     return {"data": np.zeros((images, size), np.float32)}
 
 
-def measured(world: World, executors: dict[str, Fake], **options: int) -> dict:
-    return measure(executors, feeds(), clock=lambda: world.now, memory=Memory(world), **options)
+def measured(world: World, executors: dict[str, Fake], rounds: int, warm_up: int = 1,
+             memory: Memory | None = None) -> dict:
+    """Of so many rounds on one batch."""
+    timing = Timing(executors, warm_up=warm_up, clock=lambda: world.now, memory=memory or Memory(world))
+    for _ in range(warm_up + rounds):
+        timing.run(feeds())
+    return timing.to_dict()
 
 
 def test_the_order_alternates():
@@ -136,7 +141,7 @@ def test_no_memory_without_proc():
             return None
 
     world = World()
-    found = measure({"A": Fake(world, "A", [1])}, feeds(), rounds=1, clock=lambda: world.now, memory=Unknown())
+    found = measured(world, {"A": Fake(world, "A", [1])}, rounds=1, memory=Unknown())
     assert found["models"]["A"]["memory_growth_mb"] is None and found["models"]["A"]["ms_per_image"] == 250
 
 

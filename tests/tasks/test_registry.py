@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from qgraph.errors import OptionError
 from qgraph.ir.graph import Graph, Port
-from qgraph.tasks import registry
+from qgraph.tasks import base, registry
 from qgraph.tasks.base import Claim, Head, Metric, Ratios, Task
 from qgraph.tasks.registry import assign, heads_of, names, task_class
 
@@ -141,30 +143,19 @@ def test_heads_know_what_they_come_out_of():
 
 # ---- tasks of other packages ----------------------------------------------------------------------------------------
 
-DEPTH = '''
+EXAMPLE = re.search(r"::\n\n(    class .*?)\n\nThe line", base.__doc__ or "", re.S)
+IMPORTS = """
 import numpy as np
 from qgraph.analysis.exact import total
 from qgraph.tasks.base import Claim, Metric, Ratios, Task
-
-class Depth(Task):
-    name, help = "depth", "a distance per pixel"
-    metrics = {"near": Metric("%", "pixels within 5 % of the float model's distance")}
-    main, ruined = "near", 80.0
-
-    @classmethod
-    def claims(cls, heads):
-        return [Claim((i,), 0.4) for i, head in enumerate(heads) if head.rank == 4 and head.shape[1] == 1]
-
-    def agreement(self, want, found, first):
-        near = np.abs(found[0] - want[0]) < 0.05 * want[0]
-        return Ratios({"near": (100 * total(near.mean(axis=(1, 2, 3))), len(near))})
-'''
+"""
 
 
 @pytest.fixture()
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as pip leaves one, on the path."""
-    (tmp_path / "depth_package.py").write_text(DEPTH)
+    """A folder as pip leaves one, on the path, with the task that the guide in `qgraph.tasks.base` writes."""
+    assert EXAMPLE
+    (tmp_path / "depth_package.py").write_text(IMPORTS + textwrap.dedent(EXAMPLE[1]))
     info = tmp_path / "depth_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: depth-package\nVersion: 1.0\n")
