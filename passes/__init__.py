@@ -4,7 +4,6 @@
     quantizing      decide, place quantizers, calibrate, round: `qgraph.targets.base.Target.passes` says which run
     of one target   integer_flow, share_scales, signed_dense, signed_residual, limit_saturation (mxnet),
                     winograd_weights, absorb_bn, wide_sums (mxnet-sim), quantize_between, limit_weights (onnx),
-                    correct_bias (mxnet-sim, onnx),
                     quantize_everything, fit_bias (tengine)
 """
 
@@ -15,7 +14,6 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     absorb_bn,
     bake_weights,
     calibrate,
-    correct_bias,
     fit_bias,
     insert_fake_quantize,
     integer_flow,

@@ -15,7 +15,7 @@ from qgraph.passes._affine import own_weights, per_input, scale_outputs
 from qgraph.quant.spec import QSpec, fake_quantize, with_range
 from qgraph.quant.weights import weight_params
 from qgraph.semantics.interpreter import Executor, RunOp
-from qgraph.semantics.saturation import patches
+from qgraph.semantics.windows import draw_windows, patches
 
 HALVES = CHOOSING, JUDGING = 0, 1
 _POSITIONS = 512  # sampled output positions of a layer, for each half of the images
@@ -123,7 +123,7 @@ def _columns(node: Node, value: np.ndarray, rng: np.random.Generator) -> np.ndar
         count = _positions(pixels.shape[1])
         return pixels[np.sort(rng.choice(len(pixels), min(count, len(pixels)), replace=False))]
     taps = int(np.prod(ops.attr(node, "kernel"))) if node.op == "Convolution" else 1
-    return patches(node, value, rng, _positions(value.shape[1] * taps))
+    return patches(node, value, draw_windows(node, value.shape, rng, _positions(value.shape[1] * taps)))
 
 
 def _positions(width: int) -> int:

@@ -1,123 +1,184 @@
-"""Round weights by what their errors do to the output, not one by one."""
+"""Round weights by what their errors do to the output, layer after layer, and take what remains out of the biases."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Optional
 
 import numpy as np
 
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
-from qgraph.quant.spec import QParams, quantize
-from qgraph.semantics.interpreter import Executor, RunOp
-from qgraph.semantics.saturation import patches
+from qgraph.passes._float_reads import FloatReads
+from qgraph.quant.adaptive import best_factors, damped, round_together, second_moment, shifted
+from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.semantics.interpreter import Executor, RunOp, Tensor
+from qgraph.semantics.windows import draw_windows, patches, window_count
 
-_SWEEPS = 8
 _POSITIONS = 4096  # sampled output positions a layer
-_BLOCK = 1024  # inputs whose errors are weighed against each other; a wider layer is cut into such blocks
-_DAMPING = 0.01  # of the mean second moment, against what a small sample does not show
+_WIDEST = 4608  # inputs whose errors are weighed against each other; a wider layer is cut into such parts
+_FINE_BITS = 8
+_DAMPING, _COARSE_DAMPING = 0.1, 1.0  # of the mean second moment
+_ON_GRID = 1e-3  # of a step: weights that are nowhere further from a code stay as they are, as those of a trained network
+_DOUBT = 4.0  # squared standard errors that a mean error must exceed to be believed in
 
 
 @register
 class RoundWeights(Pass):
     """Round weights adaptively (AdaRound's aim): minimize the squared error of the layer's output. Free at run time.
 
-        fq(w)  ->  the same with other codes
+        conv(fq(x), fq(w), b)  ->  the same with other codes, and with coarse weights another scale and bias
 
-    With e the rounding errors of one output channel and R = mean(x x^T) over what it reads on the sample images, the
-    error is e R e^T.  Coordinate descent moves codes to their other neighbour, from the nearest ones, while that
-    lowers it (the aim of AdaRound, arXiv 2004.10568, at a size where it can be computed exactly).  Neighbouring pixels
-    are alike, so what it mostly finds is that the errors of a kernel should add up to zero.
+    One walk along the graph: each layer is measured on what the rounded layers before it give on the sample images, see
+    `qgraph.quant.adaptive`.  Neighbouring pixels are alike, so what rounding mostly finds is that the errors of a
+    kernel should add up to zero.
 
-    feeds: some calibration images; without them the pass does nothing.
-    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
+    Weights are coarse with fewer than 8 bits, or where channels share a scale.  Their scale is then searched; they are
+    rounded so that the output is that of the float network for its own inputs, as far as that can be; and the mean
+    error of each output channel that is left goes into the bias: with m the mean over images of the error's mean per
+    image, and v the variance of that mean, m * max(0, 1 - 4 v / m^2), so that what so few images do not show for sure
+    is left alone.
+
+    original: the float network, with the same names.  feeds: some calibration images; without these two the pass does
+    nothing.  run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "round-weights"
     requires = ("calibrate",)
     rounding: str = "mxnet"
+    original: Optional[Graph] = None
     feeds: Optional[Mapping[str, np.ndarray]] = None
     run_op: Optional[RunOp] = None
 
     def run(self, g: Graph) -> int:
-        if self.feeds is None:
+        if self.original is None or self.feeds is None:
             return 0
-        layers = [n for n in g.toposort() if _concerned(g, n)]
-        ports = [g.inputs(n)[0] for n in layers]
-        known = Executor(g, ports, self.rounding, self.run_op).known_tensors(self.feeds) if layers else {}
-        rng = np.random.default_rng(0)
-        count = 0
-        for node, port in zip(layers, ports):
-            if (tensor := known.get(port)) is None:
-                continue
-            weight_fq = g.inputs(node)[1].node
-            source = g.inputs(weight_fq)[0].node
-            qp, weight = weight_fq.quant, g.params[source.name]
-            assert isinstance(qp, QParams)
-            x = tensor.centered if tensor.qp is not None else tensor.real
-            codes = best_codes(weight, qp, patches(node, x, rng, _POSITIONS))
-            rounded = (codes * qp.scale.reshape([-1] + [1] * (weight.ndim - 1))).astype(np.float32)
-            if not np.array_equal(rounded, weight):
-                g.params[source.name] = rounded
-                count += 1
-        return count
+        layers = {node: number for number, node in enumerate(n for n in g.toposort() if _concerned(g, n))}
+        seeds = {node.name: number for node, number in layers.items()}
+        readers: dict[Port, list[Node]] = {}
+        params: dict[Node, Node] = {}  # quantizer of a weight, or bias -> its layer
+        for node in layers:
+            readers.setdefault(g.inputs(node)[0], []).append(node)
+            params.update((port.node, node) for port in g.inputs(node)[1:])
+
+        def windows(node: Node, value: np.ndarray) -> np.ndarray:  # the same in both networks
+            return draw_windows(node, value.shape, np.random.default_rng(seeds[node.name]), _POSITIONS)
+
+        float_reads = FloatReads(self.original, seeds, self.feeds, self.run_op,
+                                 lambda node, value: patches(node, value, windows(node, value)))
+        read: dict[Node, _Reading] = {}
+        changed: set[Node] = set()
+        for source, _, outputs in Executor(g, [*map(Port, layers)], self.rounding, self.run_op).walk(self.feeds):
+            for index, tensor in enumerate(outputs):
+                for node in readers.get(Port(source, index), ()):
+                    value = tensor.centered if tensor.small else tensor.real
+                    at = windows(node, value)
+                    step = float(tensor.qp.scale) if tensor.small and tensor.qp is not None else 1.0
+                    wanted = float_reads.of(node.name)
+                    if wanted is not None and source.layout is not None:
+                        wanted = wanted[:, list(source.layout)]
+                    read[node] = _Reading(node, patches(node, value, at), wanted, step,
+                                          at // (window_count(node, value.shape) // len(value)))
+            if (layer := params.get(source)) is not None:
+                if layer in read and _settle(g, layer, read.pop(layer)):
+                    changed.add(layer)
+                if layer in changed:  # later nodes read what was settled
+                    outputs[0] = _param_value(g, source)
+        return len(changed)
 
 
 def _concerned(g: Graph, node: Node) -> bool:
-    """Layers with one weight scale per output channel, dense or with one channel per group, and own weights."""
+    """Layers with a quantized weight of their own."""
     if node.op not in ("Convolution", "FullyConnected"):
         return False
-    inputs = g.inputs(node)
-    qp = inputs[1].node.quant
-    if not isinstance(qp, QParams) or qp.granularity != "channel":
+    fq = g.inputs(node)[1]
+    if not isinstance(fq.node.quant, QParams):
         return False
-    source = g.inputs(inputs[1].node)[0]
-    weight = g.param(source)
-    if weight is None or not g.has_one_use(inputs[1]) or not g.has_one_use(source):
-        return False
-    groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
-    return node.op == "FullyConnected" or weight.ndim == 4 and (groups == 1 or groups == len(weight))
+    source = g.inputs(fq.node)[0]
+    return g.param(source) is not None and g.has_one_use(fq) and g.has_one_use(source)
 
 
-def best_codes(weight: np.ndarray, qp: QParams, x: np.ndarray) -> np.ndarray:
-    """weight (O, C or 1, ...), x (positions, C, taps) codes or reals -> int32 codes, each one of the two nearest.
+class _Reading:
+    """What a layer reads at some positions of its output.
 
-    With one weight channel and C == O > 1 the layer is depthwise, and every channel is weighed by what it alone reads.
+    x: (groups, positions, inputs), in steps of what it reads.  wanted: the same in the float network.
+    images: of which image each position is.
     """
-    rows = weight.reshape(len(weight), -1)
-    codes = quantize(weight, qp).reshape(rows.shape).astype(np.float32)
-    exact = rows / qp.scale[:, None]
-    if rows.shape[1] == x.shape[2] and x.shape[1] == len(rows) > 1:
-        own = x.transpose(1, 2, 0)
-        _descend(codes, exact, np.matmul(own, own.transpose(0, 2, 1)) / len(x), qp)
-    else:
-        flat = x.reshape(len(x), -1)
-        for start in range(0, flat.shape[1], _BLOCK):
-            part = slice(start, start + _BLOCK)
-            _descend(codes[:, part], exact[:, part], (flat[:, part].T @ flat[:, part] / len(x))[None], qp)
-    return codes.astype(np.int32).reshape(weight.shape)
+
+    def __init__(self, node: Node, x: np.ndarray, wanted: np.ndarray | None, step: float, images: np.ndarray) -> None:
+        self.x, self.step, self.images = _by_group(node, x), step, images
+        self.wanted = self.x if wanted is None else _by_group(node, wanted) / np.float32(step)
 
 
-def _descend(codes: np.ndarray, exact: np.ndarray, moment: np.ndarray, qp: QParams) -> None:
-    """Move `codes` (O, inputs) in place. moment: (O or 1, inputs, inputs)."""
-    diagonal = np.einsum("oii->oi", moment)
-    diagonal += _DAMPING * np.maximum(diagonal.mean(axis=1, keepdims=True), 1e-12)
-    error = codes - exact
-    gradient = np.einsum("oi,oij->oj", error, moment) if len(moment) > 1 else error @ moment[0]
-    for _ in range(_SWEEPS):
-        moved = False
-        for j in range(error.shape[1]):
-            move = -np.sign(error[:, j])
-            to = codes[:, j] + move
-            better = ((np.abs(error[:, j]) > 1e-4) & (to >= qp.qmin) & (to <= qp.qmax)
-                      & (np.abs(error[:, j] + move) < 1) & (2 * move * gradient[:, j] + diagonal[:, j] < 0))
-            rows = np.flatnonzero(better)
-            if len(rows):
-                moved = True
-                codes[rows, j] = to[rows]
-                error[rows, j] += move[rows]
-                gradient[rows] += move[rows, None] * (moment[rows, j] if len(moment) > 1 else moment[0, j])
-        if not moved:
-            break
+def _by_group(node: Node, x: np.ndarray) -> np.ndarray:
+    """(positions, C, taps) -> (groups, positions, inputs)"""
+    groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
+    return np.ascontiguousarray(x.reshape(len(x), groups, -1).swapaxes(0, 1), dtype=np.float32)
+
+
+def _settle(g: Graph, node: Node, read: _Reading) -> bool:
+    """Round the weight, choose its scale and correct the bias; whether anything changed."""
+    fq = g.inputs(node)[1].node
+    name, qp = g.inputs(fq)[0].node.name, fq.quant
+    assert isinstance(qp, QParams)
+    weight = g.params[name]
+    shape = (len(read.x), -1, read.x.shape[2])
+    exact = (weight / _steps(qp, weight)).reshape(shape)
+    if np.abs(exact - np.rint(exact)).max(initial=0) < _ON_GRID:
+        return False
+    coarse = qp.bits < _FINE_BITS or qp.granularity != "channel"
+    if coarse:
+        diagonal = np.square(read.x).mean(axis=1)
+        factors = best_factors(exact, diagonal, qp.scale.size, qp.qmin, qp.qmax)
+        qp = dataclasses.replace(qp, scale=(qp.scale.ravel() * factors).astype(np.float32).reshape(qp.scale.shape))
+        exact = (weight / _steps(qp, weight)).reshape(shape)
+    codes = np.empty_like(exact)
+    for start in range(0, shape[2], _WIDEST):
+        part = slice(start, start + _WIDEST)
+        x, own = read.x[:, :, part], exact[:, :, part]
+        moment = second_moment(x, x)
+        if coarse:
+            firm = damped(moment, _COARSE_DAMPING)
+            own = shifted(own, firm, second_moment(read.wanted[:, :, part] - x, x))
+        codes[:, :, part] = round_together(own, damped(moment, _COARSE_DAMPING if coarse else _DAMPING), qp.qmin,
+                                           qp.qmax)
+    rounded = (codes.reshape(weight.shape) * _steps(qp, weight)).astype(np.float32)
+    fq.quant, g.params[name] = qp, rounded
+    if coarse and _has_own_bias(g, node):
+        lacking = np.matmul(read.wanted, exact.swapaxes(1, 2)) - np.matmul(read.x, codes.swapaxes(1, 2))
+        lacking = lacking.swapaxes(1, 2).reshape(len(weight), -1).T * (
+            _steps(qp, weight).reshape(len(weight), -1)[:, 0] * np.float32(read.step))
+        added = _sure_part(np.stack([lacking[read.images == image].mean(axis=0, dtype=np.float64)
+                                     for image in np.unique(read.images)]))
+        bias = g.inputs(node)[2].node.name
+        g.params[bias] = g.params[bias] + added
+    return True
+
+
+def _steps(qp: QParams, weight: np.ndarray) -> np.ndarray:
+    """The scale of each weight."""
+    return np.broadcast_to(per_axis(qp.scale, qp, weight.shape), weight.shape)
+
+
+def _has_own_bias(g: Graph, node: Node) -> bool:
+    inputs = g.inputs(node)
+    return len(inputs) > 2 and g.param(inputs[2]) is not None and g.has_one_use(inputs[2])
+
+
+def _param_value(g: Graph, source: Node) -> Tensor:
+    """Of a parameter, or of the quantizer behind one."""
+    qp = source.quant
+    if not isinstance(qp, QParams):
+        return Tensor(np.asarray(g.params[source.name], np.float32))
+    weight = g.params[g.inputs(source)[0].node.name]
+    return Tensor(codes=quantize(weight, qp), qp=qp)
+
+
+def _sure_part(errors: np.ndarray) -> np.ndarray:
+    """(images, channels) -> (channels,) float32: their mean, less what it may owe to the choice of the images."""
+    mean = errors.mean(axis=0)
+    variance = errors.var(axis=0, ddof=1) / len(errors) if len(errors) > 1 else np.square(mean)
+    part = np.maximum(0, 1 - _DOUBT * variance / np.maximum(np.square(mean), 1e-300))
+    return np.asarray(mean * part, np.float32)

@@ -28,8 +28,8 @@ log = logging.getLogger("qgraph")
 FIRST_QUANTIZING = "insert-fake-quantize"
 _FOLDING_BN = ("fold-bn", "fold-bn-forward", "bn-to-affine")
 _LEFT_OUT: Mapping[str, tuple[str, ...]] = {  # effort -> passes of the standard lines that it does without
-    "fast": ("equalize", "pair-channels", "round-weights", "correct-bias"),
-    "standard": ("equalize", "correct-bias"),
+    "fast": ("equalize", "pair-channels", "round-weights"),
+    "standard": ("equalize",),
     "best": (),
 }
 
@@ -60,7 +60,6 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
         "winograd-weights": {"domain": options.winograd, "rounding": rounding},
         "calibrate": {"signed_input_limit": target.spec.signed_input_limit},
         "round-weights": {"rounding": rounding},
-        "correct-bias": {"rounding": rounding},
         "pair-channels": {"rounding": rounding},
         "limit-weights": {"rounding": rounding},
         "absorb-bn": {"rounding": rounding},

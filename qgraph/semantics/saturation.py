@@ -9,7 +9,6 @@ pairs, but where the number of channels is odd they cross taps ("tap-major").
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,8 +17,8 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QParams, quantize
-from qgraph.semantics.geometry import conv_output, spatial_attrs
 from qgraph.semantics.interpreter import Executor, RunOp
+from qgraph.semantics.windows import draw_windows, patches
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
 POSITIONS = 1024  # sampled output positions a layer
@@ -113,7 +112,8 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
         assert isinstance(qp, QParams)
         w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
         w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
-        x = patches(node, tensor.codes, rng, zero=int(tensor.qp.zero_point))
+        windows = draw_windows(node, tensor.codes.shape, rng, POSITIONS)
+        x = patches(node, tensor.codes, windows, int(tensor.qp.zero_point))
         per_channel = np.repeat(np.ravel(qp.scale), len(w) // qp.scale.size).astype(np.float64)
         unit = float(tensor.qp.scale) * per_channel
         groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
@@ -150,21 +150,3 @@ def _output_step(g: Graph, node: Node, x: np.ndarray, w: np.ndarray, unit: np.nd
             break
     real = np.einsum("pct,oct->po", x[:32].astype(np.float32), w.astype(np.float32)) * unit
     return max(float(np.abs(real).max(initial=0.0)) / 255, 1e-30)
-
-
-def patches(node: Node, codes: np.ndarray, rng: np.random.Generator, positions: int = POSITIONS,
-            zero: int = 0) -> np.ndarray:
-    """(positions, C, taps) of what a layer reads, at output positions drawn over all images. zero: code of padding."""
-    if node.op == "FullyConnected":
-        rows = codes.reshape(len(codes), -1) if ops.attr(node, "flatten") else codes.reshape(-1, codes.shape[-1])
-        return rows[:, :, None]
-    kernel, stride, dilate, pad = spatial_attrs(node, codes.ndim - 2)
-    padded = np.pad(codes, [(0, 0), (0, 0), *((p, p) for p in pad)], constant_values=zero)
-    size = conv_output(node, codes.shape[2:])
-    windows = len(codes) * math.prod(size)
-    flat = np.sort(rng.choice(windows, min(positions, windows), replace=False))
-    image, *at = np.unravel_index(flat, (len(codes), *size))
-    channels = np.arange(codes.shape[1])
-    taps = [padded[(image[:, None], channels, *((place * s + t * d)[:, None] for place, s, t, d in
-                                                zip(at, stride, tap, dilate)))] for tap in np.ndindex(*kernel)]
-    return np.stack(taps, axis=2)

@@ -92,7 +92,7 @@ class MxnetSim(Target):
                 bias_limit=2**22,  # floats add whole numbers exactly below 2**24
                 beyond=BEYOND)
     # only what layers with weights read is quantized
-    passes = ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "correct-bias", "absorb-bn",
+    passes = ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "absorb-bn",
               "fuse-relu", "quantize-bias", "bake-weights", "wide-sums")
 
     @property

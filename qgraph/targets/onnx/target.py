@@ -24,7 +24,7 @@ class Onnx(Target):
                 weight_bits=tuple(range(2, 9)), act_bits=tuple(range(2, 9)), act_signed=("auto",))
     # a quantizer behind every op; the engine fuses each op with those around it
     passes = ("insert-fake-quantize", "quantize-between", "calibrate", "pair-channels", "limit-weights",
-              "round-weights", "correct-bias", "quantize-bias", "bake-weights")
+              "round-weights", "quantize-bias", "bake-weights")
     float_passes = "canonical"
     keeps_simulation = True
     quantizes_between = True

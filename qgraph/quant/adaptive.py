@@ -1,0 +1,111 @@
+"""Weights rounded by what their errors do to a layer's output, not one by one.
+
+With the weights v of one output channel in steps, their codes q and what the channel reads, x, the squared error of the
+output is (v - q) R (v - q)^T, where R = mean(x x^T) over sampled positions.  Codes are found as the nearest plane of a
+lattice (Babai; the error feedback of GPTQ, arXiv 2210.17323): one weight after the other is rounded, and the error that
+it makes is made up for by those that are still free.  Coordinate descent (the aim of AdaRound, arXiv 2004.10568) then
+moves single codes while that lowers the error.
+
+All arrays begin with an axis of convolution groups: exact, codes (groups, rows, inputs), moment (groups, inputs,
+inputs); a row is an output channel, an input one weight of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qgraph.arrays import Array
+
+_SWEEPS = 4
+_BLOCK = 128  # inputs that are rounded before their errors reach those of other blocks
+_FACTORS = np.linspace(1.0, 0.4, 25, dtype=np.float32)  # tried on a scale that covers all weights
+
+
+def second_moment(x: Array, y: Array) -> Array:
+    """mean(x^T y) over positions. x, y: (groups, positions, inputs) float32."""
+    found: Array = np.matmul(x.transpose(0, 2, 1), y)
+    found /= np.float32(max(1, x.shape[1]))
+    return found
+
+
+def damped(moment: Array, damping: float) -> Array:
+    """The moment with `damping` times its mean diagonal added to it: against what a small sample does not show."""
+    found = moment.copy()
+    diagonal = np.einsum("gii->gi", found)
+    diagonal += np.float32(damping) * np.maximum(diagonal.mean(axis=1, keepdims=True), np.float32(1e-12))
+    return found
+
+
+def round_together(exact: Array, moment: Array, qmin: int, qmax: int) -> Array:
+    """Codes (float32) with a small error of the output. moment: damped, float32."""
+    order = np.argsort(np.einsum("gii->gi", moment), axis=1, kind="stable")  # what weighs most is rounded first
+    placed = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
+    factor = np.linalg.cholesky(placed.astype(np.float64)).astype(np.float32)
+    found = _nearest_plane(np.take_along_axis(exact, order[:, None, :], 2), factor, qmin, qmax)
+    codes = np.empty_like(found)
+    np.put_along_axis(codes, order[:, None, :], found, 2)
+    _descend(codes, exact, moment, qmin, qmax)
+    return codes
+
+
+def _nearest_plane(exact: Array, factor: Array, qmin: int, qmax: int) -> Array:
+    """factor: lower triangular, moment = factor factor^T. The last input is rounded first."""
+    codes, error = np.empty_like(exact), np.zeros_like(exact)
+    pivots = np.einsum("gii->gi", factor)
+    width = exact.shape[2]
+    for stop in range(width, 0, -_BLOCK):
+        start = max(0, stop - _BLOCK)
+        carried = np.matmul(error[:, :, stop:], factor[:, stop:, start:stop])
+        for i in range(stop - 1, start - 1, -1):
+            owed = carried[:, :, i - start]
+            if i + 1 < stop:
+                owed = owed + np.matmul(error[:, :, i + 1:stop], factor[:, i + 1:stop, i, None])[:, :, 0]
+            wanted = exact[:, :, i] + owed / pivots[:, i, None]
+            codes[:, :, i] = np.minimum(np.maximum(np.rint(wanted), qmin), qmax)
+            error[:, :, i] = exact[:, :, i] - codes[:, :, i]
+    return codes
+
+
+def _descend(codes: Array, exact: Array, moment: Array, qmin: int, qmax: int) -> None:
+    """Move `codes` in place by single steps, for as long as that lowers the error."""
+    gradient = np.matmul(codes - exact, moment)
+    diagonal = np.einsum("gii->gi", moment)
+    one = len(moment) == 1
+    for _ in range(_SWEEPS):
+        moved = False
+        for j in range(exact.shape[2]):
+            slope = gradient[:, :, j]
+            move = -np.sign(slope)
+            to = codes[:, :, j] + move
+            groups, rows = np.nonzero((2 * np.abs(slope) > diagonal[:, j, None]) & (to >= qmin) & (to <= qmax))
+            if len(rows):
+                moved = True
+                codes[groups, rows, j] = to[groups, rows]
+                gradient[groups, rows] += move[groups, rows, None] * (moment[0, j] if one else moment[groups, j])
+        if not moved:
+            break
+
+
+def shifted(exact: Array, moment: Array, difference: Array) -> Array:
+    """What to round for inputs x that carry errors, so that the output is near that of the right inputs, x + d.
+
+    The least squares solution of `exact` (x + d) = result x.  moment: of x, damped; difference: mean(d x^T).
+    """
+    owed = np.matmul(exact, difference).transpose(0, 2, 1)
+    found: Array = exact + np.linalg.solve(moment, owed).transpose(0, 2, 1).astype(np.float32)
+    return found
+
+
+def best_factors(exact: Array, diagonal: Array, scales: int, qmin: int, qmax: int) -> Array:
+    """(scales,): by what to multiply each scale, so that rounding to the nearest code has the smallest error.
+
+    diagonal: (groups, inputs), of the moment.  scales: how many neighbouring rows share; rows of all groups in order.
+    """
+    errors = []
+    for factor in _FACTORS:
+        lost = exact - factor * np.minimum(np.maximum(np.rint(exact / factor), qmin), qmax)
+        lost *= lost
+        lost = np.matmul(lost, diagonal[:, :, None])
+        errors.append(lost.reshape(scales, -1).sum(axis=1, dtype=np.float64))
+    found: Array = _FACTORS[np.argmin(errors, axis=0)]
+    return found

@@ -1,0 +1,39 @@
+"""What a layer reads at single positions of its output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qgraph.ir import ops
+from qgraph.ir.graph import Node
+from qgraph.semantics.geometry import conv_output, spatial_attrs
+
+
+def window_count(node: Node, shape: Sequence[int]) -> int:
+    """The number of output positions of a Convolution or FullyConnected that reads a tensor of this shape."""
+    if node.op == "FullyConnected":
+        return shape[0] if ops.attr(node, "flatten") else math.prod(shape[:-1])
+    return shape[0] * math.prod(conv_output(node, shape[2:]))
+
+
+def draw_windows(node: Node, shape: Sequence[int], rng: np.random.Generator, count: int) -> np.ndarray:
+    """At most so many positions, in ascending order, image by image."""
+    windows = window_count(node, shape)
+    return np.sort(rng.choice(windows, min(count, windows), replace=False))
+
+
+def patches(node: Node, value: np.ndarray, windows: np.ndarray, zero: int = 0) -> np.ndarray:
+    """(windows, C, taps) of what a layer reads there; of a dense layer C are its inputs. zero: what padding reads."""
+    if node.op == "FullyConnected":
+        rows = value.reshape(len(value), -1) if ops.attr(node, "flatten") else value.reshape(-1, value.shape[-1])
+        return rows[windows, :, None]
+    kernel, stride, dilate, pad = spatial_attrs(node, value.ndim - 2)
+    padded = np.pad(value, [(0, 0), (0, 0), *((p, p) for p in pad)], constant_values=zero)
+    image, *at = np.unravel_index(windows, (len(value), *conv_output(node, value.shape[2:])))
+    channels = np.arange(value.shape[1])
+    taps = [padded[(image[:, None], channels, *((place * s + t * d)[:, None] for place, s, t, d in
+                                                zip(at, stride, tap, dilate)))] for tap in np.ndindex(*kernel)]
+    return np.stack(taps, axis=2)
