@@ -41,19 +41,19 @@ class RoundWeights(Pass):
     image, and v the variance of that mean, m * max(0, 1 - 4 v / m^2), so that what so few images do not show for sure
     is left alone.
 
-    original: the float network, with the same names.  feeds: some calibration images; without these two the pass does
-    nothing.  run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
+    feeds: some calibration images; without them the pass does nothing.  original: the float network, with the same
+    names; without it, layers are thought to read there what they read here.  run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "round-weights"
     requires = ("calibrate",)
     rounding: str = "mxnet"
-    original: Optional[Graph] = None
     feeds: Optional[Mapping[str, np.ndarray]] = None
+    original: Optional[Graph] = None
     run_op: Optional[RunOp] = None
 
     def run(self, g: Graph) -> int:
-        if self.original is None or self.feeds is None:
+        if self.feeds is None:
             return 0
         layers = {node: number for number, node in enumerate(n for n in g.toposort() if _concerned(g, n))}
         seeds = {node.name: number for node, number in layers.items()}
@@ -66,8 +66,9 @@ class RoundWeights(Pass):
         def windows(node: Node, value: np.ndarray) -> np.ndarray:  # the same in both networks
             return draw_windows(node, value.shape, np.random.default_rng(seeds[node.name]), _POSITIONS)
 
-        float_reads = FloatReads(self.original, seeds, self.feeds, self.run_op,
-                                 lambda node, value: patches(node, value, windows(node, value)))
+        float_reads = None if self.original is None else FloatReads(
+            self.original, seeds, self.feeds, self.run_op,
+            lambda node, value: patches(node, value, windows(node, value)))
         read: dict[Node, _Reading] = {}
         changed: set[Node] = set()
         for source, _, outputs in Executor(g, [*map(Port, layers)], self.rounding, self.run_op).walk(self.feeds):
@@ -76,7 +77,7 @@ class RoundWeights(Pass):
                     value = tensor.centered if tensor.small else tensor.real
                     at = windows(node, value)
                     step = float(tensor.qp.scale) if tensor.small and tensor.qp is not None else 1.0
-                    wanted = float_reads.of(node.name)
+                    wanted = None if float_reads is None else float_reads.of(node.name)
                     if wanted is not None and source.layout is not None:
                         wanted = wanted[:, list(source.layout)]
                     read[node] = _Reading(node, patches(node, value, at), wanted, step,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 
 from qgraph.ir import ops
@@ -12,14 +9,14 @@ from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import conv_output, spatial_attrs
 
 
-def window_count(node: Node, shape: Sequence[int]) -> int:
+def window_count(node: Node, shape: tuple[int, ...]) -> int:
     """The number of output positions of a Convolution or FullyConnected that reads a tensor of this shape."""
     if node.op == "FullyConnected":
-        return shape[0] if ops.attr(node, "flatten") else math.prod(shape[:-1])
-    return shape[0] * math.prod(conv_output(node, shape[2:]))
+        return shape[0] if ops.attr(node, "flatten") else int(np.prod(shape[:-1]))
+    return shape[0] * int(np.prod(conv_output(node, shape[2:])))
 
 
-def draw_windows(node: Node, shape: Sequence[int], rng: np.random.Generator, count: int) -> np.ndarray:
+def draw_windows(node: Node, shape: tuple[int, ...], rng: np.random.Generator, count: int) -> np.ndarray:
     """At most so many positions, in ascending order, image by image."""
     windows = window_count(node, shape)
     return np.sort(rng.choice(windows, min(count, windows), replace=False))
