@@ -42,7 +42,8 @@ class RoundWeights(Pass):
     is left alone.
 
     feeds: some calibration images; without them the pass does nothing.  original: the float network, with the same
-    names; without it, layers are thought to read there what they read here.  run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
+    names; without it, layers are thought to read there what they read here.
+    run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
     name = "round-weights"
@@ -139,12 +140,10 @@ def _settle(g: Graph, node: Node, read: _Reading) -> bool:
     for start in range(0, shape[2], _WIDEST):
         part = slice(start, start + _WIDEST)
         x, own = read.x[:, :, part], exact[:, :, part]
-        moment = second_moment(x, x)
+        moment = damped(second_moment(x, x), _COARSE_DAMPING if coarse else _DAMPING)
         if coarse:
-            firm = damped(moment, _COARSE_DAMPING)
-            own = shifted(own, firm, second_moment(read.wanted[:, :, part] - x, x))
-        codes[:, :, part] = round_together(own, damped(moment, _COARSE_DAMPING if coarse else _DAMPING), qp.qmin,
-                                           qp.qmax)
+            own = shifted(own, moment, second_moment(read.wanted[:, :, part] - x, x))
+        codes[:, :, part] = round_together(own, moment, qp.qmin, qp.qmax)
     rounded = (codes.reshape(weight.shape) * _steps(qp, weight)).astype(np.float32)
     fq.quant, g.params[name] = qp, rounded
     if coarse and _has_own_bias(g, node):
