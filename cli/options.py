@@ -71,8 +71,8 @@ float_check_option = click.option(
          "noticed.")
 effort_option = click.option(
     "--effort", type=click.Choice(["fast", "standard", "best"]), default="standard", show_default=True,
-    help="What is measured on the calibration images. fast: weights are rounded to the nearest codes; standard: to "
-         "those that keep the layers' outputs; best: channels are equalized and biases corrected, too.")
+    help="fast: nothing is measured, and weights are rounded to the nearest codes; standard: channels are equalized, "
+         "and weights rounded to codes that keep the layers' outputs, on 16 calibration images; best: on 64.")
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")

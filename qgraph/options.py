@@ -76,8 +76,8 @@ class FreezeOptions(JudgeOptions):
     input_shape: ``data:1,3,224,224``, one per input.  exclude: patterns of `qgraph.ir.select`.
     calib: a method of `qgraph.quant.ranges`, or online.  merge_bn: fold BatchNorms before weights are quantized.
     target: its name, with options or without: ``onnx``, ``onnx{isa=avx2}``.
-    effort: ``fast`` rounds weights to the nearest codes, ``standard`` measures their rounding on the calibration
-    images, ``best`` equalizes channels and corrects biases too.
+    effort: ``fast`` measures nothing, and rounds weights to the nearest codes; ``standard`` equalizes channels and
+    rounds by what calibration images show; ``best`` does so on more of the images.
     winograd: quantize weights in a domain of `qgraph.passes.winograd_weights`.
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.

@@ -397,7 +397,7 @@ def steps(target: str, calibration: CalibrationTable | None, feeds: dict[str, np
           original: Graph | None = None, **options: Any) -> list[Pass]:
     """All quantizing passes of a target, with the calibration, some images and the float network."""
     return [bound(s, table=calibration, feeds=feeds, original=original)
-            for s in split(pipeline(FreezeOptions(target=target, **{"effort": "best", **options})))[1]]
+            for s in split(pipeline(FreezeOptions(target=target, **options)))[1]]
 
 
 def quantize(g: Graph, table: CalibrationTable | None, target: str = "mxnet", **options: Any) -> Graph:

@@ -26,19 +26,20 @@ log = logging.getLogger("qgraph")
 
 DISTILLED = "distilled"  # how the name of such data begins
 DISTILLED_IMAGES = 32
-SAMPLE_IMAGES = 16  # on which passes may measure, such as limit-saturation
+SAMPLE_IMAGES = {"fast": 16, "standard": 16, "best": 64}  # on which passes may measure, for each effort
 CHECK_IMAGES = 4
 
 
 class CalibrationImages:
     """Images for calibration. What only the first of them are asked for is read once, whoever asks.
 
-    given: the data, or what makes them when they are first asked for.  single: the network takes one image at a time.
-    Raises CalibrationError where there is no image.
+    given: the data, or what makes them when they are first asked for.  count: how many passes may measure on.
+    single: the network takes one image at a time.  Raises CalibrationError where there is no image.
     """
 
-    def __init__(self, given: Data | Callable[[], Data], single: bool = False) -> None:
-        self._given, self.single = given, single
+    def __init__(self, given: Data | Callable[[], Data], count: int = SAMPLE_IMAGES["standard"],
+                 single: bool = False) -> None:
+        self._given, self.count, self.single = given, count, single
 
     @cached_property
     def data(self) -> Data:
@@ -46,11 +47,11 @@ class CalibrationImages:
 
     @cached_property
     def _head(self) -> list[Batch]:
-        """Batches that hold the first `SAMPLE_IMAGES` images."""
+        """Batches that hold the first `count` images."""
         head: list[Batch] = []
         for batch in self.data:
             head.append(batch)
-            if sum(map(len, head)) >= SAMPLE_IMAGES:
+            if sum(map(len, head)) >= self.count:
                 break
         if not head:
             raise CalibrationError(f"{self.data.name}: no image was read")
@@ -65,7 +66,7 @@ class CalibrationImages:
         """The first images, as many whatever the batch size, or one where the network takes no more."""
         if self.single:
             return self.first.feeds
-        return {name: np.concatenate([b.feeds[name] for b in self._head])[:SAMPLE_IMAGES] for name in self.first.feeds}
+        return {name: np.concatenate([b.feeds[name] for b in self._head])[:self.count] for name in self.first.feeds}
 
     def left_out(self, count: int) -> Data | None:
         """At most so many images of the same data that are not calibrated on, None if there are none."""
@@ -89,10 +90,10 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     if source is None and prefix and os.path.isfile(beside):
         source = beside
         log.info("calibration data: %s", beside)
-    limit = options.num_calib or DEFAULT_IMAGES
+    limit, count = options.num_calib or DEFAULT_IMAGES, SAMPLE_IMAGES[options.effort]
     if source is not None:
         try:
-            images = CalibrationImages(options.open(source, wanted_shapes(bare, options), limit))
+            images = CalibrationImages(options.open(source, wanted_shapes(bare, options), limit), count)
         except MissingInputError as error:
             readers = {node.name for node in bare.dag if any(p.node.name in error.names for p in bare.inputs(node))}
             way = f"; or end the network before they are read: {flags(ends)}" if (ends := cuts(bare, readers)) else ""
@@ -107,7 +108,7 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     if not needed:
         return None, shapes
     _check_distilled(bare, shapes)
-    return CalibrationImages(lambda: _distilled(bare, shapes, options, progress)), shapes
+    return CalibrationImages(lambda: _distilled(bare, shapes, options, progress), count), shapes
 
 
 def wanted_shapes(bare: Graph, options: FreezeOptions) -> dict[str, tuple[int, ...]]:
@@ -138,7 +139,7 @@ def as_the_network_takes_them(images: CalibrationImages, g: Graph, engine: Engin
     if not why:
         return images
     log.warning("the network takes one image at a time: it %s; going on with a batch size of 1", why)
-    return CalibrationImages(images.data.one_by_one(), single=True)
+    return CalibrationImages(images.data.one_by_one(), images.count, single=True)
 
 
 def _keeps_batch(g: Graph, feeds: Feeds) -> bool:

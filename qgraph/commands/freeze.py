@@ -152,8 +152,8 @@ def _given_table(options: FreezeOptions, table: CalibrationTable | str | None) -
     if options.calib == ONLINE:
         raise OptionError(f"--calib {ONLINE}: takes the ranges from the batch that is run, and no --calib-table")
     found = given if isinstance(given, CalibrationTable) else CalibrationTable.load(os.fspath(given))
-    if found.factors and options.effort != "best":
-        raise OptionError("--calib-table: these ranges are of equalized channels, which takes --effort best")
+    if found.factors and options.effort == "fast":
+        raise OptionError("--calib-table: these ranges are of equalized channels, which --effort fast leaves as they are")
     if options.calib != FreezeOptions.calib and method(options.calib).name != found.method:
         raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table, by {found.method}; leave "
                           "one of them out")

@@ -29,7 +29,7 @@ FIRST_QUANTIZING = "insert-fake-quantize"
 _FOLDING_BN = ("fold-bn", "fold-bn-forward", "bn-to-affine")
 _LEFT_OUT: Mapping[str, tuple[str, ...]] = {  # effort -> passes of the standard lines that it does without
     "fast": ("equalize", "pair-channels", "round-weights"),
-    "standard": ("equalize",),
+    "standard": (),
     "best": (),
 }
 

@@ -45,7 +45,7 @@ def _worst_layers(network: FloatNetwork, model: Model, feeds: Feeds | None) -> l
 def _remedies(options: FreezeOptions, target: Target, layers: list[str]) -> list[str]:
     found = []
     if options.effort != "best":
-        found.append("--effort best: equalized channels and corrected biases, in seconds to minutes")
+        found.append("--effort best: passes that measure do so on more images, in minutes")
     if options.calib_table is None and options.calib in (FreezeOptions.calib, "minmax"):
         found.append("--calib kl, or mse: other ranges, in seconds")
     if options.granularity != FreezeOptions.granularity:

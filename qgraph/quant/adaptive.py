@@ -18,6 +18,7 @@ from qgraph.arrays import Array
 
 _SWEEPS = 4
 _BLOCK = 128  # inputs that are rounded before their errors reach those of other blocks
+_END = 1e-3  # of a step
 _FACTORS = np.linspace(1.0, 0.4, 25, dtype=np.float32)  # tried on a scale that covers all weights
 
 
@@ -37,7 +38,10 @@ def damped(moment: Array, damping: float) -> Array:
 
 
 def round_together(exact: Array, moment: Array, qmin: int, qmax: int) -> Array:
-    """Codes (float32) with a small error of the output. moment: damped, float32."""
+    """Codes (float32) with a small error of the output. moment: damped, float32.
+
+    Weights at the ends of the range keep their codes, as engines find the scale by them.
+    """
     order = np.argsort(np.einsum("gii->gi", moment), axis=1, kind="stable")  # what weighs most is rounded first
     placed = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
     factor = np.linalg.cholesky(placed.astype(np.float64)).astype(np.float32)
@@ -51,6 +55,7 @@ def round_together(exact: Array, moment: Array, qmin: int, qmax: int) -> Array:
 def _nearest_plane(exact: Array, factor: Array, qmin: int, qmax: int) -> Array:
     """factor: lower triangular, moment = factor factor^T. The last input is rounded first."""
     codes, error = np.empty_like(exact), np.zeros_like(exact)
+    ends = _at_ends(exact, qmin, qmax)
     pivots = np.einsum("gii->gi", factor)
     width = exact.shape[2]
     for stop in range(width, 0, -_BLOCK):
@@ -60,7 +65,7 @@ def _nearest_plane(exact: Array, factor: Array, qmin: int, qmax: int) -> Array:
             owed = carried[:, :, i - start]
             if i + 1 < stop:
                 owed = owed + np.matmul(error[:, :, i + 1:stop], factor[:, i + 1:stop, i, None])[:, :, 0]
-            wanted = exact[:, :, i] + owed / pivots[:, i, None]
+            wanted = exact[:, :, i] + np.where(ends[:, :, i], 0, owed / pivots[:, i, None])
             codes[:, :, i] = np.minimum(np.maximum(np.rint(wanted), qmin), qmax)
             error[:, :, i] = exact[:, :, i] - codes[:, :, i]
     return codes
@@ -70,6 +75,7 @@ def _descend(codes: Array, exact: Array, moment: Array, qmin: int, qmax: int) ->
     """Move `codes` in place by single steps, for as long as that lowers the error."""
     gradient = np.matmul(codes - exact, moment)
     diagonal = np.einsum("gii->gi", moment)
+    free = ~_at_ends(exact, qmin, qmax)
     one = len(moment) == 1
     for _ in range(_SWEEPS):
         moved = False
@@ -77,13 +83,19 @@ def _descend(codes: Array, exact: Array, moment: Array, qmin: int, qmax: int) ->
             slope = gradient[:, :, j]
             move = -np.sign(slope)
             to = codes[:, :, j] + move
-            groups, rows = np.nonzero((2 * np.abs(slope) > diagonal[:, j, None]) & (to >= qmin) & (to <= qmax))
+            groups, rows = np.nonzero(free[:, :, j] & (2 * np.abs(slope) > diagonal[:, j, None])
+                                      & (to >= qmin) & (to <= qmax))
             if len(rows):
                 moved = True
                 codes[groups, rows, j] = to[groups, rows]
                 gradient[groups, rows] += move[groups, rows, None] * (moment[0, j] if one else moment[groups, j])
         if not moved:
             break
+
+
+def _at_ends(exact: Array, qmin: int, qmax: int) -> Array:
+    ends: Array = (exact > qmax - _END) | (exact < qmin + _END)
+    return ends
 
 
 def shifted(exact: Array, moment: Array, difference: Array) -> Array:

@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def frozen(model: str, images: np.ndarray) -> dict[str, Frozen]:
-    return {target: qgraph.freeze(model, FreezeOptions(target=target, effort="best"), calib_data={"data": images[:32]})
+    return {target: qgraph.freeze(model, FreezeOptions(target=target), calib_data={"data": images[:32]})
             for target in TARGETS}
 
 
@@ -73,7 +73,7 @@ def test_every_target_equalizes_and_compares_with_the_users_network(
 def test_the_table_has_the_factors(target: str, frozen: dict[str, Frozen], model: str, images: np.ndarray,
                                    tmp_path: Path) -> None:
     """With the table of an earlier run, of whichever target, the same channels are scaled, without images too."""
-    options = FreezeOptions(target=target, effort="best")
+    options = FreezeOptions(target=target)
     other = frozen[TARGETS[TARGETS.index(target) - 1]].table
     again = qgraph.freeze(model, options, calib_table=other, calib_data={"data": images[:32]})
     for folder, done in (("first", frozen[target]), ("again", again)):
@@ -82,7 +82,7 @@ def test_the_table_has_the_factors(target: str, frozen: dict[str, Frozen], model
     for path in (tmp_path / "first").iterdir():
         if not path.name.endswith((".report.json", ".calib.json")):
             assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-    options = FreezeOptions(target=target, effort="best", input_shape="data:1,3,8,8")
+    options = FreezeOptions(target=target, input_shape="data:1,3,8,8")
     blind = qgraph.freeze(model, options, calib_table=other)
     assert blind.graph.find("first").scales == frozen[target].graph.find("first").scales
 
@@ -92,26 +92,26 @@ def test_a_table_without_factors_scales_nothing(model: str, images: np.ndarray) 
     line = "canonicalize,constants,fold-bn,fuse-relu,insert-fake-quantize,calibrate,bake-weights"
     plain = qgraph.freeze(model, FreezeOptions(target="mxnet-sim", passes=line), calib_data={"data": images[:32]})
     assert not plain.table.factors
-    again = qgraph.freeze(model, FreezeOptions(target="mxnet-sim", effort="best"), calib_table=plain.table,
+    again = qgraph.freeze(model, FreezeOptions(target="mxnet-sim"), calib_table=plain.table,
                           calib_data={"data": images[:32]})
     assert again.graph.find("first").scales is None
 
 
 def test_another_effort_does_not_take_its_table(model: str, frozen: dict[str, Frozen]) -> None:
-    with pytest.raises(OptionError, match="equalized channels, which takes --effort best"):
-        qgraph.freeze(model, FreezeOptions(target="onnx", input_shape="data:1,3,8,8"),
+    with pytest.raises(OptionError, match="equalized channels, which --effort fast leaves"):
+        qgraph.freeze(model, FreezeOptions(target="onnx", effort="fast", input_shape="data:1,3,8,8"),
                       calib_table=frozen["mxnet-sim"].table)
 
 
 def test_the_batch_size_does_not_matter(model: str, images: np.ndarray, frozen: dict[str, Frozen]) -> None:
     for size in (1, 5, 32):
-        again = qgraph.freeze(model, FreezeOptions(target="mxnet-sim", effort="best", batch_size=size),
+        again = qgraph.freeze(model, FreezeOptions(target="mxnet-sim", batch_size=size),
                               calib_data={"data": images[:32]})
         assert again.table.factors == frozen["mxnet-sim"].table.factors
 
 
 def test_simulate_is_what_freeze_makes(model: str, images: np.ndarray, frozen: dict[str, Frozen]) -> None:
-    found = qgraph.simulate(model, {"data": images[32:]}, options=FreezeOptions(effort="best"),
+    found = qgraph.simulate(model, {"data": images[32:]}, options=FreezeOptions(),
                             calib_data={"data": images[:32]})
     row, = (found.row(strategy) for strategy in found.strategies)
     judged = qgraph.compare(model, frozen["mxnet-sim"], {"data": images[32:]})

@@ -64,6 +64,14 @@ def test_whole_weights_keep_their_codes() -> None:
     assert np.array_equal(round_together(whole, moment, -8, 7), whole)
 
 
+def test_weights_at_the_ends_of_the_range_keep_their_codes() -> None:
+    exact, moment = problem(1, 30, 40)
+    exact[0, :, 7], exact[0, ::2, 3] = 7, -8
+    codes = round_together(exact, moment, -8, 7)
+    assert (codes[0, :, 7] == 7).all() and (codes[0, ::2, 3] == -8).all()
+    assert errors(exact, codes, moment).sum() < 0.5 * errors(exact, np.clip(np.rint(exact), -8, 7), moment).sum()
+
+
 def test_inputs_that_tell_nothing_leave_the_nearest_codes() -> None:
     exact, _ = problem(1, 4, 6)
     moment = damped(np.zeros((1, 6, 6), np.float32), 0.1)
