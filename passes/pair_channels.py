@@ -12,7 +12,7 @@ from qgraph.analysis.channels import Order, channel_orders, reorder
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import Pass, register
 from qgraph.semantics.interpreter import RunOp
-from qgraph.semantics.saturation import Layer, pair_excess, sample_layers
+from qgraph.semantics.saturation import Layer, beyond, can_saturate, sample_layers
 
 log = logging.getLogger("qgraph")
 _SWEEPS = 4
@@ -64,29 +64,47 @@ class PairChannels(Pass):
         return count
 
 
+class _Part:
+    """What one layer reads of an order of channels.
+
+    x: codes (C, taps, positions).  w: codes (C, taps, O).  high, low: the most that each product can be on the sample.
+    heat: (C,), the largest product of each channel.
+    """
+
+    def __init__(self, layer: Layer, channels: slice) -> None:
+        self.x = np.ascontiguousarray(layer.x[:, channels].transpose(1, 2, 0), np.float32)
+        self.w = np.ascontiguousarray(layer.w[:, channels].transpose(1, 2, 0), np.float32)
+        self.unit = layer.unit
+        top = self.x.max(axis=2, keepdims=True)
+        self.high, self.low = np.maximum(self.w, 0) * top, np.minimum(self.w, 0) * top
+        self.heat = np.maximum(self.high, -self.low).max(axis=(1, 2))
+
+    def taken(self, i: int, j: int) -> float:
+        """Mean of what saturation takes from a pair; only of the products that can overflow anything is computed."""
+        risky = can_saturate(self.high[i] + self.high[j], self.low[i] + self.low[j])
+        rows = np.flatnonzero(risky.any(axis=0))
+        if not len(rows):
+            return 0.0
+        lost = np.zeros((self.x.shape[2], len(rows)), np.float32)
+        for tap in np.flatnonzero(risky.any(axis=1)):
+            lost += beyond(self.x[[i, j], tap].T @ self.w[[i, j], tap][:, rows])
+        return float(np.abs(lost * self.unit[rows]).sum()) / (len(lost) * len(self.unit))
+
+
 class _Trade:
     """Local search over the pairs of one order of channels. Deterministic."""
 
     def __init__(self, order: Order, readers: list[tuple[Layer, int]]) -> None:
         self.count = order.count
-        self.parts = [(layer.x[:, start:start + order.count].astype(np.float32),
-                       layer.w[:, start:start + order.count].astype(np.float32), layer.unit)
-                      for layer, start in readers]
+        self.parts = [_Part(layer, slice(start, start + order.count)) for layer, start in readers]
         self.known: dict[tuple[int, int], float] = {}
-        heat = np.zeros(self.count)
-        for x, w, _ in self.parts:
-            heat = np.maximum(heat, (x.max(axis=0) * np.abs(w).max(axis=0)).max(axis=1))
-        self.heat = heat
+        self.heat = np.max([part.heat for part in self.parts], axis=0)
 
     def cost(self, i: int, j: int) -> float:
         """Mean over outputs and positions of what saturation takes from the pair (i, j), in output codes."""
         key = (min(i, j), max(i, j))
         if key not in self.known:
-            total = 0.0
-            for x, w, unit in self.parts:
-                pair_x, pair_w = x[:, key].transpose(0, 2, 1), w[:, key].transpose(0, 2, 1)
-                total += float(np.abs(pair_excess(pair_x, pair_w) * unit).mean())
-            self.known[key] = total
+            self.known[key] = sum(part.taken(*key) for part in self.parts)
         return self.known[key]
 
     def run(self) -> np.ndarray | None:

@@ -21,7 +21,7 @@ _POSITIONS = 4096  # sampled output positions a layer
 _WIDEST = 4608  # inputs whose errors are weighed against each other; a wider layer is cut into such parts
 _FINE_BITS = 8
 _DAMPING, _COARSE_DAMPING = 0.1, 0.3  # of the mean second moment
-_ON_GRID = 1e-3  # of a step: weights that are nowhere further from a code stay as they are, as those of a trained network
+_ON_GRID = 1e-3  # of a step: weights that are nowhere further from a code stay as they are, such as trained ones
 _DOUBT = 4.0  # squared standard errors that a mean error must exceed to be believed in
 
 

@@ -153,7 +153,7 @@ def _given_table(options: FreezeOptions, table: CalibrationTable | str | None) -
         raise OptionError(f"--calib {ONLINE}: takes the ranges from the batch that is run, and no --calib-table")
     found = given if isinstance(given, CalibrationTable) else CalibrationTable.load(os.fspath(given))
     if found.factors and options.effort == "fast":
-        raise OptionError("--calib-table: these ranges are of equalized channels, which --effort fast leaves as they are")
+        raise OptionError("--calib-table: these ranges are of equalized channels, which --effort fast leaves alone")
     if options.calib != FreezeOptions.calib and method(options.calib).name != found.method:
         raise OptionError(f"--calib {options.calib}: the ranges are those of --calib-table, by {found.method}; leave "
                           "one of them out")

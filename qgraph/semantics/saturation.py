@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qgraph.ir import ops
-from qgraph.ir.graph import Graph, Node
+from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, quantize
-from qgraph.semantics.interpreter import Executor, RunOp
+from qgraph.semantics.interpreter import Executor, RunOp, Tensor
 from qgraph.semantics.windows import draw_windows, patches
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
@@ -67,6 +67,17 @@ def pairs(codes: np.ndarray, tap_major: bool = False) -> np.ndarray:
     return codes.reshape(n, half, 2, taps).transpose(0, 1, 3, 2).reshape(n, half * taps, 2)
 
 
+def can_saturate(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Whether a sum from `low` to `high` can leave int16."""
+    return np.asarray((high > _HIGH) | (low < _LOW))
+
+
+def beyond(sums: np.ndarray) -> np.ndarray:
+    """What saturation to int16 takes from sums of pairs."""
+    lost: np.ndarray = sums - np.minimum(np.maximum(sums, _LOW), _HIGH)
+    return lost
+
+
 def pair_excess(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x (P, M, 2) unsigned, w (O, M, 2) signed -> (P, O): sum over M of the pair sum minus its int16 saturation.
 
@@ -75,12 +86,12 @@ def pair_excess(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     out = np.zeros((len(x), len(w)), np.float32)
     top = x.max(axis=0, initial=0).astype(np.float32)
     w = w.astype(np.float32)
-    risky = ((np.maximum(w, 0) * top).sum(axis=2) > _HIGH) | ((np.minimum(w, 0) * top).sum(axis=2) < _LOW)
+    risky = can_saturate((np.maximum(w, 0) * top).sum(axis=2), (np.minimum(w, 0) * top).sum(axis=2))
     x = x.astype(np.float32)
     for pair in np.flatnonzero(risky.any(axis=0)):
         rows = np.flatnonzero(risky[:, pair])
         total = x[:, pair] @ w[rows, pair].T
-        out[:, rows] += total - np.minimum(np.maximum(total, _LOW), _HIGH)
+        out[:, rows] += beyond(total)
     return out
 
 
@@ -88,7 +99,7 @@ def can_overflow(weights: np.ndarray, top: int) -> np.ndarray:
     """(O, M, 2) signed -> (O,): whether some pair of products with codes of 0 to `top` leaves int16."""
     w = weights.astype(np.int64)
     high, low = np.maximum(w, 0).sum(axis=2) * top, np.minimum(w, 0).sum(axis=2) * top
-    return np.asarray(((high > _HIGH) | (low < _LOW)).any(axis=1))
+    return np.asarray(can_saturate(high, low).any(axis=1))
 
 
 def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed: int = 0,
@@ -98,31 +109,38 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
     mlas: as onnxruntime does it; a convolution with groups is one layer per group then.
     run_op: see `qgraph.semantics.interpreter`; a layer whose input is unknown is left out.
     """
-    nodes = [n for n in g.toposort() if _can_saturate(g, n, mlas)]
-    ports = [g.inputs(n)[0] for n in nodes]
-    known = Executor(g, ports, rounding, run_op).known_tensors(feeds) if nodes else {}
-    rng = np.random.default_rng(seed)
+    numbers = {node: number for number, node in enumerate(n for n in g.toposort() if _can_saturate(g, n, mlas))}
+    readers: dict[Port, list[Node]] = {}
+    for node in numbers:
+        readers.setdefault(g.inputs(node)[0], []).append(node)
+    found: dict[Node, list[Layer]] = {}
+    for source, _, outputs in Executor(g, list(readers), rounding, run_op).walk(feeds):
+        for index, tensor in enumerate(outputs):
+            for node in readers.get(Port(source, index), ()):
+                if tensor.qp is not None and not tensor.qp.signed:
+                    rng = np.random.default_rng((seed, numbers[node]))
+                    found[node] = _layers_of(g, node, tensor, tensor.qp, rng, mlas)
+    return [layer for node in numbers for layer in found.get(node, ())]
+
+
+def _layers_of(g: Graph, node: Node, tensor: Tensor, act: QParams, rng: np.random.Generator, mlas: bool) -> list[Layer]:
+    """A layer that reads this tensor, or one for each of its groups."""
+    weight = g.inputs(node)[1].node
+    qp = weight.quant
+    assert isinstance(qp, QParams)
+    w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
+    w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
+    windows = draw_windows(node, tensor.codes.shape, rng, POSITIONS)
+    x = patches(node, tensor.codes, windows, int(act.zero_point)).astype(np.uint8 if act.qmax < 256 else np.int32)
+    unit = float(act.scale) * np.repeat(np.ravel(qp.scale), len(w) // qp.scale.size).astype(np.float64)
+    groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
+    step = _output_step(g, node, x, w, unit) if groups == 1 else None
     layers = []
-    for node, port in zip(nodes, ports):
-        tensor = known.get(port)
-        if tensor is None or tensor.qp is None or tensor.qp.signed:
-            continue
-        weight = g.inputs(node)[1].node
-        qp = weight.quant
-        assert isinstance(qp, QParams)
-        w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
-        w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
-        windows = draw_windows(node, tensor.codes.shape, rng, POSITIONS)
-        x = patches(node, tensor.codes, windows, int(tensor.qp.zero_point))
-        per_channel = np.repeat(np.ravel(qp.scale), len(w) // qp.scale.size).astype(np.float64)
-        unit = float(tensor.qp.scale) * per_channel
-        groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
-        step = _output_step(g, node, x, w, unit) if groups == 1 else None
-        for group in range(groups):
-            rows = slice(group * len(w) // groups, (group + 1) * len(w) // groups)
-            read = x[:, group * w.shape[1]:(group + 1) * w.shape[1]]
-            own = step or _output_step(g, node, read, w[rows], unit[rows])
-            layers.append(Layer(node, read, w[rows], unit[rows] / own, rows, tensor.qp.qmax, mlas))
+    for group in range(groups):
+        rows = slice(group * len(w) // groups, (group + 1) * len(w) // groups)
+        read = x[:, group * w.shape[1]:(group + 1) * w.shape[1]]
+        own = step or _output_step(g, node, read, w[rows], unit[rows])
+        layers.append(Layer(node, read, w[rows], unit[rows] / own, rows, act.qmax, mlas))
     return layers
 
 
