@@ -40,8 +40,8 @@ from qgraph.targets.base import KEEP_CODES, KEEP_GRAPH, Executor, Feeds, Target
 from qgraph.targets.registry import all_classes
 
 _CHOSEN_IN_TRAINING = ("exclude", "granularity", "weight_bits", "act_bits", "act_signed", "passes")
-_CHANGES_VALUES = frozenset({"quantize-between", "share-scales", "signed-residual"})
-"""Passes that quantize what training left in float, and what moves biases that training has found."""
+_CHANGES_VALUES = frozenset({"quantize-between", "share-scales", "signed-residual", "round-weights"})
+"""Passes that quantize what training left in float, and what moves weights and biases that training has found."""
 
 
 def is_trained(g: Graph) -> bool:
