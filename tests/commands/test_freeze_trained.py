@@ -32,7 +32,7 @@ SPLIT = qat_digits.load_digits_split()
 IMAGES, LABELS = SPLIT.test_data[:300], SPLIT.test_label[:300]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=3)  # a trained network holds a gigabyte
 def trained(bits: int, quant_type: str, fake_bn: bool, epochs: int = 1) -> Any:
     """Made once for each choice: who changes it takes `epochs=0`, which nobody else has with that choice."""
     mx.random.seed(0)
