@@ -1,0 +1,53 @@
+"""Near ties: values that are equal but for rounding, between which two correct engines choose differently.
+
+Behind such a choice (`qgraph.ir.ops.JUMPS`) outputs differ by all of their size, and nobody is wrong.  So the two are
+compared piece by piece: what the choices read, and then what comes out where both choose between the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qgraph.ir import ops
+from qgraph.ir.graph import Graph, Node, Port
+
+
+def jumps(node: Node) -> bool:
+    """Whether the least change of an input can change the node's value by all of its size."""
+    return node.op in ops.JUMPS or node.op == "Cast" and "int" in str(ops.attr(node, "dtype"))
+
+
+def fed_in_front_of_jumps(g: Graph, known: Callable[[Node], bool]) -> tuple[Graph, dict[str, Node]]:
+    """A copy whose jumping nodes read inputs of their own, and new input -> the node of `g` whose value it stands for.
+
+        topk(scale(conv(x)))  ->  topk(fed), scale(conv(x)); fed: the value of scale
+
+    known: of nodes of `g`, whose values can be fed.  In front of a node that is not, those that it reads are fed.
+    What is fed are heads of the copy, behind those that it has.
+    """
+    twin = g.copy()
+    mine = {node.name: node for node in g.dag}
+    fed: dict[Node, Node] = {}
+    computed: set[Node] = set()
+    for node in twin.toposort():
+        if node.op == "null" and node.name not in twin.params or any(p.node in computed for p in twin.inputs(node)):
+            computed.add(node)
+    pending = [node for node in twin.toposort() if jumps(node)]
+    done: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in done:
+            continue
+        done.add(node)
+        for slot, port in enumerate(twin.inputs(node)):
+            source = port.node
+            if source.op == "null" or source not in computed:
+                continue
+            if source.n_out == 1 and known(mine[source.name]):
+                if source not in fed:
+                    fed[source] = twin.add("null", name=f"{source.name}_fed")
+                twin.set_input(node, slot, Port(fed[source]))
+            else:
+                pending.append(source)
+    twin.heads += [Port(source) for source in fed]
+    return twin, {new.name: mine[source.name] for source, new in fed.items()}
