@@ -33,7 +33,7 @@ POSES = (
 VIDEOS: dict[str, tuple[int, ...]] = {  # shape of one clip
     "c3d_kinetics400": (3, 16, 112, 112), "r2plus1d_resnet18_kinetics400": (3, 8, 64, 64),
     "p3d_resnet50_kinetics400": (3, 16, 64, 64), "i3d_inceptionv1_kinetics400": (3, 8, 64, 64),
-    "i3d_resnet50_v1_ucf101": (3, 8, 64, 64), "i3d_nl5_resnet50_v1_kinetics400": (3, 8, 64, 64),
+    "i3d_resnet50_v1_kinetics400": (3, 8, 64, 64), "i3d_nl5_resnet50_v1_kinetics400": (3, 8, 64, 64),
     "slowfast_4x16_resnet50_kinetics400": (3, 36, 64, 64),
 }
 
