@@ -120,7 +120,8 @@ class _Comparison:
         fed = [(Port(nodes[source.name]), Port(twins[source.name])) for source in sources.values()]
         self._fed = dict(zip(sources, self._found(fed)))
         self._pairs = [(Port(nodes[p.node.name], p.index), q) for p, q in self._pairs] + fed
-        self.before, self._errors = before, self._compare()
+        self.before = before
+        self._errors = self._compare()
 
     def departs(self) -> bool:
         """Whether an output changed by more than rounding explains."""

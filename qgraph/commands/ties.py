@@ -49,5 +49,5 @@ def fed_in_front_of_jumps(g: Graph, known: Callable[[Node], bool]) -> tuple[Grap
                 twin.set_input(node, slot, Port(fed[source]))
             else:
                 pending.append(source)
-    twin.heads += [Port(source) for source in fed]
+    twin.heads = list(dict.fromkeys([*twin.heads, *map(Port, fed)]))
     return twin, {new.name: mine[source.name] for source, new in fed.items()}
