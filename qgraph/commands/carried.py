@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 
 from qgraph.commands.network import FloatNetwork
-from qgraph.errors import QGraphError, UnsupportedError
+from qgraph.errors import MissingDependencyError, QGraphError, UnsupportedError
 from qgraph.ir.graph import Graph, Node
 from qgraph.ir.rewrite import run_pass
 from qgraph.semantics.cut import cuts, flags
 from qgraph.targets.base import Shapes
+from qgraph.targets.registry import formats, get_target
 
 
 def check_carried(network: FloatNetwork, shapes: Shapes) -> None:
@@ -22,15 +24,30 @@ def check_carried(network: FloatNetwork, shapes: Shapes) -> None:
     except QGraphError:  # the run of these passes that is checked says it better
         return
     if refused := network.target.refused(g, shapes, integer=True):
-        raise refusal(network.source, refused)
+        raise refusal(network.source, refused, lambda: takers(g, shapes, integer=True))
 
 
-def refusal(source: Graph, refused: Mapping[Node, str]) -> UnsupportedError:
-    """The error to raise. source: the user's network.  refused: nodes of a rewritten form of it -> why."""
+def refusal(source: Graph, refused: Mapping[Node, str], takers: Callable[[], Sequence[str]]) -> UnsupportedError:
+    """The error to raise. source: the user's network.  refused: nodes of a rewritten form of it -> why.
+
+    takers: names of the targets that carry the network whole, asked for where nothing can be cut off.
+    """
     names = {node.name for node in source.dag}
     known = {name for node in refused for name in ((node.name,) if node.name in names else node.origin)}
     others = len(refused) - 1
     text = next(iter(refused.values())) + (f"; {others} further nodes cannot be carried either" if others > 1 else "")
     if ends := cuts(source, known):
         text += f"; the tensors in front: {flags(ends)}"
+    elif names := takers():
+        text += f"; nothing is computed in front of it, but {' and '.join(names)} can carry the whole network"
     return UnsupportedError(text)
+
+
+def takers(g: Graph, shapes: Shapes, *, integer: bool) -> list[str]:
+    """The targets that carry this graph. integer: frozen, not in float."""
+    found = []
+    for name in formats():
+        with contextlib.suppress(MissingDependencyError):
+            if not get_target(name).refused(g, shapes, integer=integer):
+                found.append(name)
+    return found

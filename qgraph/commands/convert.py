@@ -16,7 +16,7 @@ from typing import Any
 from qgraph import engines
 from qgraph.arrays import Array
 from qgraph.commands import floatcheck
-from qgraph.commands.carried import refusal
+from qgraph.commands.carried import refusal, takers
 from qgraph.commands.open_model import (
     Opened,
     end_at,
@@ -96,7 +96,7 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
         except UnsupportedError:
             whole = all(0 not in shape for shape in shapes.values())  # else the sizes may be what is refused
             if whole and (refused := target.refused(g, shapes, integer=False)):
-                raise refusal(source, refused) from None
+                raise refusal(source, refused, lambda: takers(g, shapes, integer=False)) from None
             raise
         difference, engine = None, ""
         if float_check:
