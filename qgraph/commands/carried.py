@@ -38,8 +38,8 @@ def refusal(source: Graph, refused: Mapping[Node, str], takers: Callable[[], Seq
     text = next(iter(refused.values())) + (f"; {others} further nodes cannot be carried either" if others > 1 else "")
     if ends := cuts(source, known):
         text += f"; the tensors in front: {flags(ends)}"
-    elif names := takers():
-        text += f"; nothing is computed in front of it, but {' and '.join(names)} can carry the whole network"
+    elif able := takers():
+        text += f"; nothing is computed in front of it, but {' and '.join(able)} can carry the whole network"
     return UnsupportedError(text)
 
 

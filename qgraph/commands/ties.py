@@ -6,10 +6,16 @@ compared piece by piece: what the choices read, and then what comes out where bo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
+
+from qgraph.arrays import Array
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
+from qgraph.semantics.types import type_of
+
+_ORDERS = ("topk", "argsort")
 
 
 def jumps(node: Node) -> bool:
@@ -41,8 +47,8 @@ def fed_in_front_of_jumps(g: Graph, known: Callable[[Node], bool]) -> tuple[Grap
         done.add(node)
         for slot, port in enumerate(twin.inputs(node)):
             source = port.node
-            if source.op == "null" or source not in computed:
-                continue
+            if source.op == "null" or source not in computed or type_of(twin, port) != "float32":
+                continue  # what is no float follows from a choice, or from shapes
             if source.n_out == 1 and known(mine[source.name]):
                 if source not in fed:
                     fed[source] = twin.add("null", name=f"{source.name}_fed")
@@ -51,3 +57,31 @@ def fed_in_front_of_jumps(g: Graph, known: Callable[[Node], bool]) -> tuple[Grap
                 pending.append(source)
     twin.heads = list(dict.fromkeys([*twin.heads, *map(Port, fed)]))
     return twin, {new.name: mine[source.name] for source, new in fed.items()}
+
+
+def behind_equal_values(g: Graph, fed: Mapping[str, Array]) -> tuple[set[Node], str]:
+    """The nodes that depend on the order of values that are exactly equal, which MXNet leaves open, and the first of
+    those that order them, or "".
+
+    fed: the inputs of `fed_in_front_of_jumps`.
+    """
+    found: set[Node] = set()
+    first = ""
+    for node in g.toposort():
+        ports = g.inputs(node)
+        orders = node.op in _ORDERS and ports[0].node.name in fed and _has_equals(node, fed[ports[0].node.name])
+        if orders or any(port.node in found for port in ports):
+            found.add(node)
+            first = first or str(node)
+    return found, first
+
+
+def _has_equals(node: Node, values: Array) -> bool:
+    """Whether equal values are among those that it chooses, or where it stops to choose."""
+    axes = ops.attr(node, "axis")
+    values = np.sort(values, axis=axes[0] if axes else None)
+    values = np.moveaxis(values, axes[0], -1) if axes else values
+    if not ops.attr(node, "is_ascend"):
+        values = values[..., ::-1]
+    k = ops.attr(node, "k") if node.op == "topk" else 0
+    return bool((np.diff(values[..., :k + 1] if k > 0 else values, axis=-1) == 0).any())

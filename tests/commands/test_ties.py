@@ -10,7 +10,7 @@ import pytest
 from qgraph import engines
 from qgraph.commands import convert as conversion
 from qgraph.commands.floatcheck import TOLERANCE, run_checked
-from qgraph.commands.ties import fed_in_front_of_jumps
+from qgraph.commands.ties import behind_equal_values, fed_in_front_of_jumps
 from qgraph.errors import PassError, QGraphError
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import Pass
@@ -112,3 +112,26 @@ def test_what_is_fed_is_in_front_of_the_choice() -> None:
     assert source.name == "flat" and [head.key for head in twin.heads] == ["near", "out", "flat"]
     assert [port.node.name for port in twin.inputs(twin.find("near"))] == [name, "offset"]
     assert not fed_in_front_of_jumps(g, lambda node: False)[1]
+
+
+def test_integers_are_not_fed() -> None:
+    g = chooser("%ids = topk(%near) {axis=1 k=8 ret_typ=indices dtype=int64}\n%out = broadcast_mod(%ids, %ids)")
+    assert [source.name for source in fed_in_front_of_jumps(g, lambda node: True)[1].values()] == ["near"]
+
+
+@pytest.mark.parametrize(("values", "k", "found"), [
+    ([4, 3, 2, 1, 1], 3, False), ([4, 3, 2, 2, 1], 3, True), ([4, 4, 2, 1, 0], 3, True), ([4, 3, 2, 1, 1], 0, True)])
+def test_equal_values_that_are_chosen_are_found(values: list[float], k: int, found: bool) -> None:
+    g = chooser(f"%top = topk(%near) {{axis=1 k={k} ret_typ=indices}}\n%out = sin(%top)")
+    twin, _ = fed_in_front_of_jumps(g, lambda node: True)
+    nodes, first = behind_equal_values(twin, {"near_fed": np.array([values], np.float32)})
+    assert {node.name for node in nodes} == ({"top", "out"} if found else set())
+    assert first == ("top:topk" if found else "")
+
+
+@pytest.mark.mxnet
+def test_the_order_of_equal_values_is_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("mxnet")
+    choice = "%few = round(%near)\n%out = topk(%few) {axis=1 k=512 ret_typ=indices}"
+    assert conversion.convert(chooser(choice), input_shape=SHAPE).report["difference"] > TOLERANCE
+    assert "not compared: out; out:topk orders values that are exactly equal" in caplog.text
