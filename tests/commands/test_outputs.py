@@ -104,7 +104,9 @@ FIRST = {  # networks whose first op ncnn does not have, and Tengine neither
 %data = input
 %weight = param float32 (20, 4)
 %first = Embedding(%data, %weight) {input_dim=20 output_dim=4}
-return %first
+%halved = _mul_scalar(%data) {scalar=0.5}
+%mask = tanh(%halved)
+return %first %mask
 """,
     "a volume": """
 %data = input
@@ -119,7 +121,7 @@ return %first
 def test_where_nothing_can_be_cut_off_other_targets_are_named(network: str, shape: str, to: str) -> None:
     g = Graph.parse(FIRST[network])
     g.params["weight"] = np.ones_like(g.params["weight"])
-    want = "first:.*; nothing is computed in front of it, but mxnet and onnx can carry the whole network$"
+    want = "first:.*; no layer with weights is in front of it, but mxnet and onnx can carry the whole network$"
     with pytest.raises(UnsupportedError, match=want):
         convert(g, to, input_shape=(shape,))
     with pytest.raises(UnsupportedError, match=want):
