@@ -8,11 +8,12 @@ weights are made by a script: random, with BatchNorm statistics of real activati
 dB of an output against the float network in MXNet.  Decoded boxes and classes are not judged by dB: what decoding
 reads (the last layers before anything sorts, suppresses or asks for equality) is, and is an output of its own.
 
-Targets: those of qgraph, `onnx-alone` (in a process that cannot import MXNet), `ncnn` up to the heads: at the outputs
-that qgraph itself names where it refuses.  A network passes if it is frozen, and `kernels`, the codes within one of
-exact arithmetic, are at least 99.9 %.  Beside them is what the report says of saturation on CPUs without VNNI: the most
-outputs of one layer that are off, in percent.  Where they are fewer, every tensor is named that has too many wrong
-codes, and how many of these a model of the CPU's saturating instruction gives, too (_saturated.py).
+Targets: those of qgraph, with options or without (with `onnx{isa=avx2}` nothing can saturate), `onnx-alone` (in a
+process that cannot import MXNet), `ncnn` up to the heads: at the outputs that qgraph itself names where it refuses.  A
+network passes if it is frozen, and `kernels`, the codes within one of exact arithmetic, are at least 99.9 %, in the
+worst of its tensors.  Beside them is what the report says of saturation on CPUs without VNNI: the most outputs of one
+layer that are off, in percent.  Every tensor below 99.9 % is named, with the part of its wrong codes that a model of
+the CPU's saturating instruction gives just so (_saturated.py).
 
 Each network and target has a process of its own with a time limit.  FOLDER keeps the networks and `results.jsonl`, a
 line each: the same command goes on where it was stopped; delete a line to run it again.  The whole takes hours; --quick
@@ -156,8 +157,9 @@ def freeze(network: Network, target: str, prefix: str, quick: bool) -> dict[str,
     report = frozen.report
     layers = len(report["quantized"]) + len(report["float"])
     kernels = (report["departure"] or {}).get("within_one")
+    some = {name: x[:network.batch] for name, x in feeds.items()}
     wrong = {} if kernels is None or kernels >= KERNELS else wrong_codes(
-        frozen, {name: x[:network.batch] for name, x in feeds.items()}, get_target(kind), kind == "onnx", KERNELS)
+        frozen, some, get_target(kind), tap_major=kind.startswith("onnx"), least=KERNELS)
     return {"quantized": len(report["quantized"]), "layers": layers, "db": round(decibels[worst], 1), "output": worst,
             "outputs": len(want), "kernels": kernels, "wrong": wrong, "cut": len(ends),
             "why": sorted({layer["reason"] for layer in report["float"]}), "seconds": round(seconds, 1),
@@ -223,7 +225,7 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    if sys.argv[1:2] and sys.argv[1] in (MAKE, *TARGETS):
+    if sys.argv[1:2] and sys.argv[1].partition("{")[0] in (MAKE, *TARGETS):
         return child(*sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qgraph-zoo",
