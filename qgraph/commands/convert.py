@@ -277,14 +277,16 @@ def _judged(truth: _Truth, ours: _Ours, wanted: list[Array], values: list[Array]
     """The largest difference. Raises QGraphError where one is more than rounding explains."""
     values = [value.reshape(want.shape) if want.ndim < ours.model.least_axes and value.size == want.size else value
               for want, value in zip(wanted, values)]
+    names = ours.names
     worst = max((floatcheck.relative_error(want, value) for want, value in zip(wanted, values)), default=0.0)
     if worst <= floatcheck.TOLERANCE:
         return worst
-    truth, names = _choosing_alike(truth, ours.model, feeds)
-    if truth.fed:
-        wanted, values = truth.run(feeds), [*values, *truth.fed.values()]
+    with contextlib.suppress(DataError, GraphError, UnsupportedError):  # an engine may refuse a network that is cut up
+        alike, more = _choosing_alike(truth, ours.model, feeds)
+        wanted, values, names = alike.run(feeds), [*values, *alike.fed.values()], [*names, *more]
+        truth = alike
     open_order = truth.open_order()
-    for name, want, value, bound in zip([*ours.names, *names], wanted, values, truth.bounds(wanted, feeds)):
+    for name, want, value, bound in zip(names, wanted, values, truth.bounds(wanted, feeds)):
         error = floatcheck.relative_error(want, value)
         if error <= bound or name in open_order:
             continue
@@ -304,19 +306,14 @@ def _judged(truth: _Truth, ours: _Ours, wanted: list[Array], values: list[Array]
 def _choosing_alike(truth: _Truth, model: Model, feeds: Feeds) -> tuple[_Truth, list[str]]:
     """The truth where its choices are between the numbers of the model, which it then gives too; and their names.
 
-    The same, and none, where there are no choices, or the model does not tell.
+    Raises UnsupportedError where the model does not tell its numbers.
     """
-    try:
-        tensors = model.tensors()
-    except UnsupportedError:
-        return truth, []
+    tensors = model.tensors()
     source, sources = fed_in_front_of_jumps(truth.source, lambda node: tensors.has(node.name))
-    if not sources:
-        return truth, []
     names = [node.name for node in sources.values()]
     nodes = {node.name: node for node in source.dag}
     alike = copy.copy(truth)
-    alike.source, alike.fed = source, dict(zip(sources, _reals(model, names, feeds)))
+    alike.source, alike.fed = source, dict(zip(sources, _reals(model, names, feeds) if names else []))
     alike.watch = [*(Port(nodes[port.node.name], port.index) for port in truth.watch), *(Port(nodes[n]) for n in names)]
     return alike, names
 

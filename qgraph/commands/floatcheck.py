@@ -11,7 +11,7 @@ import numpy as np
 
 from qgraph.arrays import Array
 from qgraph.commands.ties import fed_in_front_of_jumps
-from qgraph.errors import PassError
+from qgraph.errors import DataError, GraphError, PassError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, PassManager, PassRecord
@@ -118,10 +118,14 @@ class _Comparison:
             return
         nodes = {node.name: node for node in before.dag}
         fed = [(Port(nodes[source.name]), Port(twins[source.name])) for source in sources.values()]
+        plain = self.before, self._pairs, self._fed
         self._fed = dict(zip(sources, self._found(fed)))
         self._pairs = [(Port(nodes[p.node.name], p.index), q) for p, q in self._pairs] + fed
         self.before = before
-        self._errors = self._compare()
+        try:
+            self._errors = self._compare()
+        except (DataError, GraphError, UnsupportedError):  # an engine may refuse a network that is cut up
+            self.before, self._pairs, self._fed = plain
 
     def departs(self) -> bool:
         """Whether an output changed by more than rounding explains."""

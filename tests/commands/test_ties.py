@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from qgraph import engines
 from qgraph.commands import convert as conversion
 from qgraph.commands.floatcheck import TOLERANCE, run_checked
 from qgraph.commands.ties import behind_equal_values, fed_in_front_of_jumps
-from qgraph.errors import PassError, QGraphError
-from qgraph.ir.graph import Graph
+from qgraph.errors import PassError, QGraphError, UnsupportedError
+from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import Pass
+from qgraph.targets.base import Executor
 from qgraph.targets.onnx.convert import CONVERTERS, Context
 
 pytest.importorskip("onnxruntime")
@@ -78,6 +80,19 @@ def test_a_choice_between_near_ties_may_change(caplog: pytest.LogCaptureFixture)
 def test_a_wrong_choice_is_found_among_near_ties() -> None:
     with pytest.raises(PassError, match="pass other-end changed the outputs .*, first at out:topk"):
         run_checked((OtherEnd(),), chooser(TOPK), FEEDS, executor())
+
+
+def test_an_engine_may_refuse_a_network_that_is_cut_up() -> None:
+    """The outputs are then compared as they are."""
+    engine = executor()
+
+    def picky(g: Graph, watch: Sequence[Port] | None = None) -> Executor:
+        if any(node.name == "near_fed" for node in g.dag):
+            raise UnsupportedError("near_fed: cannot be fed")
+        return engine(g, watch)
+
+    with pytest.raises(PassError, match="other-end changed the outputs"):
+        run_checked((OtherEnd(),), chooser(TOPK), FEEDS, picky)
 
 
 def nudged(monkeypatch: pytest.MonkeyPatch, wrong: str = "") -> None:
