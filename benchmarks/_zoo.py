@@ -30,11 +30,10 @@ POSES = (
     "mobile_pose_mobilenetv2_1.0", "mobile_pose_mobilenetv3_small", "mobile_pose_mobilenetv3_large",
     "alpha_pose_resnet101_v1b_coco", "monodepth2_resnet18_posenet_kitti_mono_640x192",
 )
-VIDEOS: dict[str, tuple[int, ...]] = {  # shape of one clip, or of a frame
-    "vgg16_ucf101": (3, 64, 64),
+VIDEOS: dict[str, tuple[int, ...]] = {  # shape of one clip
     "c3d_kinetics400": (3, 16, 112, 112), "r2plus1d_resnet18_kinetics400": (3, 8, 64, 64),
     "p3d_resnet50_kinetics400": (3, 16, 64, 64), "i3d_inceptionv1_kinetics400": (3, 8, 64, 64),
-    "i3d_resnet50_v1_ucf101": (3, 8, 64, 64), "i3d_nl5_resnet50_v1_kinetics400": (3, 8, 64, 64),
+    "i3d_resnet50_v1_kinetics400": (3, 8, 64, 64), "i3d_nl5_resnet50_v1_kinetics400": (3, 8, 64, 64),
     "slowfast_4x16_resnet50_kinetics400": (3, 36, 64, 64),
 }
 
@@ -90,6 +89,13 @@ def resnet18_v1b_frames() -> Any:
     from gluoncv.model_zoo.action_recognition.actionrec_resnetv1b import ActionRecResNetV1b
 
     return ActionRecResNetV1b(18, 400, pretrained_base=False)
+
+
+def vgg16_frames() -> Any:
+    """GluonCV's vgg16_ucf101, which wants parameters that are initialized."""
+    from gluoncv.model_zoo.action_recognition.actionrec_vgg16 import ActionRecVGG16
+
+    return ActionRecVGG16(101, pretrained_base=False)
 
 
 # ---- networks that GluonCV does not have ----------------------------------------------------------------------------
@@ -315,4 +321,4 @@ OTHERS = (
 NETWORKS = {network.name: network for network in (
     *OTHERS, *(_zoo(name, "pose") for name in POSES), *(_zoo(name, "detection") for name in DETECTORS),
     *(_zoo(name, "segmentation") for name in SEGMENTERS), *(_video(name, shape) for name, shape in VIDEOS.items()),
-    _built(resnet18_v1b_frames, "action", shapes={"data": (3, 64, 64)}))}
+    *(_built(frames, "action", shapes={"data": (3, 64, 64)}) for frames in (resnet18_v1b_frames, vgg16_frames)))}

@@ -8,10 +8,12 @@ weights are made by a script: random, with BatchNorm statistics of real activati
 dB of an output against the float network in MXNet.  Decoded boxes and classes are not judged by dB: what decoding
 reads (the last layers before anything sorts, suppresses or asks for equality) is, and is an output of its own.
 
-Targets: those of qgraph, `onnx-alone` (in a process that cannot import MXNet), `ncnn` up to the heads: at the outputs
-that qgraph itself names where it refuses.  A network passes if it is frozen, and `kernels`, the codes within one of
-exact arithmetic, are at least 99.9 %.  Beside them is what the report says of saturation on CPUs without VNNI: the most
-outputs of one layer that are off, in percent.
+Targets: those of qgraph, with options or without (with `onnx{isa=avx2}` nothing can saturate), `onnx-alone` (in a
+process that cannot import MXNet), `ncnn` up to the heads: at the outputs that qgraph itself names where it refuses.  A
+network passes if it is frozen, and `kernels`, the codes within one of exact arithmetic, are at least 99.9 %, in the
+worst of its tensors.  Beside them is what the report says of saturation on CPUs without VNNI: the most outputs of one
+layer that are off, in percent.  Every tensor below 99.9 % is named, with the part of its wrong codes that a model of
+the CPU's saturating instruction gives just so (_saturated.py).
 
 Each network and target has a process of its own with a time limit.  FOLDER keeps the networks and `results.jsonl`, a
 line each: the same command goes on where it was stopped; delete a line to run it again.  The whole takes hours; --quick
@@ -42,6 +44,7 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 from _common import table  # noqa: E402
+from _saturated import wrong_codes  # noqa: E402
 from _zoo import NETWORKS, Network  # noqa: E402
 from zoo_coverage import STOPS, randomize  # noqa: E402
 
@@ -57,6 +60,7 @@ from qgraph.passes import PIPELINES  # noqa: E402
 from qgraph.targets.registry import get_target  # noqa: E402
 
 MAKE, IMAGES, KERNELS, WANTED = "make", 4, 99.9, 57
+OF_SATURATION = 95  # percent of a tensor's wrong codes
 SHIFT = 1.5  # of BatchNorms: with more closed units the noise of random networks grows from layer to layer
 TARGETS = ("mxnet", "mxnet-sim", "onnx", ALONE, "ncnn")
 BODY = {"Activation", "LeakyReLU", "Pooling", "BatchNorm"}  # behind layers, and not of the decoding
@@ -152,8 +156,12 @@ def freeze(network: Network, target: str, prefix: str, quick: bool) -> dict[str,
     worst = min(decibels, key=lambda name: decibels[name])
     report = frozen.report
     layers = len(report["quantized"]) + len(report["float"])
+    kernels = (report["departure"] or {}).get("within_one")
+    some = {name: x[:network.batch] for name, x in feeds.items()}
+    wrong = {} if kernels is None or kernels >= KERNELS else wrong_codes(
+        frozen, some, get_target(kind), tap_major=kind.startswith("onnx"), least=KERNELS)
     return {"quantized": len(report["quantized"]), "layers": layers, "db": round(decibels[worst], 1), "output": worst,
-            "outputs": len(want), "kernels": (report["departure"] or {}).get("within_one"), "cut": len(ends),
+            "outputs": len(want), "kernels": kernels, "wrong": wrong, "cut": len(ends),
             "why": sorted({layer["reason"] for layer in report["float"]}), "seconds": round(seconds, 1),
             "quick": quick, "saturates": max((f["missed_percent"] for f in report["saturation"]), default=0.0)}
 
@@ -198,18 +206,26 @@ def passes(result: dict[str, Any]) -> bool:
     return not result["error"] and (result["kernels"] is None or result["kernels"] >= KERNELS)
 
 
+def saturates(result: dict[str, Any]) -> bool:
+    """Whether it fails, and for no other reason than saturation."""
+    wrong = result.get("wrong", {}).values()
+    return not passes(result) and bool(wrong) and all(found["percent"] >= OF_SATURATION for found in wrong)
+
+
 def row(result: dict[str, Any]) -> list[str]:
     if result["error"]:
         return [result["network"], result["target"], "", "", "", "", str(result["mib"]),
                 result["error"][:160].replace("|", "/")]
     kernels = "" if result["kernels"] is None else f"{result['kernels']:.2f} ({result['saturates']:.2g})"
+    wrong = "".join(f"; {name}: {found['wrong']} of {found['of']} codes, {found['percent']} % of them by saturation"
+                    for name, found in result.get("wrong", {}).items())
     return [result["network"], result["target"], f"{result['quantized']} of {result['layers']}",
             f"{result['db']:.1f}" + "*" * result["quick"], kernels, f"{result['seconds']:.0f}", str(result["mib"]),
-            f"{result['outputs']} outputs, worst {result['output']}"]
+            f"{result['outputs']} outputs, worst {result['output']}{wrong}"]
 
 
 def main() -> int:
-    if sys.argv[1:2] and sys.argv[1] in (MAKE, *TARGETS):
+    if sys.argv[1:2] and sys.argv[1].partition("{")[0] in (MAKE, *TARGETS):
         return child(*sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qgraph-zoo",
@@ -239,8 +255,11 @@ def main() -> int:
     results = [known[name, step] for name in names for step in (MAKE, *targets)
                if (name, step) in known and (step != MAKE or known[name, step]["error"])]
     print(table("Frozen", ["network", "target", "layers", "dB", "kernels %", "s", "MiB", ""], [*map(row, results)]))
-    counts = {target: sum(passes(r) for r in results if r["target"] == target) for target in targets}
-    print(table("Passed", ["target", "networks"], [[t, f"{count} of {len(names)}"] for t, count in counts.items()]))
+    of = {target: [r for r in results if r["target"] == target] for target in targets}
+    counts = {target: sum(map(passes, found)) for target, found in of.items()}
+    print(table(f"Of {len(names)} networks", ["target", "ran", "frozen", "passed", "failed by saturation alone"], [
+        [target, str(len(found)), str(sum(not r["error"] for r in found)), str(counts[target]),
+         str(sum(map(saturates, found)))] for target, found in of.items()]))
     return 3 if not args.only and any(counts.get(t, WANTED) < WANTED for t in TARGETS[:3]) else 0
 
 

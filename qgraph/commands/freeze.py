@@ -134,6 +134,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
     checked = checks.judge(g, network, judged, written, images, judge_data, target, engine)
+    network.warn_of(checked["agreement"])
     frozen = Frozen(g, written, table, {}, opened.files)
     frozen.report = report.build(
         original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts, table=table,

@@ -61,6 +61,9 @@ class FloatNetwork:
     def need(self, images: CalibrationImages | None) -> None:
         """Raise CalibrationError if ranges have to be observed and there are no images."""
 
+    def warn_of(self, agreement: Mapping[str, Any] | None) -> None:
+        """Say what the agreement of the frozen model means to the user, beyond the report."""
+
     def fold(self, feeds: Feeds, engine: Engine, dump_dir: str, records: list[PassRecord],
              known: Mapping[str, Any]) -> tuple[Graph, Graph]:
         """Run the float passes, checked on `feeds`: (the float graph, the graph to be quantized).

@@ -14,6 +14,7 @@ A range clips what it quantizes, so a clip takes the place of a quantizer that t
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,9 @@ from qgraph.quant.table import CalibrationTable, Entry
 from qgraph.targets.base import KEEP_CODES, KEEP_GRAPH, Executor, Feeds, Target
 from qgraph.targets.registry import all_classes
 
+log = logging.getLogger("qgraph")
+
+LEAST = 30.0  # dB of the network in offline mode; codes of 8 bits give more
 _CHOSEN_IN_TRAINING = ("exclude", "granularity", "weight_bits", "act_bits", "act_signed", "passes")
 _CHANGES_VALUES = frozenset({"quantize-between", "share-scales", "signed-residual", "round-weights"})
 """Passes that quantize what training left in float, and what moves weights and biases that training has found."""
@@ -92,6 +96,17 @@ class TrainedNetwork(FloatNetwork):
             raise CalibrationError(f"target {self.target.name} quantizes {len(self.missing)} tensors that training "
                                    f"does not ({', '.join(self.missing[:3])}, ...): give --calib-data PATH, some "
                                    "images")
+
+    def warn_of(self, agreement: Mapping[str, Any] | None) -> None:
+        """Of files that are further from the network in offline mode than codes of 8 bits need be."""
+        if agreement is None or agreement["sqnr_db"] is None or agreement["sqnr_db"] >= LEAST:
+            return
+        finer = sum(not _known(fq).signed for fq in _trained(self.source)) if self.target.spec.act.signed else 0
+        why = [f"{self.target.name} has 127 codes for {finer} tensors that have 255 in training"] if finer else []
+        if self.target.trained not in (KEEP_GRAPH, KEEP_CODES):
+            why.append(f"{self.target.name} rounds weights and what training left in float once more")
+        log.warning("WARNING: %s: %.1f dB of the network as it trained, want %g; %s", agreement["worst"],
+                    agreement["sqnr_db"], LEAST, "; ".join([*why, "another target may keep more of it"]))
 
     def fold(self, feeds: Feeds, engine: Engine, dump_dir: str, records: list[PassRecord],
              known: Mapping[str, Any]) -> tuple[Graph, Graph]:

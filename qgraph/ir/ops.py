@@ -249,6 +249,12 @@ SHAPE_ONLY: dict[str, tuple[int, ...]] = {
     "size_array": (0,), "zeros_like": (0,), "ones_like": (0,), "_contrib_arange_like": (0,),
     "_contrib_MultiBoxPrior": (0,)}
 """Op -> input slots of which only the shape counts."""
+JUMPS = frozenset({
+    "topk", "argsort", "argmax", "argmin", "_contrib_box_nms", "_contrib_MultiBoxDetection", "_contrib_Proposal",
+    "_contrib_MultiProposal", "ROIPooling", "sign", "floor", "ceil", "round", "rint", "trunc", "fix", "logical_not",
+    *(f"{form}{word}{end}" for form, end in (("_", ""), ("broadcast_", ""), ("_", "_scalar"))
+      for word in ("equal", "not_equal", "greater", "greater_equal", "lesser", "lesser_equal", "mod"))})
+"""Ops that choose or round: the least change of an input can change their output by all of its size."""
 IDENTITIES = frozenset(op for op, row in OPS.items() if row.identity)
 FUSING = tuple(op for op, row in OPS.items() if row.fuses)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from qgraph.analysis.exact import total
 from qgraph.arrays import Array
-from qgraph.errors import DataError
+from qgraph.errors import DataError, OptionError
 from qgraph.tasks.base import SOFTMAX, Claim, Head, Labels, Metric, Outputs, Ratios, Tally, Task
+
+LEAST = 2  # classes
 
 
 class Classification(Task):
@@ -24,6 +27,13 @@ class Classification(Task):
     }
     main, ruined = "top1", 80.0
     labels = "a class number per image"
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        super().__init__(heads)
+        for head in heads:
+            if _width(head.shape) < LEAST:
+                raise OptionError(f"--task classification: found {head.name} {head.shape}, want rows of {LEAST} scores "
+                                  "or more; --task values judges single numbers")
 
     @classmethod
     def claims(cls, heads: Sequence[Head]) -> list[Claim]:
@@ -50,15 +60,21 @@ class Classification(Task):
 
 
 def rows_of(output: Array) -> Array:
-    """(rows, classes): the classes are axis 1, or the last one where there are three axes (time, images, classes)."""
-    if output.ndim == 3:
-        return output.reshape(-1, output.shape[2])
-    return output.reshape(len(output), -1)
+    """(rows, classes): the classes are axis 1, or the last one where there are three axes (time, images, classes).
+
+    Three axes whose last one is 1 are (images, classes, 1), as of a 1-D convolution.
+    """
+    return output.reshape(-1, _width(output.shape))
+
+
+def _width(shape: Sequence[int]) -> int:
+    """The number of classes of an output of this shape."""
+    return shape[2] if len(shape) == 3 and shape[2] > 1 else math.prod(shape[1:])
 
 
 def _sure(head: Head) -> float:
     """0 for what is not a row of scores for each image, or for each of several steps."""
-    if head.rank < 2 or not head.images or head.shape[1] < 2 or any(size > 1 for size in head.shape[2:]):
+    if head.rank < 2 or not head.images or head.shape[1] < LEAST or any(size > 1 for size in head.shape[2:]):
         return 0.0
     if not head.shape[0] or head.shape[0] % head.images:
         return 0.0

@@ -154,6 +154,17 @@ def test_quantizers_that_a_target_has_not_leave_their_clips(name: str, target: s
     assert db >= 30
 
 
+def test_files_that_are_far_from_what_was_trained_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    """A quarter of the range is left to a layer whose input a sum reads whole."""
+    caplog.set_level(logging.WARNING)
+    db, _ = frozen_sqnr(*trained("residual", None, "layer", 0.5), "tengine")
+    assert db >= 30 and "as it trained" not in caplog.text
+    db, report = frozen_sqnr(*trained("residual", None, "layer", 0.25), "tengine")
+    assert db < 30
+    assert (f"WARNING: {report['agreement']['worst']}: {db:.1f} dB of the network as it trained, want 30; tengine has "
+            "127 codes for 3 tensors that have 255 in training; tengine rounds weights") in caplog.text
+
+
 def test_overflow_at_a_trained_range_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """The range stays; the layer is left in float, or with `fast` overflows."""
     net, want = trained("plain", "auto", "channel", 0.25)

@@ -99,6 +99,36 @@ def test_convert_names_the_same_places() -> None:
         convert(detector(), "onnx", input_shape=("data:1,3,8,8",), runtime="onnxruntime")
 
 
+FIRST = {  # networks whose first op ncnn does not have, and Tengine neither
+    "words": """
+%data = input
+%weight = param float32 (20, 4)
+%first = Embedding(%data, %weight) {input_dim=20 output_dim=4}
+%halved = _mul_scalar(%data) {scalar=0.5}
+%mask = tanh(%halved)
+return %first %mask
+""",
+    "a volume": """
+%data = input
+%weight = param float32 (4, 3, 3, 3, 3)
+%first = Convolution(%data, %weight) {kernel=(3, 3, 3) no_bias=True num_filter=4}
+return %first
+"""}
+
+
+@pytest.mark.parametrize(("network", "shape"), [("words", "data:1,6"), ("a volume", "data:1,3,4,8,8")])
+@pytest.mark.parametrize("to", ["ncnn", "tengine"])
+def test_where_nothing_can_be_cut_off_other_targets_are_named(network: str, shape: str, to: str) -> None:
+    g = Graph.parse(FIRST[network])
+    g.params["weight"] = np.ones_like(g.params["weight"])
+    want = "first:.*; no layer with weights is in front of it, but mxnet and onnx can carry the whole network$"
+    with pytest.raises(UnsupportedError, match=want):
+        convert(g, to, input_shape=(shape,))
+    with pytest.raises(UnsupportedError, match=want):
+        qgraph.freeze(g, FreezeOptions(target=to, runtime="onnxruntime", input_shape=(shape,)), calib_data={
+            "data": np.ones((2, *map(int, shape.split(",")[1:])), np.float32)})
+
+
 def test_cuts_are_in_front_of_what_is_lost_and_of_nothing_else() -> None:
     g = detector()
     assert cuts(g, {"decoded"}) == ["probabilities", "act", "fc"]

@@ -18,7 +18,8 @@ _TAKEN = ("relu", "leaky", "clip", "sigmoid")  # activations that a layer with w
 def check_layout(c: Context, ranks: tuple[int, ...] = (2,)) -> None:
     layout, rank = c.attr("layout"), len(c.attr("kernel"))
     if layout not in _LAYOUTS or (rank not in ranks and not (c.node.op == "Pooling" and c.attr("global_pool"))):
-        raise c.refuse(f"found layout {layout}, {rank}-D, want channels first, {' or '.join(map(str, ranks))}-D")
+        found = f"{rank}-D" + ("" if layout == "None" else f", {layout}")
+        raise c.refuse(f"found {found}, want {' or '.join(map(str, ranks))}-D, channels first")
 
 
 # ---- layers with weights --------------------------------------------------------------------------------------------

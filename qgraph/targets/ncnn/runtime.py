@@ -101,7 +101,7 @@ class Executor:
         extractor = self._net.create_extractor()
         extractor.set_light_mode(False)  # what is watched must outlive its readers
         for name, array in arrays.items():
-            extractor.input(name, ncnn.Mat(array).clone())
+            extractor.input(name, ncnn.Mat(np.atleast_1d(array)).clone())  # a number is a blob of one
         found: dict[str, np.ndarray] = {}
         for wanted in self._watch:
             blob = wanted.blob if isinstance(wanted, Codes) else wanted

@@ -109,6 +109,7 @@ CASES = [
     *(Case(op, [IMAGE], {"axis": axis, "keepdims": keep}, low=0.5) for op in ("sum", "mean", "max", "prod")
       for axis, keep in (((2, 3), False), (1, True), ((1, 2, 3), True), ((1, 3), False))),
     # what moves values
+    Case("Reshape", [()], {"shape": (-1, 1)}),  # a number for each image
     Case("Flatten", [IMAGE]), *(Case("Reshape", [IMAGE], {"shape": shape}) for shape in (
         (0, -1), (0, 2, 2, -1, 5), (0, -3, 0), (0, -4, 2, 2, -2))),
     *(Case("transpose", [IMAGE], {"axes": (0, *axes)})
