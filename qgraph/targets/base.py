@@ -188,6 +188,10 @@ class Model(ABC):
         Raises MissingDependencyError where the engine is not installed.
         """
 
+    def executor_on(self, engine: str, watch: Sequence[Hashable] | None = None) -> Executor:
+        """What runs it on an engine that the user asked for by name, where `refuse_engine` lets it."""
+        return self.executor(watch)
+
     def tensors(self) -> Tensors:
         """For `compare`."""
         raise UnsupportedError(f"{self.kind} cannot be compared layer by layer")
