@@ -63,7 +63,7 @@ class Executor(Protocol):
         """The values of the outputs, or of what is watched."""
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Array]]]:
-        """(batch, values) for every batch."""
+        """(batch, values) for every batch. The arrays may be used again for the next one: copy what is to be kept."""
 
 
 class Tensors(ABC):
