@@ -79,6 +79,7 @@ def make(name: str, folder: Path) -> None:
     from _onnx import float_model, folded, theirs
 
     from qgraph import FreezeOptions, freeze
+    from qgraph.files import write_files
     from qgraph.formats.mxnet import save, to_mxnet
     from qgraph.targets.ncnn.emit import to_ncnn
 
@@ -99,8 +100,7 @@ def make(name: str, folder: Path) -> None:
         mx.model.save_checkpoint(str(folder / "mxnet-theirs"), 0, symbol, arg, aux)
 
     def files(model: Any, prefix: str) -> None:
-        for path, content in model.files(str(folder / prefix)).items():
-            Path(path).write_bytes(content.encode() if isinstance(content, str) else bytes(content))
+        write_files(model.files(str(folder / prefix)))
 
     works: dict[str, Callable[[], object]] = {
         "onnx-float": lambda: files(source, "onnx-float"),
