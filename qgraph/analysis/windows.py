@@ -51,7 +51,7 @@ def window(g: Graph, conv: Node) -> Window:
     kernel, pads, dilates = (tuple(ops.attr(conv, key)) for key in ("kernel", "pad", "dilate"))
     weight = _own_weight(g, conv)
     if weight is None or weight.shape[2:] != kernel or not weight.any():
-        return Window((0,) * len(kernel), kernel, pads, pads)
+        return whole(conv)
     start, kept, before, behind = [], [], [], []
     for axis, (taps, pad, dilate) in enumerate(zip(kernel, pads, dilates), 2):
         used = np.flatnonzero(weight.any(axis=tuple(i for i in range(weight.ndim) if i != axis)))
@@ -61,6 +61,12 @@ def window(g: Graph, conv: Node) -> Window:
         before.append(pad - front * dilate)
         behind.append(pad - back * dilate)
     return Window(tuple(start), tuple(kept), tuple(before), tuple(behind))
+
+
+def whole(conv: Node) -> Window:
+    """The window of a Convolution with all of its taps."""
+    kernel, pads = (tuple(ops.attr(conv, key)) for key in ("kernel", "pad"))
+    return Window((0,) * len(kernel), kernel, pads, pads)
 
 
 def _own_weight(g: Graph, conv: Node) -> Array | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from networks import Net
 
-from qgraph.analysis.windows import Window
+from qgraph.analysis.windows import whole
 from qgraph.commands.departure import kernel_departure
 from qgraph.engines import executor
 from qgraph.ir import ops
@@ -22,14 +22,14 @@ from qgraph.targets.onnx.model import OnnxModel
 from qgraph.targets.registry import get_target
 from qgraph.targets.tengine.model import TengineModel, check_read_back, load
 
-SHAPES = {"data": (2, 3, 13, 12)}
+SHAPES = {"data": (2, 4, 13, 12)}
 PADS = [(0, 0, 1, 1), (1, 0, 2, 1), (2, 0, 0, 2)]  # top, left, bottom, right, of the file
 TARGETS = ["onnx", pytest.param("ncnn", marks=pytest.mark.ncnn), "tengine"]
 
 
-def network() -> tuple[Graph, dict[str, np.ndarray]]:
+def network(channels: int = 4) -> tuple[Graph, dict[str, np.ndarray]]:
     """Dense, depthwise and dilated convolutions behind uneven Pads, all of them outputs; after the float passes."""
-    n = Net(20)
+    n = Net(20, channels)
 
     def layer(x: Node, widths: tuple[int, ...], name: str, groups: int = 1, **attrs: Any) -> Node:
         top, left, bottom, right = widths
@@ -43,17 +43,13 @@ def network() -> tuple[Graph, dict[str, np.ndarray]]:
     c = layer(b, PADS[2], "dilated", dilate=(2, 1))
     n.g.heads = [Port(a), Port(b), Port(c)]
     PassManager(PIPELINES["float"]).run(n.g)
-    return n.g, {"data": n.rng.normal(size=SHAPES["data"]).astype(np.float32)}
+    return n.g, {"data": n.rng.normal(size=(2, channels, 13, 12)).astype(np.float32)}
 
 
 def whole_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let writers write kernels with their zero taps."""
-    def whole(g: Graph, conv: Node) -> Window:
-        kernel, pad = ops.attr(conv, "kernel"), ops.attr(conv, "pad")
-        return Window((0,) * len(kernel), kernel, pad, pad)
-
-    for module in ("onnx.nn", "onnx.emit", "ncnn.nn", "tengine.nn"):
-        monkeypatch.setattr(f"qgraph.targets.{module}.window", whole)
+    for module in ("onnx.windows", "ncnn.nn", "tengine.nn"):
+        monkeypatch.setattr(f"qgraph.targets.{module}.window", lambda g, conv: whole(conv))
 
 
 def windows(model: Model) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -106,6 +102,15 @@ def test_small_kernels_give_the_same_bits(target: str, monkeypatch: pytest.Monke
     for a, b in zip(want, found_values):
         assert np.ptp(a) > 0
         np.testing.assert_array_equal(b, a)
+
+
+def test_onnxruntime_adds_pairs_across_taps_where_channels_are_odd() -> None:
+    g, feeds = network(channels=3)
+    shapes = {"data": feeds["data"].shape}
+    q = networks.quantize(g, networks.table_of(g, feeds), "onnx")
+    first, *others = windows(get_target("onnx").write(q, Writing(shapes=shapes)))
+    assert first == ((4, 4), (1, 1, 1, 1)) and others == [((3, 3), pads) for pads in PADS[1:]]
+    assert windows(get_target("onnx").convert(g, shapes))[0] == ((3, 3), PADS[0])
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -19,7 +19,6 @@ import numpy as np
 
 import qgraph
 from qgraph.analysis.codes import before_quantizer, fits_codes
-from qgraph.analysis.windows import window
 from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -32,6 +31,7 @@ from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
 from qgraph.targets.onnx.model import ORDERS, ORIGINS, SCALES, OnnxModel
+from qgraph.targets.onnx.windows import written_window
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -230,7 +230,7 @@ class _Emitter:
     def _written(self, port: Port, array: np.ndarray) -> np.ndarray:
         """A parameter as it is written: a kernel without the zero taps that stand for uneven padding."""
         layer = self.layers.get(port)
-        return array if layer is None else window(self.g, layer).of(array)
+        return array if layer is None else written_window(self.g, layer).of(array)
 
     def read(self, reader: Node, port: Port) -> str:
         """Return `tensor(port)`, working around two onnxruntime behaviours.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qgraph.analysis.windows import window
 from qgraph.ir import ops
 from qgraph.semantics.geometry import axis_of, deconv_geometry
 from qgraph.targets.onnx.convert import Context, converter
+from qgraph.targets.onnx.windows import written_window
 
 _KEEPS_RANK = ops.IDENTITIES | {"fake_quantize", "Activation", "LeakyReLU", "BatchNorm", "clip", "relu", "sigmoid",
                                 "tanh"}
@@ -34,7 +34,7 @@ def check_layout(c: Context) -> None:
 def _convolution(c: Context, x: str, weight: str, *bias: str) -> str:
     """Conv, which pads each side by itself."""
     check_layout(c)
-    seen = window(c.graph, c.node)
+    seen = written_window(c.graph, c.node)
     return c.activation(c.op(
         "Conv", x, weight, *bias, kernel_shape=seen.kernel, strides=c.attr("stride"), dilations=c.attr("dilate"),
         pads=[*seen.before, *seen.behind], group=c.attr("num_group")))
