@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qgraph.cli import console, judged
-from qgraph.cli.options import gate_options, image_options, judge_options, output_options, runtime_option
+from qgraph.cli.options import gate_options, image_options, judge_options, model_runtime_option, output_options
 
 
 @click.command("compare")
@@ -17,7 +17,7 @@ from qgraph.cli.options import gate_options, image_options, judge_options, outpu
 @gate_options
 @judge_options
 @image_options
-@runtime_option
+@model_runtime_option
 @output_options
 def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: float | None,
             min_metrics: tuple[str, ...], runtime: str, as_json: bool, quiet: bool, verbose: bool,

@@ -12,8 +12,8 @@ from qgraph.cli.options import (
     image_options,
     judge_options,
     model_options,
+    model_runtime_option,
     output_options,
-    runtime_option,
 )
 from qgraph.errors import CheckFailed, DataError
 
@@ -34,7 +34,7 @@ _LABELS = "labels come from --labels FILE, a .rec, the sub-folders of a folder, 
 @gate_options
 @judge_options
 @image_options
-@runtime_option
+@model_runtime_option
 @output_options
 def command(models: tuple[str, ...], data: str, params: str | None, epoch: int | None, reference: str | None,
             pairs: str | None, threads: int | None, min_top1: float | None, min_agreement: float | None,

@@ -4,22 +4,17 @@
              %pad = Pad(%x) {mode=constant pad_width=(0, 0, 0, 0, t, b, l, r)}
     after    %conv = Convolution(%x, %w) {pad=(p + t, p + l)}                            where t = b and l = r
 
-MXNet pads both sides alike, so uneven sides take a kernel enlarged with zeros (option `asymmetric`).  Along one axis
-let L and R be the padding before and behind (p included), k the kernel, d the dilation.  With e = |R - L| / d new taps,
-
-    R > L:  e zero taps in front, pad' = R:   tap j + e of output o reads  o * stride - R + (j + e) * d
-                                                                         = o * stride - L + j * d,  as before
-    L > R:  e zero taps behind,   pad' = L:   tap j of output o reads  o * stride - L + j * d,  as before
-
-and H + 2 * pad' - d * (k + e - 1) = H + L + R - d * (k - 1): the output has its old size for every H and stride.
-Refused: e not whole, a Pad of another mode, value or axis, negative widths, other readers.  A Pad before a Pooling
-stays: an average counts it, and a maximum would see -inf in place of 0.
+MXNet pads both sides alike, so uneven sides take a kernel enlarged with zeros (option `asymmetric`), see
+`qgraph.analysis.windows`; writers for engines that pad each side by itself leave the zeros out again.
+Refused: a difference of sides that the dilation does not divide, a Pad of another mode, value or axis, negative widths,
+other readers.  A Pad before a Pooling stays: an average counts it, and a maximum would see -inf in place of 0.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from qgraph.analysis.windows import evened, with_zero_taps
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import MatchFail, P, RewritePass, register
@@ -47,19 +42,17 @@ class FoldPad(RewritePass):
         if min(widths) < 0:
             raise MatchFail(pad, f"pads {widths}, want no negative width")
 
-        pads, taps = [], []  # per spatial axis: the new padding, the zero taps (in front, behind)
-        for own, before, behind, dilate in zip(ops.attr(conv, "pad"), widths[4::2], widths[5::2],
-                                               ops.attr(conv, "dilate")):
-            extra, odd = divmod(abs(behind - before), dilate)
-            if odd:
-                raise MatchFail(pad, f"pads {before} before and {behind} behind, which dilation {dilate} cannot bridge")
-            pads.append(own + max(before, behind))
-            taps.append((extra, 0) if behind > before else (0, extra))
+        own, dilate = ops.attr(conv, "pad"), ops.attr(conv, "dilate")
+        before, behind = ([p + w for p, w in zip(own, side)] for side in (widths[4::2], widths[5::2]))
+        found = evened(before, behind, dilate)
+        if found is None:
+            raise MatchFail(pad, f"pads {widths}, uneven sides that dilation {dilate} cannot bridge")
+        pads, taps = found
         if np.any(taps):
             if not self.asymmetric:
                 raise MatchFail(pad, f"pads {widths}, uneven sides, and asymmetric=false")
             weight, _bias = own_weights(g, conv)
-            enlarged = np.pad(weight, [(0, 0), (0, 0), *taps])
+            enlarged = with_zero_taps(weight, taps)
             set_weights(g, conv, enlarged, None)
             conv.attrs["kernel"] = str(enlarged.shape[2:])
         conv.attrs["pad"] = str(tuple(pads))

@@ -1,9 +1,12 @@
-"""The engines that run float graphs, and what runs any model."""
+"""The engines that run float graphs, and what runs any model.
+
+OpenVINO runs written .onnx models alone: `executor` knows it, `runtime` does not.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -15,11 +18,13 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.targets.base import Executor, Model
 from qgraph.targets.threads import set_thread_count, thread_count
 
-__all__ = ["RUNTIMES", "Engine", "executor", "runtime", "set_thread_count", "thread_count"]
+__all__ = ["MODEL_RUNTIMES", "RUNTIMES", "Engine", "check_runtime", "executor", "runtime", "set_thread_count",
+           "thread_count"]
 
 log = logging.getLogger("qgraph")
 
 RUNTIMES = ("auto", "mxnet", "onnxruntime")
+MODEL_RUNTIMES = (*RUNTIMES, "openvino")  # of `executor`
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,19 @@ def _on_onnxruntime(g: Graph) -> str:
 def executor(model: Model, what_for: str, name: str = "auto", watch: Sequence[Hashable] | None = None) -> Executor:
     """An Executor of any model: a float graph runs on the engine of that name, every other model on its own.
 
+    With an engine that runs no float graphs these run as with auto: see `check_runtime`.
     Raises OptionError for an engine that cannot run this model, and MissingDependencyError.
     """
     if model.ir is not None and model.is_float_graph:
         ports: Any = watch
-        return runtime(what_for, name)(model.ir, ports)
+        return runtime(what_for, name if name in RUNTIMES or name not in MODEL_RUNTIMES else "auto")(model.ir, ports)
     model.refuse_engine(name)
-    return model.executor(watch)
+    return model.executor_on(name, watch)
+
+
+def check_runtime(models: Iterable[Model], name: str) -> None:
+    """Raise OptionError for an engine that runs written models alone, where it would run none of these."""
+    alone = name in MODEL_RUNTIMES and name not in RUNTIMES
+    if alone and all(type(model).executor_on is Model.executor_on for model in models):
+        raise OptionError(f"--runtime {name}: it runs .onnx models, and none is given; qgraph convert --to onnx, or "
+                          "freeze --target onnx, writes one")

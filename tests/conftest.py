@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from helpers import CASES, MXNET, NCNN
+from helpers import CASES, MXNET, NCNN, OPENVINO
 from hypothesis import HealthCheck, settings
 
 # one example must not fail because the machine is busy, nor a fixture be made anew for each
@@ -22,6 +22,8 @@ def reasons(item: pytest.Item) -> Iterator[str]:
         yield "MXNet is not installed"
     if not NCNN and item.get_closest_marker("ncnn"):
         yield "the package ncnn is not installed"
+    if not OPENVINO and item.get_closest_marker("openvino"):
+        yield "OpenVINO is not installed"
     for marker in item.iter_markers("cases"):
         for path in (CASES / name for name in marker.args):
             if not path.exists():

@@ -23,7 +23,7 @@ EXAMPLES = ROOT / "examples"
 DIGITS = EXAMPLES / "digits"  # the bundled network: digits-symbol.json, digits-0000.params, -calib.npz, -test.npz
 CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases")).absolute()  # real networks and images
 
-MXNET, NCNN = (importlib.util.find_spec(name) is not None for name in ("mxnet", "ncnn"))
+MXNET, NCNN, OPENVINO = (importlib.util.find_spec(name) is not None for name in ("mxnet", "ncnn", "openvino"))
 
 _CPU = Path("/proc/cpuinfo")
 CPU_FLAGS = _CPU.read_text() if _CPU.exists() else ""

@@ -14,6 +14,7 @@ from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import departure
 from qgraph.commands.judge import Judge
 from qgraph.commands.network import FloatNetwork
+from qgraph.commands.shared import Truth
 from qgraph.data.open import Batch, Data
 from qgraph.engines import Engine
 from qgraph.ir.graph import Graph
@@ -28,11 +29,12 @@ _NOT_JUDGED: dict[str, Any] = {"agreement": None, "departure": None}
 
 
 def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: CalibrationImages | None,
-          given: Data | None, target: Target, engine: Engine) -> dict[str, Any]:
+          given: Data | None, target: Target, engine: Engine, truth: Truth) -> dict[str, Any]:
     """Agreement with the network, and the kernels' departure from exact arithmetic; None for what is not known.
 
     g: the graph with fake_quantize nodes that `model` was written from.  judged: of the network's outputs.
     given: the images to judge on; without, those that calibration left out, and where it took all, the same.
+    truth: the outputs that the frozen model should have.
     Where the engine that alone runs the model is not the chosen one, the simulation is judged, and no kernels; by the
     reference, which is slow and so sees one batch, where the chosen engine lacks the arithmetic.
     """
@@ -42,9 +44,8 @@ def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: 
     batches: Iterable[Batch] = data if given else islice(data, -(-AGREEMENT_IMAGES // data.batch_size))
 
     def agreement(found: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
-        truth = network.truth(engine)
-        for batch in batches:
-            judged.add(batch.unlabelled(), found.run(batch.feeds), truth.run(batch.feeds))
+        for number, batch in enumerate(batches):
+            judged.add(batch.unlabelled(), found.run(batch.feeds), truth.outputs(number, batch))
         return {**judged.agreement(), "data": data.name, "calibrated_on_it": data is images.data,
                 **network.agreement_with}
 

@@ -8,7 +8,7 @@ from qgraph.analysis.difference import Difference
 from qgraph.commands.evaluate import open_for, runnable
 from qgraph.commands.judge import Judge
 from qgraph.commands.open_model import open_model
-from qgraph.engines import executor
+from qgraph.engines import check_runtime, executor
 from qgraph.errors import DataError, OptionError
 from qgraph.ir import ops
 from qgraph.options import JudgeOptions, Progress
@@ -43,6 +43,7 @@ def compare(a: Any, b: Any, data: Any, *, options: JudgeOptions | None = None,
     that of what it reads; None if `a` is no MXNet model.  Integer tensors are compared as what they stand for.
     """
     models = _open(a), _open(b)
+    check_runtime(models, runtime)
     first, second = (model.tensors() for model in models)
     names = _common(*models, first, second)
     options = options or JudgeOptions()

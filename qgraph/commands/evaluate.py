@@ -11,7 +11,7 @@ from qgraph.commands.open_model import open_model
 from qgraph.commands.timing import Timing
 from qgraph.data.open import Data
 from qgraph.data.pairs import read_pairs
-from qgraph.engines import executor
+from qgraph.engines import check_runtime, executor
 from qgraph.errors import DataError, OptionError
 from qgraph.options import DataOptions, JudgeOptions, Progress
 from qgraph.passes.canonicalize import Canonicalize
@@ -32,7 +32,7 @@ def evaluate(model: Any, data: Any, reference: Any = None, *, options: JudgeOpti
     scores: metric -> value, by the labels of the data and the task of the outputs; top1 and top5 are among them.
     judged: what `Judge.agreement` says of model and reference; agreement is the one in it.
     timing: what `Timing.to_dict` says of "model" and "reference", which run in alternation; ms_per_image is its median.
-    runtime: the engine, of `qgraph.engines`.
+    runtime: the engine, of `qgraph.engines.MODEL_RUNTIMES`.
     """
     return evaluate_all({"model": model}, data, reference, options=options, pairs=pairs, progress=progress,
                         runtime=runtime)["model"]
@@ -48,6 +48,7 @@ def evaluate_all(models: Mapping[str, Any], data: Any, reference: Any = None, *,
     opened = {name: runnable(open_model(model).model) for name, model in models.items()}
     truth = runnable(open_model(reference).model) if reference is not None else None
     every = {**opened, **({} if truth is None else {REFERENCE: truth})}
+    check_runtime(every.values(), runtime)
     first = next(iter(opened.values()))
     images = open_for(first, data, options)
     rows = None if pairs is None else read_pairs(pairs, images.names())

@@ -25,6 +25,7 @@ from qgraph.commands.line import collect_table, pipeline, quantize, scaling
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
 from qgraph.commands.ruin import ruin
+from qgraph.commands.shared import Shared, Truth
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.open import Data
 from qgraph.data.preprocess import Preprocess
@@ -51,13 +52,14 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     calib_table: a table, or its path, from an earlier run; no data are needed then.
     """
     options = options or FreezeOptions()
-    return _freeze(model, options, _signed(options), calib_data, calib_table, progress)
+    return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options))
 
 
 def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
                progress: Progress | None = None) -> tuple[list[Frozen], list[str]]:
     """Freeze for several targets with one calibration, and write all or none; (frozen models, paths).
 
+    Images, float passes and the outputs of the float model are made once, for options that differ in the target alone.
     Its ranges are chosen for the codes of the targets, or, where these differ, for what a tensor's signs allow.
     """
     writers: dict[str, str] = {}
@@ -72,8 +74,12 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
     frozen: list[Frozen] = []
     files: dict[str, Content] = {}
     table: CalibrationTable | None = None
+    common: list[Shared] = []
     for options in wanted:
-        frozen.append(_freeze(model, options, signed, None, table, progress))
+        shared = next((one for one in common if one.fits(options)), None)
+        if shared is None:
+            common.append(shared := Shared(options))
+        frozen.append(_freeze(model, options, signed, None, table, progress, shared))
         table = frozen[-1].table
         for path, content in frozen[-1].files(prefix).items():
             if path.endswith(".report.json") and len(wanted) > 1:
@@ -90,11 +96,12 @@ def _signed(options: FreezeOptions) -> bool | None:
 
 
 def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data: Any,
-            calib_table: CalibrationTable | str | None, progress: Progress | None) -> Frozen:
+            calib_table: CalibrationTable | str | None, progress: Progress | None, shared: Shared) -> Frozen:
     target = get_target(options.target)
     pipeline(options)  # refuses what cannot be before any work
     engine = engines.runtime("freezing a model", options.runtime)
-    opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
+    opened = shared.once("model", lambda: open_model(model, options.params, options.epoch,
+                                                     block_shapes(options.input_shape)))
     original = opened.as_graph("freezing").copy()
     opened.refuse_frozen()
     end_at(original, options.outputs)
@@ -106,18 +113,26 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     data = calib_data if calib_data is not None else sample_of(model)
     images, shapes = None, network.hinted_shapes()
     if network.reads_images(opened.prefix, data):
-        images, shapes = find_images(opened.prefix, bare, options, data, progress=progress,
-                                     needed=given is None and options.calib != ONLINE)
+        images, shapes = shared.once("images", lambda: find_images(
+            opened.prefix, bare, options, data, progress=progress, needed=given is None and options.calib != ONLINE))
     check_carried(network, shapes)
     if images is not None:
-        images = as_the_network_takes_them(images, bare, engine)
+        found = images
+        images = shared.once("images as taken", lambda: as_the_network_takes_them(found, bare, engine))
         shapes = images.shapes(shapes)
-    judge_data = _judge_data(options, bare)
+    judge_data = shared.once("images to judge on", lambda: _judge_data(options, bare))
     judged = Judge.of(MxnetModel(bare), options)
     records: list[PassRecord] = []
     dump = options.dump_passes or ""
     feeds = floatcheck.random_feeds(bare, shapes, options.seed, images.first.feeds if images is not None else None)
-    float_graph, g = network.fold(feeds, engine, dump, records, scaling(images, given, options, engine, progress))
+
+    def fold() -> tuple[Graph, Graph, list[PassRecord]]:
+        done: list[PassRecord] = []
+        return (*network.fold(feeds, engine, dump, done, scaling(images, given, options, engine, progress)), done)
+
+    float_graph, g, done = shared.once("float passes", fold) if network.shares_float else fold()
+    g = g.copy()
+    records += done
     verdicts = network.verdicts(float_graph)
 
     def ranges(quantized: Graph) -> CalibrationTable | None:
@@ -133,7 +148,12 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
                             original=float_graph, trained=frozenset(network.entries))
     writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
-    checked = checks.judge(g, network, judged, written, images, judge_data, target, engine)
+
+    def truth() -> Truth:
+        return Truth(lambda: network.truth(engine))
+
+    checked = checks.judge(g, network, judged, written, images, judge_data, target, engine,
+                           shared.once("truth", truth) if network.shares_float else truth())
     network.warn_of(checked["agreement"])
     frozen = Frozen(g, written, table, {}, opened.files)
     frozen.report = report.build(

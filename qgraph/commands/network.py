@@ -26,12 +26,14 @@ log = logging.getLogger("qgraph")
 class FloatNetwork:
     """A network that was not trained quantized. quantizing: the passes from the first one that quantizes.
 
+    shares_float: what `fold` and `truth` give does not depend on the target, once the table of ranges is given.
     entries: tensor -> the range that was chosen in training.  agreement_with: what else the report's agreement says.
 
     Raises OptionError for options that do not go with it.
     """
 
     quantizing: tuple[Pass, ...]
+    shares_float: ClassVar[bool] = True
     entries: Mapping[str, Entry] = {}
     agreement_with: ClassVar[Mapping[str, str]] = {}
 

@@ -59,6 +59,7 @@ class TrainedNetwork(FloatNetwork):
     Raises OptionError for a choice that was made in training, UnsupportedError for codes that the target has not.
     """
 
+    shares_float = False  # what is kept of the training depends on the target
     agreement_with = {"with": "the network as it trained"}
 
     def __init__(self, source: Graph, options: FreezeOptions, target: Target) -> None:

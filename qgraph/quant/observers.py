@@ -188,7 +188,8 @@ class Histogram:
         x = _per_image(batch, ids, self.name)
         flat = x.reshape(-1)
         parts = None if self._parts is None else _spread(self._parts, x.shape[1], min(flat.size, _CHUNK))
-        counts, weighted = np.zeros(self.bins, np.int64), np.zeros(self.bins)
+        places = self.bins + 1  # the last for what ends on the upper edge, or a rounding beyond it
+        counts, weighted = np.zeros(places, np.int64), np.zeros(places)
         zeros = 0
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, flat.size, _CHUNK):
@@ -198,7 +199,8 @@ class Histogram:
                 np.multiply(values, self._scale, out=real)
                 if self.two_sided:
                     np.add(real, self._offset, out=real)
-                if not (real.min() >= 0 and real.max() < self.bins):  # also when NaN
+                # truncation below does for a rounding beyond the edges what clip does, which is slow; also when NaN
+                if not (real.min() > -1 and real.max() < places):
                     finite = np.isfinite(values)
                     if not finite.all():
                         i = (start + int(finite.argmin())) // x.shape[1]
@@ -206,14 +208,16 @@ class Histogram:
                     np.clip(real, 0, self.bins - 1, out=real)
                 np.copyto(code, real, casting="unsafe")  # truncates; float32 -> int32 is much faster than -> int64
                 np.copyto(index, code)
-                counts += np.bincount(index, minlength=self.bins)
+                counts += np.bincount(index, minlength=places)
                 there = values != 0
                 zeros += n - int(np.count_nonzero(there))
                 if parts is not None:
                     first = start % x.shape[1]
-                    weighted += np.bincount(index, parts[first : first + n] * there, self.bins)
+                    weighted += np.bincount(index, parts[first : first + n] * there, places)
+        for found in (counts, weighted):
+            found[-2] += found[-1]
         counts[self.middle] -= zeros
-        self._add(counts, weighted.astype(np.int64), zeros, len(ids))
+        self._add(counts[:-1], weighted[:-1].astype(np.int64), zeros, len(ids))
 
     def merge(self, other: Histogram) -> None:
         mine, theirs = (self.low, self.high, self.bins), (other.low, other.high, other.bins)

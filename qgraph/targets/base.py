@@ -63,7 +63,7 @@ class Executor(Protocol):
         """The values of the outputs, or of what is watched."""
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Array]]]:
-        """(batch, values) for every batch."""
+        """(batch, values) for every batch. The arrays may be used again for the next one: copy what is to be kept."""
 
 
 class Tensors(ABC):
@@ -187,6 +187,10 @@ class Model(ABC):
 
         Raises MissingDependencyError where the engine is not installed.
         """
+
+    def executor_on(self, engine: str, watch: Sequence[Hashable] | None = None) -> Executor:
+        """What runs it on an engine that the user asked for by name, where `refuse_engine` lets it."""
+        return self.executor(watch)
 
     def tensors(self) -> Tensors:
         """For `compare`."""

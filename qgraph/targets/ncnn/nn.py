@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qgraph.analysis.windows import Window, window
 from qgraph.ir import ops
 from qgraph.ir.graph import Fused, Node
 from qgraph.semantics.geometry import deconv_geometry, pool_geometry, resize_output
@@ -40,12 +41,20 @@ def _carried(c: Context) -> dict[int, Value]:
     return {9: {"relu": 1, "sigmoid": 4}[act.act]}
 
 
-def _window(c: Context) -> dict[int, Value]:
-    """Kernel, dilation, stride and padding; ncnn's first number is along the width."""
-    kernel, dilate, stride, pad = (c.attr(key)[::-1] for key in ("kernel", "dilate", "stride", "pad"))
-    found: dict[int, Value] = {1: kernel[0], 2: dilate[0], 3: stride[0], 4: pad[0]}
+def _window(c: Context, seen: Window | None = None) -> dict[int, Value]:
+    """Kernel, dilation, stride and padding; ncnn's first number is along the width.
+
+    seen: the part of the kernel that is written, without it all; a side behind that pads as the one before is left out.
+    """
+    kernel, dilate, stride, pad = (tuple(c.attr(key))[::-1] for key in ("kernel", "dilate", "stride", "pad"))
+    before, behind = pad, pad
+    if seen is not None:
+        kernel, before, behind = seen.kernel[::-1], seen.before[::-1], seen.behind[::-1]
+    found: dict[int, Value] = {1: kernel[0], 2: dilate[0], 3: stride[0], 4: before[0]}
     if len(kernel) == 2:
-        found.update({11: kernel[1], 12: dilate[1], 13: stride[1], 14: pad[1]})
+        found.update({11: kernel[1], 12: dilate[1], 13: stride[1], 14: before[1]})
+    if before != behind:
+        found.update(zip((15, 16), behind))
     return found
 
 
@@ -68,8 +77,9 @@ def _weighted(c: Context, kind: str, weight: np.ndarray, params: dict[int, Value
 def _convolution(c: Context) -> str:
     """Convolution, ConvolutionDepthWise for any groups, or Convolution1D."""
     check_layout(c, (1, 2))
-    weight, groups = c.param(1, "weight"), c.attr("num_group")
-    params = {0: c.attr("num_filter"), **_window(c), 5: int(len(c.ports) > 2), 6: weight.size}
+    seen, groups = window(c.graph, c.node), c.attr("num_group")
+    weight = seen.of(c.param(1, "weight"))
+    params = {0: c.attr("num_filter"), **_window(c, seen), 5: int(len(c.ports) > 2), 6: weight.size}
     if len(c.attr("kernel")) == 1:
         if groups > 1:
             raise c.refuse("grouped 1-D convolutions are not written")

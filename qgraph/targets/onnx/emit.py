@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import qgraph
-from qgraph.analysis.codes import fits_codes
+from qgraph.analysis.codes import before_quantizer, fits_codes
 from qgraph.errors import GraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -31,6 +31,7 @@ from qgraph.targets.onnx import math as _math  # noqa: F401
 from qgraph.targets.onnx import shape as _shape  # noqa: F401
 from qgraph.targets.onnx.convert import CONVERTERS, Context, missing
 from qgraph.targets.onnx.model import ORDERS, ORIGINS, SCALES, OnnxModel
+from qgraph.targets.onnx.windows import written_window
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -117,6 +118,7 @@ class _Emitter:
         self.integers: dict[Node, str] = {}
         self.first_reader: dict[Node, Node] = {}  # of a quantized parameter
         self.stored: dict[Node, str] = {}  # its codes
+        self.layers = {before_quantizer(g, g.inputs(n)[1]): n for n in self.order if n.op == "Convolution"}  # by weight
         self._shared: dict[tuple, str] = {}
 
     # ---- the whole --------------------------------------------------------------------------------------------------
@@ -221,8 +223,14 @@ class _Emitter:
     def tensor(self, port: Port) -> str:
         """The ONNX tensor that holds this value; a parameter becomes an initializer when it is first read."""
         if port not in self.tensors:
-            self.tensors[port] = self._constant(port.key, self.g.params[port.node.name], reserved=True)
+            self.tensors[port] = self._constant(port.key, self._written(port, self.g.params[port.node.name]),
+                                                reserved=True)
         return self.tensors[port]
+
+    def _written(self, port: Port, array: np.ndarray) -> np.ndarray:
+        """A parameter as it is written: a kernel without the zero taps that stand for uneven padding."""
+        layer = self.layers.get(port)
+        return array if layer is None else written_window(self.g, layer).of(array)
 
     def read(self, reader: Node, port: Port) -> str:
         """Return `tensor(port)`, working around two onnxruntime behaviours.
@@ -241,7 +249,7 @@ class _Emitter:
         array = self.g.param(self.g.inputs(fq)[0])
         if array is not None and isinstance(fq.quant, QParams):
             if self.first_reader.setdefault(fq, reader) is not reader:
-                return self._weight(fq, array, fq.quant, self.name(reader, fq.name))
+                return self._weight(fq, array, fq.quant, self.name(reader, fq.name))  # never cut: it has two readers
         elif ops.kind(reader) == ops.COMPUTE and self._stays_in_float(reader, fq.quant):
             return self._emit(reader, "Clip", [self.tensor(port)], "float")
         return self.tensor(port)
@@ -335,7 +343,7 @@ class _Emitter:
             raise UnsupportedError(f"{fq.name}: not calibrated, so it cannot be written")
         array = self.g.param(source)
         if array is not None:
-            self.tensors[Port(fq)] = self._weight(fq, array, qp, fq.name)
+            self.tensors[Port(fq)] = self._weight(fq, self._written(source, array), qp, fq.name)
             return
         if qp.granularity != "tensor" or qp.bits > 8:
             raise UnsupportedError(f"{fq.name}: want activations with one scale and at most 8 bits, found "

@@ -136,9 +136,14 @@ class OnnxModel(Model):
     def executor(self, watch: Sequence[Any] | None = None, *, precise: bool = False) -> Executor:
         return Runtime(self, watch)
 
+    def executor_on(self, engine: str, watch: Sequence[Any] | None = None) -> Executor:
+        from qgraph.targets.onnx import openvino_runtime
+
+        return openvino_runtime.Executor(self, watch) if engine == openvino_runtime.NAME else self.executor(watch)
+
     def refuse_engine(self, name: str) -> None:
         if name == "mxnet":
-            raise OptionError("--runtime mxnet: MXNet cannot run an ONNX model, onnxruntime can")
+            raise OptionError("--runtime mxnet: MXNet cannot run an ONNX model, onnxruntime and openvino can")
 
     def logits(self, g: Graph) -> list[Hashable | None]:
         made = {output for node in self.proto.graph.node for output in node.output}

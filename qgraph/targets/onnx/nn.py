@@ -7,6 +7,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.semantics.geometry import axis_of, deconv_geometry
 from qgraph.targets.onnx.convert import Context, converter
+from qgraph.targets.onnx.windows import written_window
 
 _KEEPS_RANK = ops.IDENTITIES | {"fake_quantize", "Activation", "LeakyReLU", "BatchNorm", "clip", "relu", "sigmoid",
                                 "tanh"}
@@ -31,12 +32,12 @@ def check_layout(c: Context) -> None:
 
 @converter("Convolution")
 def _convolution(c: Context, x: str, weight: str, *bias: str) -> str:
-    """Conv."""
+    """Conv, which pads each side by itself."""
     check_layout(c)
-    pad = c.attr("pad")
+    seen = written_window(c.graph, c.node)
     return c.activation(c.op(
-        "Conv", x, weight, *bias, kernel_shape=c.attr("kernel"), strides=c.attr("stride"), dilations=c.attr("dilate"),
-        pads=[*pad, *pad], group=c.attr("num_group")))
+        "Conv", x, weight, *bias, kernel_shape=seen.kernel, strides=c.attr("stride"), dilations=c.attr("dilate"),
+        pads=[*seen.before, *seen.behind], group=c.attr("num_group")))
 
 
 @converter("Deconvolution")

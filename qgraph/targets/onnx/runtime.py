@@ -65,7 +65,7 @@ class Executor:
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             shapes = {name: array.shape for name, array in arrays.items()}
             raise DataError(f"onnxruntime cannot run this model on inputs of shape {shapes}: "
-                            f"{_first_line(error)}") from error
+                            f"{first_line(error)}") from error
         return [found[name] for name in names]
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
@@ -106,7 +106,7 @@ def open_session(model: bytes, *, exact: bool = False, optimize: bool = True, sa
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UnsupportedError(f"onnxruntime does not take this model: {_first_line(error)}") from error
+        raise UnsupportedError(f"onnxruntime does not take this model: {first_line(error)}") from error
 
 
 def with_outputs(model: Runnable, names: Sequence[str]) -> bytes:
@@ -132,5 +132,5 @@ def optimized(model: Runnable) -> Any:
         return onnx.load(path).graph
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qgraph.analysis.windows import Window
 from qgraph.errors import UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
@@ -86,7 +87,7 @@ class Context:
 
     def __init__(self, emitter: Emitter, node: Node, ports: Sequence[Port]) -> None:
         self._emitter, self.node, self.ports = emitter, node, list(ports)
-        self.int8 = emitter.int8
+        self.int8, self.g = emitter.int8, emitter.g
 
     def attr(self, key: str) -> Any:
         """A typed attribute, or MXNet's default."""
@@ -145,12 +146,13 @@ class Context:
         name = self._emitter.g.inputs(node)[0].node.name if node.op == "fake_quantize" else node.name
         return self._emitter.add("Const", name, [], (), Tensor(name, CONST, array.shape, dtype, array, scales))
 
-    def weights(self) -> list[int]:
+    def weights(self, seen: Window | None = None) -> list[int]:
         """Weight and bias of a layer, in int8 and int32 where it is quantized, with a scale for each output channel.
 
-        A scale per group or per layer is repeated.
+        A scale per group or per layer is repeated.  seen: the part of the kernel that is written.
         """
         weight, own, data = self.param(1, "weight"), self.quantizer(1), self.quantizer(0)
+        weight = weight if seen is None else seen.of(weight)
         biased = len(self.ports) > 2
         if not self.int8:
             return [self.constant(1, weight), *([self.constant(2, self.param(2, "bias"))] if biased else [])]

@@ -7,10 +7,13 @@ The inverse of `emit`: an int8 file of ours gives the integers of the graph that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from qgraph.analysis.windows import evened, with_zero_taps
 from qgraph.errors import UnsupportedError
 from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.quant.spec import QParams, dequantize, quantize
@@ -36,6 +39,8 @@ from qgraph.targets.tengine.files import (
 Maker = Callable[["_Builder", Layer], Node]
 
 MAKERS: dict[str, Maker] = {}
+
+_MOST_TAPS = 64  # for each of a kernel, once zeros stand for uneven padding: bounds what a file makes us allocate
 
 
 def maker(*names: str) -> Callable[[Maker], Maker]:
@@ -95,6 +100,18 @@ class _Builder:
             raise UnsupportedError(f"{layer.name}: input {slot} of a {layer.op} is no constant")
         return tensor.array
 
+    def enlarge(self, layer: Layer, taps: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """Give the weight of a convolution the zero taps of `evened`; the size of its kernel."""
+        weight = self.array(layer, 1)
+        kernel = tuple(size + sum(added) for size, added in zip(weight.shape[2:], taps))
+        if kernel != weight.shape[2:]:
+            if math.prod(kernel) > _MOST_TAPS * math.prod(weight.shape[2:]):
+                raise UnsupportedError(f"{layer.name}: qgraph cannot execute a Convolution that pads one side by "
+                                       f"{max(map(max, taps))} more than the other")
+            number = layer.inputs[1]
+            self.values[number] = self._constant(replace(self.tm.tensors[number], array=with_zero_taps(weight, taps)))
+        return kernel
+
     def _constant(self, tensor: Tensor) -> Port:
         assert tensor.kind == CONST and tensor.array is not None
         if tensor.dtype in (FP32, FP16):
@@ -145,11 +162,15 @@ def _convolution(b: _Builder, layer: Layer) -> Node:
     kh, kw, sh, sw, dh, dw, channels, count, groups, act, top, left, bottom, right = _ints(layer)
     weight = b.array(layer, 1)
     kinds = {number: kind for kind, number in CONV_ACTS.items()}
-    if (top, left) != (bottom, right) or act not in kinds or min(groups, count, channels) < 1 or (
+    legal = min(top, left, bottom, right) >= 0 < min(dh, dw)
+    even = evened((top, left), (bottom, right), (dh, dw)) if legal else None
+    if even is None or act not in kinds or min(groups, count, channels) < 1 or (
             weight.shape != (count, channels // groups, kh, kw)):
         raise UnsupportedError(f"{layer.name}: qgraph cannot execute a Convolution with pads "
                                f"{(top, left, bottom, right)}, activation {act}, weights of {weight.shape}")
-    node = b.add("Convolution", layer, 3, kernel=(kh, kw), stride=(sh, sw), dilate=(dh, dw), pad=(top, left),
+    pad, taps = even
+    kernel = b.enlarge(layer, taps)
+    node = b.add("Convolution", layer, 3, kernel=kernel, stride=(sh, sw), dilate=(dh, dw), pad=tuple(pad),
                  num_filter=count, num_group=groups, no_bias=len(layer.inputs) < 3)
     node.fused = _FUSED[kinds[act]]
     return node

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from qgraph.analysis.windows import window
 from qgraph.ir import ops
 from qgraph.targets.tengine.convert import Context, clip, converter
 from qgraph.targets.tengine.files import AVG_POOL, CONV_ACTS, FULL, INCLUDE_PAD, MAX_POOL, PRODUCT, SUM
@@ -21,16 +22,16 @@ def conv_act(c: Context) -> str:
 
 @converter("Convolution")
 def _convolution(c: Context) -> int:
-    kernel, groups = c.attr("kernel"), c.attr("num_group")
+    seen, groups = window(c.g, c.node), c.attr("num_group")
     if not ops.is_2d(c.node):
         raise c.refuse("Tengine's convolution is 2-D, NCHW")
     weight = c.param(1, "weight")
     if c.int8 and len(weight) == 1:
         raise c.refuse(one_channel("convolution"))
-    act, pad = conv_act(c), c.attr("pad")
-    params = (*kernel, *c.attr("stride"), *c.attr("dilate"), weight.shape[1] * groups, len(weight), groups,
-              CONV_ACTS.get(act, -1), *pad, *pad)
-    out = c.layer("Convolution", [c.tensor(), *c.weights()], *params)
+    act = conv_act(c)
+    params = (*seen.kernel, *c.attr("stride"), *c.attr("dilate"), weight.shape[1] * groups, len(weight), groups,
+              CONV_ACTS.get(act, -1), *seen.before, *seen.behind)
+    out = c.layer("Convolution", [c.tensor(), *c.weights(seen)], *params)
     return out if act in CONV_ACTS else c.activation(out)
 
 

@@ -51,3 +51,22 @@ def test_fused_execution_gives_the_same_bits(act: str, between: str, backend: st
     for port, want, found in zip(ports, plain.run(feeds), fused.run(feeds)):
         assert np.array_equal(want, found), port
     assert g.text() == before
+
+
+def test_a_stream_gives_each_batch_its_own_values_in_the_same_memory() -> None:
+    from qgraph.data.open import Batch
+    from qgraph.targets.mxnet.runtime import Executor
+
+    g = residual("relu")
+    images = np.random.default_rng(1).normal(size=(7, 8, 12, 12)).astype(np.float32)
+    executor = Executor(g)
+    want = [executor.run({"data": images[i:i + 2]})[0] for i in range(0, 7, 2)]
+    batches = [Batch({"data": images[i:i + 2]}, None, [""] * len(images[i:i + 2])) for i in range(0, 7, 2)]
+    found, places = [], []
+    for batch, (values,) in executor.stream(batches):
+        assert len(values) == len(batch)
+        found.append(values.copy())
+        places.append(values.ctypes.data)
+    assert len({float(x.sum()) for x in want}) == 4 == len(found)
+    assert all(np.array_equal(a, b) for a, b in zip(want, found))
+    assert places[0] == places[1] == places[2] != places[3]  # the last batch is smaller
