@@ -37,8 +37,8 @@ def check_values(g: Graph) -> Iterator[Finding]:
         shown = listed([f"{name} (up to {value:.3g})" for name, value in huge.items()])
         yield Finding("huge", ERROR, tuple(huge), f"parameters that no training ends with: {shown}",
                       "products of such values leave float32, and one of them takes the whole range of its tensor",
-                      "take the checkpoint of an earlier epoch (--epoch N, --params FILE); a file of another byte order "
-                      "or type looks like this, too")
+                      "take the checkpoint of an earlier epoch (--epoch N, --params FILE); a file of another byte "
+                      "order or type looks like this, too")
 
 
 def check_variances(g: Graph, folded: dict[str, Array]) -> Iterator[Finding]:
@@ -64,8 +64,8 @@ def check_variances(g: Graph, folded: dict[str, Array]) -> Iterator[Finding]:
             steep[node.name] = ratio
     if negative:
         yield Finding("variance", ERROR, tuple(negative), f"BatchNorms with negative variances: {listed(negative)}",
-                      "the square root of a negative number is NaN", "the file is damaged or was merged wrongly: export "
-                      "the network again")
+                      "the square root of a negative number is NaN", "the file is damaged or was merged wrongly: "
+                      "export the network again")
     if not near:
         return
     worst = sorted(steep, key=lambda name: -steep[name])
@@ -133,8 +133,8 @@ def check_embedding(g: Graph) -> Iterator[Finding]:
             yield Finding("tiny-gammas", WARNING, (node.name,),
                           f"{node.name}, in front of the output {head.key}, moves its median channel by {part:.2g} of "
                           "the output's range (tiny gammas, large betas)",
-                          f"of 255 codes what tells images apart gets about {max(1, round(255 * part))}; the rest is an "
-                          "offset that all images share",
+                          f"of 255 codes what tells images apart gets about {max(1, round(255 * part))}; the rest is "
+                          "an offset that all images share",
                           f"leave the layer in front in float ({_excludes([_writer(g, node)])}), or end the network "
                           f"before it (--outputs {g.inputs(node)[0].node.name}) and do this BatchNorm in float")
 

@@ -66,12 +66,11 @@ def stored_statistics(g: Graph) -> list[Stored]:
     for node in g.toposort():
         if node.op != "BatchNorm" or ops.attr(node, "axis") != 1:
             continue
-        data, _, _, mean, var = g.inputs(node)[:5]
-        stored = [g.param(port) for port in (mean, var)]
-        if any(array is None or not np.isfinite(array).all() for array in stored) or stored[1].min(initial=0) < 0:
+        data, (mean, var) = g.inputs(node)[0], (g.param(port) for port in g.inputs(node)[3:5])
+        if mean is None or var is None or not np.isfinite([mean, var]).all() or var.min(initial=0) < 0:
             continue
         eps = float(ops.attr(node, "eps"))
-        found.append(Stored(node.name, data, stored[0].astype(np.float64), stored[1].astype(np.float64) + eps, eps))
+        found.append(Stored(node.name, data, mean.astype(np.float64), var.astype(np.float64) + eps, eps))
     return found
 
 

@@ -93,8 +93,8 @@ def doctor(model: Any, data: Any = None, *, targets: Sequence[str] = (), options
             "counts": {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES},
             "images": 0 if seen is None else len(seen.ids),
             "departure": float(f"{np.mean(seen.departures):.4g}") if seen is not None and seen.stored else None,
-            "ops": {op: {"count": counted.get(op, 0), **{row.target: row.cell(op) for row in needs}}
-                    for op in dict.fromkeys([*counted, *(op for row in needs for op in row.ops)])},
+            "ops": {op: {"count": count, **{row.target: row.cell(op) for row in needs}}
+                    for op, count in counted.items()},
             "skipped": skipped}
 
 
@@ -114,10 +114,10 @@ def _opened(model: Any, options: FreezeOptions) -> Graph:
 
 def _params(model: Any, options: FreezeOptions) -> str | None:
     """The file of the parameters, where the model is MXNet's files and there is one."""
-    if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).endswith(SYMBOL_SUFFIX):
-        if not isinstance(model, str) or not os.path.isfile(model + SYMBOL_SUFFIX):
-            return options.params
-    return options.params or find_params(find_symbol(model)[1], options.epoch)
+    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
+    if not path.endswith(SYMBOL_SUFFIX) and not os.path.isfile(path + SYMBOL_SUFFIX):
+        return options.params
+    return options.params or find_params(find_symbol(path)[1], options.epoch)
 
 
 def _unmatched(model: Any, options: FreezeOptions) -> Iterator[Finding]:
@@ -137,7 +137,7 @@ def _unmatched(model: Any, options: FreezeOptions) -> Iterator[Finding]:
     extra = sum(arrays[name].size for name in unused)
     if unused and not options.outputs:
         yield Finding("unused-parameters", WARNING if extra > UNUSED * size else NOTE, tuple(unused),
-                      f"{path}: {len(unused)} arrays ({100 * extra / size:.2g} % of the numbers) belong to no node of "
+                      f"{path}: {len(unused)} arrays ({100 * extra / size:.3g} % of the numbers) belong to no node of "
                       f"the symbol: {listed(unused)}", "a symbol that was cut, or a file of another network: its other "
                       "arrays may be another network's, too", "check that both files are of one export; arrays that are "
                       "left over do no harm, and freeze leaves them out")
@@ -177,7 +177,8 @@ def _of_statistics(bare: Graph, seen: Survey, images: Data, data: Any, engine: e
     """Data that cannot be what the network was trained on."""
     if not seen.stored:
         return
-    ready = images.preprocess.is_identity and os.path.splitext(str(data))[1] not in (".rec", "")
+    files = isinstance(data, (str, os.PathLike)) and os.path.splitext(data)[1] not in (".npz", ".npy")
+    ready = images.preprocess.is_identity and not files
     whole, first = float(np.mean(seen.departures)), seen.stored[0].name
     better = better_feeding(bare, seen, images, ready, engine)
     why = ("BatchNorms keep the means and variances of their training; on these images they are others, so ranges would "

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from qgraph.analysis.codes import passes_integers, quantizers_behind
+from qgraph.analysis.codes import combines_codes, passes_integers, quantizers_behind
 from qgraph.analysis.finding import ERROR, NOTE, Finding, listed
 from qgraph.commands.line import pipeline, split, split_at_table
 from qgraph.errors import QGraphError
@@ -17,7 +17,7 @@ from qgraph.options import FreezeOptions
 from qgraph.targets.base import Shapes
 from qgraph.targets.registry import get_target
 
-INT, FLOAT, REFUSED = "int8", "float", "refused"
+INT, FLOAT, FOLDED, REFUSED = "int8", "float", "folded", "refused"
 _UNSEEN = ("null", "fake_quantize")
 _ACTIVATIONS = {"Activation", "LeakyReLU", "hard_sigmoid", *ops.UNARY}
 
@@ -35,9 +35,13 @@ class Needs:
     refused: str = ""
 
     def cell(self, op: str) -> str:
-        """``int8``, or ``int8 3, float 1``, or "" for an op that is gone behind the float passes."""
+        """``int8``, or ``int8 3, float 1``; folded for an op that is gone behind the float passes."""
+        if not self.ops:
+            return REFUSED
         counts = self.ops.get(op, Counter())
-        return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{how} {n}" for how, n in counts.items())
+        if len(counts) < 2:
+            return next(iter(counts), FOLDED)
+        return ", ".join(f"{how} {count}" for how, count in counts.items())
 
 
 def needs_of(source: Graph, shapes: Shapes, target: str, options: FreezeOptions) -> Needs:
@@ -57,10 +61,11 @@ def needs_of(source: Graph, shapes: Shapes, target: str, options: FreezeOptions)
     names = {node.name: why for node, why in refused.items()}
     found.refused = next(iter(names.values()), "")
     integer: set[Node] = set()
+    everything = get_target(target).all_integers
     for node in g.toposort():
         if node.op in _UNSEEN:
             continue
-        how = REFUSED if node.name in names else INT if _is_integer(g, node) else FLOAT
+        how = REFUSED if node.name in names else INT if _is_integer(g, node, everything) else FLOAT
         if how == INT:
             integer.add(node)
         found.ops.setdefault(node.op, Counter())[how] += 1
@@ -87,19 +92,23 @@ def findings_of(needs: Sequence[Needs], asked: bool) -> list[Finding]:
         found.append(Finding("integer-flow", NOTE, names,
                              f"for {row.target}: {kinds} in float between integer layers: {listed(names)}",
                              "codes become floats before such an op and codes again behind it: slower, and rounded "
-                             "twice", f"{other}{acts if _ACTIVATIONS & {n.op for n in row.broken} else ''}see the table "
-                             "below for each op"))
+                             "twice", f"{other}{acts if _ACTIVATIONS & {n.op for n in row.broken} else ''}see the "
+                             "table below for each op"))
     return found
 
 
-def _is_integer(g: Graph, node: Node) -> bool:
-    """Whether the kernels run this node on codes, by the quantizers around it."""
+def _is_integer(g: Graph, node: Node, everything: bool) -> bool:
+    """Whether the kernels run this node on codes, by the quantizers around it.
+
+    Sums, products, poolings and ops that move values do; of other ops only those of a target that quantizes everything.
+    """
     inputs = g.inputs(node)
     if ops.kind(node) == ops.COMPUTE:
         return _is_integer_layer(g, node)
     data = [port for port in inputs if g.param(port) is None]
     coded = [bool(quantizers_behind(g, port)) for port in data]
-    if not any(coded):
+    moves = ops.kind(node) in (ops.PASS, ops.AVERAGE) or node.op in ops.IDENTITIES or combines_codes(node)
+    if not any(coded) or not (moves or everything):
         return False
     readers = g.readers(node)
     written = bool(readers) and all(reader.op == "fake_quantize" for reader in readers)
