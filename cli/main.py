@@ -24,6 +24,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "simulate": "What strategies of quantization would cost, one or a table of them.",
     "eval": "Accuracy of a model, and its agreement with another.",
     "compare": "Where a frozen model departs from the float one.",
+    "diff": "What changed between two frozen models, tables or reports.",
     "doctor": "What makes quantization go wrong, found before it does.",
     "inspect": "What a model is made of, and what would be quantized.",
     "passes": "List the graph passes, or explain one.",

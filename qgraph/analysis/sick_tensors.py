@@ -101,6 +101,6 @@ def _of_images(tensors: Mapping[str, Array], ids: list[str]) -> Iterator[Finding
         yield Finding("exploding-range", WARNING, (image, *(name for _, name in rows)),
                       f"{image} alone reaches {ratio:.0f} times the median image's largest value in {worst} "
                       f"(in {len(rows)} tensors)",
-                      f"with --calib naive this one image sets the range, and all others get {max(1, round(255 / ratio))}"
-                      " of 255 codes", "look at the image and leave it out (--skip), or --calib percentile, kl or mse, "
-                      "which clip it")
+                      "with --calib naive this one image sets the range, and all others get "
+                      f"{max(1, round(255 / ratio))} of 255 codes", "look at the image and leave it out (--skip), or "
+                      "--calib percentile, kl or mse, which clip it")

@@ -139,8 +139,8 @@ def _unmatched(model: Any, options: FreezeOptions) -> Iterator[Finding]:
         yield Finding("unused-parameters", WARNING if extra > UNUSED * size else NOTE, tuple(unused),
                       f"{path}: {len(unused)} arrays ({100 * extra / size:.3g} % of the numbers) belong to no node of "
                       f"the symbol: {listed(unused)}", "a symbol that was cut, or a file of another network: its other "
-                      "arrays may be another network's, too", "check that both files are of one export; arrays that are "
-                      "left over do no harm, and freeze leaves them out")
+                      "arrays may be another network's, too", "check that both files are of one export; arrays that "
+                      "are left over do no harm, and freeze leaves them out")
 
 
 def _of_parameters(bare: Graph) -> Iterator[Finding]:
@@ -168,8 +168,8 @@ def _shapes(bare: Graph, images: Data | None, options: FreezeOptions) -> tuple[S
         infer(bare, known)
     except GraphError as error:
         return known, [Finding("shapes", ERROR, (str(error).split(":", 1)[0],), str(error), "the network cannot run on "
-                               f"inputs of {known}", "give the file that was saved with this symbol (--params FILE), or "
-                               "data of the size that the network takes (--resize, --crop, --input-shape)")]
+                               f"inputs of {known}", "give the file that was saved with this symbol (--params FILE), "
+                               "or data of the size that the network takes (--resize, --crop, --input-shape)")]
     return known, []
 
 
@@ -181,22 +181,22 @@ def _of_statistics(bare: Graph, seen: Survey, images: Data, data: Any, engine: e
     ready = images.preprocess.is_identity and not files
     whole, first = float(np.mean(seen.departures)), seen.stored[0].name
     better = better_feeding(bare, seen, images, ready, engine)
-    why = ("BatchNorms keep the means and variances of their training; on these images they are others, so ranges would "
-           "be those of wrong inputs, and accuracy is lost in float already")
+    why = ("BatchNorms keep the means and variances of their training; on these images they are others, so ranges "
+           "would be those of wrong inputs, and accuracy is lost in float already")
     if better is not None:
         way, least = better
         yield Finding("preprocessing", ERROR if whole > WRONG else WARNING, tuple(seen.fed),
                       f"what the BatchNorms read departs by {whole:.2g} from their statistics, and by {least:.2g} if "
                       f"images are fed with {way.flags}", why,
-                      f"make the arrays anew: {way.formula}" if ready else f"{way.flags}, and the network's own --resize "
-                      "and --crop")
+                      f"make the arrays anew: {way.formula}" if ready else f"{way.flags}, and the network's own "
+                      "--resize and --crop")
     elif whole > APART:
         worst = seen.stored[int(np.argmax(seen.departures))].name
         yield Finding("preprocessing", WARNING, (*seen.fed, first, worst),
-                      f"what the BatchNorms read departs by {whole:.2g} from their statistics (most in {worst}), and no "
-                      "common way to feed images fits better", why,
-                      "find out how the training read its images (--mean, --std, --scale, --bgr), and give images of the "
-                      "same kind")
+                      f"what the BatchNorms read departs by {whole:.2g} from their statistics (most in {worst}), and "
+                      "no common way to feed images fits better", why,
+                      "find out how the training read its images (--mean, --std, --scale, --bgr), and give images of "
+                      "the same kind")
 
 
 def _of_saturation(source: Graph, seen: Survey, images: Data, options: FreezeOptions,
@@ -221,5 +221,6 @@ def _of_saturation(source: Graph, seen: Survey, images: Data, options: FreezeOpt
         yield Finding("overflow", NOTE, tuple(row.layer for row in rows),
                       f"sums of two u8 x s8 products that leave 16 bits: {shown}",
                       "on x86 without VNNI these sums saturate silently (vpmaddubsw)",
-                      "freeze measures it and takes coarser codes where that is better (\"saturation\" in its summary); a "
-                      "processor with VNNI has no such loss, and --target \"onnx{isa=avx2}\" uses fewer weight codes")
+                      "freeze measures it and takes coarser codes where that is better (\"saturation\" in its "
+                      "summary); a processor with VNNI has no such loss, and --target \"onnx{isa=avx2}\" uses fewer "
+                      "weight codes")
