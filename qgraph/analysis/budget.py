@@ -1,18 +1,20 @@
 """The error budget: which layer costs how much of the outputs' error, to first order.
 
 Each quantized layer adds an error e to its output, even if all that it reads is exact: its input and its weight are
-rounded.  As long as errors are small they pass through the rest of the network one by one, and as they are hardly
-correlated their powers add up::
+rounded.  The noise of a layer is measured there; the sensitivity of the outputs to it is how much of it arrives: the
+float network is run with e added to this layer alone, which moves the outputs by d.  As long as errors are small they
+pass through the rest of the network one by one, so that the outputs' whole error is D = sum of all d, and
 
-    noise of output o  =  sum over layers of  cost[layer, o],     cost = noise of the layer * sensitivity[layer, o]
+    |D|^2  =  sum over layers of  d . D           share of a layer:  d . D / |D|^2
+    |D - d|^2  =  |D|^2 - (2 d . D - |d|^2)       what leaving it in float takes away: 2 d . D - |d|^2
+    |D|^2  ~  sum over layers of  |d|^2           where errors of layers are not correlated
 
-The noise is measured at the layer.  The sensitivity is how much of it arrives: the float network is run with e added
-to this layer alone.  Noise is always a part of the signal: mean(error^2) / mean(value^2), of one tensor.
+D is measured too.  Noise is always a part of the signal: mean(error^2) / mean(value^2), of one tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,52 +29,56 @@ _NOISE = "_added_noise"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one layer. noise: that it adds to its own output.  outputs: what of it arrives in each output."""
+    """Of one layer, each as a part of the signal, the mean over the outputs but for `noise`.
+
+    noise: that it adds to its own output.  power: |d|^2, what arrives of it alone.  along: d . D.
+    """
 
     layer: str
     noise: float
-    outputs: tuple[float, ...]
-
-    @property
-    def total(self) -> float:
-        """The mean over the outputs."""
-        return float(np.mean(self.outputs))
+    power: float
+    along: float
 
     @property
     def sensitivity(self) -> float:
-        return self.total / self.noise if self.noise else 0.0
+        return self.power / self.noise if self.noise else 0.0
+
+    @property
+    def taken(self) -> float:
+        """What leaving the layer in float takes away of the outputs' noise; below 0 where it makes up for others."""
+        return 2 * self.along - self.power
 
 
 @dataclass(frozen=True)
 class Budget:
-    """costs: of the layers, in the order of the network.  measured: the noise of each output, all layers quantized."""
+    """costs: of the layers, in the order of the network.  noise: of the outputs, |D|^2, all layers quantized."""
 
     costs: tuple[Cost, ...]
-    measured: tuple[float, ...]
+    noise: float
 
     @property
-    def predicted(self) -> float:
-        """The sum of all costs, as a part of the signal."""
-        return sum(cost.total for cost in self.costs)
+    def powers(self) -> float:
+        """The sum of what arrives of each layer alone: the noise, were no two errors correlated."""
+        return sum(cost.power for cost in self.costs)
 
-    @property
-    def noise(self) -> float:
-        """What was measured: the mean over the outputs."""
-        return float(np.mean(self.measured))
+    def ranked(self) -> list[Cost]:
+        """The layer whose exclusion takes away most comes first."""
+        return sorted(self.costs, key=lambda cost: -cost.taken)
 
-    def shares(self) -> dict[str, float]:
-        """Layer -> its part of the predicted noise, 0 to 1, the largest first."""
-        whole = self.predicted or 1.0
-        return {cost.layer: cost.total / whole for cost in sorted(self.costs, key=lambda cost: -cost.total)}
+    def share(self, cost: Cost) -> float:
+        """The part of the measured noise that is this layer's."""
+        return cost.along / self.noise if self.noise else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the most expensive layer first; decibels are of signal over noise, None without noise."""
-        shares = self.shares()
-        costs = {cost.layer: cost for cost in self.costs}
-        return {"measured_db": decibels(self.noise), "predicted_db": decibels(self.predicted),
-                "layers": [{"layer": name, "share": float(f"{share:.4g}"), "cost": float(f"{costs[name].total:.4g}"),
-                            "sensitivity": float(f"{costs[name].sensitivity:.4g}"),
-                            "noise_db": decibels(costs[name].noise)} for name, share in shares.items()]}
+        rows = [{"layer": cost.layer, "share": _short(self.share(cost)),
+                 "taken": _short(cost.taken / (self.noise or 1.0)), "sensitivity": _short(cost.sensitivity),
+                 "noise_db": decibels(cost.noise)} for cost in self.ranked()]
+        return {"measured_db": decibels(self.noise), "uncorrelated_db": decibels(self.powers), "layers": rows}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def decibels(noise: float) -> float | None:
@@ -110,8 +116,12 @@ def with_noise_inputs(g: Graph, layers: Sequence[str]) -> tuple[Graph, dict[str,
     return twin, inputs
 
 
-def costs_of(layers: Sequence[str], noises: Mapping[str, float], want: Sequence[Array],
-             found: Mapping[str, Sequence[Array]]) -> tuple[Cost, ...]:
-    """want: the float outputs.  found: layer -> the outputs with its noise alone."""
-    return tuple(Cost(layer, noises[layer], tuple(noise_of(a, b) for a, b in zip(want, found[layer])))
-                 for layer in layers)
+def cost_of(layer: str, noise: float, want: Sequence[Array], alone: Sequence[Array], whole: Sequence[Array]) -> Cost:
+    """want: the float outputs.  alone: those with the noise of this layer.  whole: those with all layers quantized."""
+    powers, alongs = [], []
+    for value, moved, found in zip(want, alone, whole):
+        d, error = (moved - value).astype(np.float64), (found - value).astype(np.float64)
+        signal = float(np.square(value.astype(np.float64)).sum()) or 1.0
+        powers.append(float(np.square(d).sum()) / signal)
+        alongs.append(float((d * error).sum()) / signal)
+    return Cost(layer, noise, float(np.mean(powers)), float(np.mean(alongs)))

@@ -64,7 +64,7 @@ def _changed(before: Mapping[str, str], after: Mapping[str, str], whole: object)
 
 def _ranges(before: Mapping[str, Range], after: Mapping[str, Range], beyond: float) -> Iterator[dict[str, Any]]:
     """Those that differ, the largest change first; what only one has comes last."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in {**before, **after}:
         a, b = before.get(name), after.get(name)
         percent = None if a is None or b is None else _percent(a, b)
@@ -91,7 +91,7 @@ def _shown(found: Range | None) -> str | None:
 
 def _codes(before: Mapping[str, Array], after: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
     """Parameters of both models whose values differ, the largest part first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, a in before.items():
         b = after.get(name)
         if b is None or a.dtype != b.dtype:

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.budget import Budget, costs_of, judged_ports, noise_of, with_noise_inputs
-from qgraph.analysis.codes import drop_quantizers
+from qgraph.analysis.budget import Budget, cost_of, judged_ports, noise_of, with_noise_inputs
 from qgraph.arrays import Array
-from qgraph.commands.line import collect_table, pipeline, split
+from qgraph.commands.line import bound, collect_table, pipeline, split
 from qgraph.data.open import Data
 from qgraph.engines import Engine
 from qgraph.errors import OptionError
@@ -29,6 +28,8 @@ from qgraph.quant.table import CalibrationTable
 from qgraph.quant.weights import weight_params
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import Tensor
+from qgraph.targets.base import Spec
+from qgraph.targets.registry import get_target
 
 TARGET = "mxnet-sim"
 IMAGES = 8  # on which outputs are judged
@@ -56,9 +57,14 @@ class Trial:
             raise OptionError("nothing is quantized: every layer is excluded or stays in float")
         self.table = table if table is not None and table.graph_hash == self.float_graph.digest() else \
             collect_table(self.float_graph, data, self.options, None, progress, ())
-        run_pass(Calibrate(table=self.table), self.quantized)
+        run_pass(bound(Calibrate(), table=self.table), self.quantized)
         self.feeds: Mapping[str, Array] = _first(data, images)
         self.images = len(next(iter(self.feeds.values())))
+
+    @property
+    def spec(self) -> Spec:
+        """What the simulated target can carry."""
+        return get_target(TARGET).spec
 
     @cached_property
     def layers(self) -> list[str]:
@@ -77,15 +83,23 @@ class Trial:
     def want(self) -> list[Array]:
         return self._float_values[1]
 
-    def noise(self, g: Graph) -> tuple[float, ...]:
-        """Of each output of a variant of the quantized graph, in exact arithmetic."""
-        found = Reference(g, judged_ports(g), run_op=self.engine.run_op).run(self.feeds)
-        return tuple(noise_of(a, b) for a, b in zip(self.want, found))
+    def outputs(self, g: Graph) -> list[Array]:
+        """What is judged of a variant of the quantized graph, in exact arithmetic."""
+        return Reference(g, judged_ports(g), run_op=self.engine.run_op).run(self.feeds)
+
+    def noise(self, g: Graph) -> float:
+        """The mean noise of the outputs of a variant."""
+        return float(np.mean([noise_of(a, b) for a, b in zip(self.want, self.outputs(g))]))
 
     @cached_property
-    def measured(self) -> tuple[float, ...]:
-        """The noise of each output, all layers quantized."""
-        return self.noise(self.quantized)
+    def whole(self) -> list[Array]:
+        """The outputs with all layers quantized."""
+        return self.outputs(self.quantized)
+
+    @cached_property
+    def measured(self) -> float:
+        """Their mean noise."""
+        return float(np.mean([noise_of(a, b) for a, b in zip(self.want, self.whole)]))
 
     @cached_property
     def local(self) -> dict[str, Array]:
@@ -103,14 +117,15 @@ class Trial:
         twin, inputs = with_noise_inputs(self.float_graph, asked)
         run = self.engine(twin, watch=judged_ports(twin))
         silent = {name: np.zeros_like(self.local[layer]) for layer, name in inputs.items()}
-        found = {}
+        values = self._float_values[0]
+        costs = []
         for number, layer in enumerate(asked):
-            found[layer] = run.run({**self.feeds, **silent, inputs[layer]: self.local[layer]})
+            alone = run.run({**self.feeds, **silent, inputs[layer]: self.local[layer]})
+            noise = noise_of(values[layer], values[layer] + self.local[layer])
+            costs.append(cost_of(layer, noise, self.want, alone, self.whole))
             if self.progress:
                 self.progress("measuring sensitivities", number + 1, len(asked))
-        values = self._float_values[0]
-        noises = {layer: noise_of(values[layer], values[layer] + self.local[layer]) for layer in asked}
-        return Budget(costs_of(asked, noises, self.want, found), self.measured)
+        return Budget(tuple(costs), self.measured)
 
     # ---- variants ----
 
@@ -132,33 +147,55 @@ class Trial:
         array = g.param(g.inputs(weight)[0])
         assert array is not None
         weight.quant = weight_params(weight.name, array, dataclasses.replace(_spec(weight), bits=bits))
-        low, high = self.range_of(layer)
-        return self._with_input(g, node, low, high, bits)
+        fq = g.inputs(node)[0].node
+        if fq.op == "fake_quantize":
+            spec = dataclasses.replace(_spec(fq), bits=bits)
+            own = g.add("fake_quantize", [g.inputs(fq)[0]], f"{fq.name}_{node.name}",
+                        quant=with_range(spec, *self.range_of(g.inputs(fq)[0].key)))
+            g.set_input(node, 0, own)
+            g.prune()
+        return g
 
-    def with_range(self, layer: str, low: float, high: float) -> Graph:
-        """The input of this layer in another range, for this reader alone."""
-        g, node = self._copy(layer)
-        return self._with_input(g, node, low, high, None)
+    def with_range(self, tensor: str, low: float, high: float) -> Graph:
+        """A tensor in another range, for all its readers."""
+        g = self.quantized.copy()
+        for fq in g.nodes("fake_quantize"):
+            if g.inputs(fq)[0].key == tensor:
+                fq.quant = with_range(dataclasses.replace(_spec(fq), signed=self.spec.signed(self.options.act_signed)),
+                                      low, high)
+        return g
 
-    def range_of(self, layer: str) -> tuple[float, float]:
-        """The chosen range of what this layer reads."""
-        _, node = self._copy(layer)
-        entry = self.table.entries[self.input_of(layer)]
+    def range_of(self, tensor: str) -> tuple[float, float]:
+        """As it was chosen."""
+        entry = self.table.entries[tensor]
         return entry.low, entry.high
 
     def input_of(self, layer: str) -> str:
-        """The tensor that this layer reads in codes."""
-        g = self.quantized
-        node = next(n for n in g.toposort() if n.name == layer)
-        return g.inputs(g.inputs(node)[0].node)[0].key
-
-    def _with_input(self, g: Graph, node: Node, low: float, high: float, bits: int | None) -> Graph:
+        """The tensor that this layer reads in codes, "" if it reads floats."""
+        g, node = self._copy(layer)
         fq = g.inputs(node)[0].node
-        spec = _spec(fq) if bits is None else dataclasses.replace(_spec(fq), bits=bits)
-        own = g.add("fake_quantize", [g.inputs(fq)[0]], f"{fq.name}_{node.name}", quant=with_range(spec, low, high))
-        g.set_input(node, 0, own)
-        g.prune()
-        return g
+        return g.inputs(fq)[0].key if fq.op == "fake_quantize" else ""
+
+    def before(self, layer: str) -> list[str]:
+        """The quantized layers whose outputs this one reads, past ops that have no weights."""
+        g, node = self._copy(layer)
+        known, found, pending = set(self.layers), list[str](), [port.node for port in g.inputs(node)]
+        seen = set(pending)
+        while pending:
+            source = pending.pop()
+            if source.name in known:
+                found.append(source.name)
+                continue
+            fresh = [port.node for port in g.inputs(source) if port.node not in seen]
+            seen.update(fresh)
+            pending += fresh
+        return found
+
+    def at_layer(self, layer: str) -> float:
+        """The noise of its output, all layers quantized: its own and what arrives."""
+        g, node = self._copy(layer)
+        found = Reference(g, [Port(node)], run_op=self.engine.run_op).run(self.feeds)[0]
+        return noise_of(self._float_values[0][layer], found)
 
     def _copy(self, layer: str) -> tuple[Graph, Node]:
         g = self.quantized.copy()
