@@ -40,12 +40,12 @@ def trial_of(name: str, images: int) -> Trial:
 
 def against_leaving_out(trial: Trial) -> Mapping[str, Any]:
     """{"budget", "truth": layer -> the part of the noise that leaving it in float takes away, the largest first, as
-    predicted and as measured; "uncorrelated", "shares": sums of the budget as multiples of the measured noise}"""
+    predicted and as measured; "predicted", "uncorrelated": sums of the budget as multiples of the measured noise}"""
     budget = trial.budget()
     without = {layer: 1 - _noise(trial, trial.without(layer)) / budget.noise for layer in trial.layers}
     return {"budget": {cost.layer: cost.taken / budget.noise for cost in budget.ranked()},
             "truth": dict(sorted(without.items(), key=lambda row: -row[1])),
-            "uncorrelated": budget.powers / budget.noise, "shares": sum(map(budget.share, budget.costs))}
+            "uncorrelated": budget.powers / budget.noise, "predicted": budget.predicted / budget.noise}
 
 
 def _noise(trial: Trial, g: Graph) -> float:
@@ -64,7 +64,8 @@ def main() -> None:
         start = time.perf_counter()
         found = against_leaving_out(trial)
         print(f"{name}: {len(trial.layers)} layers, {args.images} images, {time.perf_counter() - start:.0f} s; "
-              f"sum of powers {found['uncorrelated']:.2f} of the measured noise, of shares {found['shares']:.2f}")
+              f"predicted noise {found['predicted']:.2f} of the measured one ({found['uncorrelated']:.2f} if no errors "
+              "were correlated)")
         for title in ("budget", "truth"):
             print(f"  {title:<9} " + ", ".join(f"{layer} {100 * part:.1f} %"
                                                for layer, part in [*found[title].items()][:FIRST + 2]))

@@ -35,7 +35,10 @@ FED = {"preprocess": "imagenet", "resize": SIDE, "crop": SIDE}
 
 @dataclass
 class Patient:
-    """A model and its images. pixels: uint8 images (N, H, W, 3), or ready floats.  extra: arrays beside its own."""
+    """A model and its images. pixels: uint8 images (N, H, W, 3), or ready floats.  extra: arrays beside its own.
+
+    looked_at: whether the doctor is given the images.
+    """
 
     g: Graph
     pixels: np.ndarray
@@ -43,6 +46,7 @@ class Patient:
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    looked_at: bool = True
 
     def scale(self, name: str, index: Any, factor: float) -> None:
         self.g.params[name][index] *= factor
@@ -58,8 +62,8 @@ class Patient:
         with open(folder / "net-0000.params", "wb") as stream:
             dump_params(stream, arrays)
         np.savez(folder / "images.npz", data=self.pixels)
-        return doctor(str(folder / "net"), str(folder / "images.npz"), targets=self.targets,
-                      options=FreezeOptions(**self.fed))
+        return doctor(str(folder / "net"), str(folder / "images.npz") if self.looked_at else None,
+                      targets=self.targets, options=FreezeOptions(**self.fed))
 
 
 def healthy(middle: str = "relu", head: str = "") -> Patient:
@@ -122,8 +126,9 @@ def _fed(**given: Any) -> Patient:
     return patient
 
 
-def _with(change: Callable[[Patient], None], **built: str) -> Patient:
+def _with(change: Callable[[Patient], None], looked_at: bool = False, **built: str) -> Patient:
     patient = healthy(**built)
+    patient.looked_at = looked_at
     change(patient)
     return patient
 
@@ -191,9 +196,9 @@ SICK: Mapping[str, Sick] = {
                           "conv1", "prune"),
     "a dominating channel": Sick(lambda: _with(lambda p: p.scale("bn1_gamma", 5, 200)), "dominating-channels",
                                  "warning", "conv1", "--effort best"),
-    "a dominating channel of a tensor": Sick(lambda: _with(lambda p: p.scale("bn1_gamma", 5, 30)),
+    "a dominating channel of a tensor": Sick(lambda: _with(lambda p: p.scale("bn1_gamma", 5, 30), True),
                                              "dominating-channels", "warning", "act1", "--effort best"),
-    "uneven channels": Sick(lambda: _with(_uneven), "uneven-channels", "warning", "act1", "--effort best"),
+    "uneven channels": Sick(lambda: _with(_uneven, True), "uneven-channels", "warning", "act1", "--effort best"),
     "NaN": Sick(lambda: _with(lambda p: p.put("conv1_weight", (3, 2, 1, 1), np.nan)), "not-finite", "error",
                 "conv1_weight", "--epoch"),
     "a huge weight": Sick(lambda: _with(lambda p: p.put("fc_weight", (0, 0), 1e20)), "huge", "error", "fc_weight",
@@ -204,11 +209,13 @@ SICK: Mapping[str, Sick] = {
                               "export the network again"),
     "missing params": Sick(lambda: _with(_missing), "missing-parameters", "error", "bn1_gamma", "--params"),
     "extra params": Sick(lambda: _with(_extra), "unused-parameters", "warning", "old_fc_weight", "one export"),
-    "params of another shape": Sick(lambda: _with(_misshapen), "shapes", "error", "conv1", "--params"),
+    "params of another shape": Sick(lambda: _with(_misshapen, True), "shapes", "error", "conv1", "--params"),
     "tiny gammas": Sick(lambda: _with(_tiny_gammas, head="bn"), "tiny-gammas", "warning", "bn_fc", "--exclude fc"),
-    "an exploding image": Sick(lambda: _with(_exploding), "exploding-range", "warning", "images.npz[7]", "--skip"),
+    "an exploding image": Sick(lambda: _with(_exploding, True), "exploding-range", "warning", "images.npz[7]",
+                               "--skip"),
     "sums beyond int32": Sick(lambda: _with(_long_sum), "overflow", "warning", "long", "--exclude long"),
-    "an activation in float": Sick(lambda: healthy(middle="leaky"), "integer-flow", "note", "act1", "relu or clip"),
+    "an activation in float": Sick(lambda: _with(lambda p: None, middle="leaky"), "integer-flow", "note", "act1",
+                                   "relu or clip"),
     "an op without a target": Sick(lambda: _with(_upsampled), "refused", "error", "tengine", "--outputs"),
 }
 

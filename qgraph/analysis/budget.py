@@ -51,10 +51,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """costs: of the layers, in the order of the network.  noise: of the outputs, |D|^2, all layers quantized."""
+    """costs: of the layers, in the order of the network.  noise: of the outputs, |D|^2, all layers quantized.
+
+    predicted: the same of the sum of all d, which is what first order says of these layers.
+    """
 
     costs: tuple[Cost, ...]
     noise: float
+    predicted: float
 
     @property
     def powers(self) -> float:
@@ -74,7 +78,7 @@ class Budget:
         rows = [{"layer": cost.layer, "share": _short(self.share(cost)),
                  "taken": _short(cost.taken / (self.noise or 1.0)), "sensitivity": _short(cost.sensitivity),
                  "noise_db": decibels(cost.noise)} for cost in self.ranked()]
-        return {"measured_db": decibels(self.noise), "uncorrelated_db": decibels(self.powers), "layers": rows}
+        return {"measured_db": decibels(self.noise), "predicted_db": decibels(self.predicted), "layers": rows}
 
 
 def _short(value: float) -> float:
@@ -116,12 +120,26 @@ def with_noise_inputs(g: Graph, layers: Sequence[str]) -> tuple[Graph, dict[str,
     return twin, inputs
 
 
-def cost_of(layer: str, noise: float, want: Sequence[Array], alone: Sequence[Array], whole: Sequence[Array]) -> Cost:
-    """want: the float outputs.  alone: those with the noise of this layer.  whole: those with all layers quantized."""
-    powers, alongs = [], []
-    for value, moved, found in zip(want, alone, whole):
-        d, error = (moved - value).astype(np.float64), (found - value).astype(np.float64)
-        signal = float(np.square(value.astype(np.float64)).sum()) or 1.0
-        powers.append(float(np.square(d).sum()) / signal)
-        alongs.append(float((d * error).sum()) / signal)
-    return Cost(layer, noise, float(np.mean(powers)), float(np.mean(alongs)))
+class Account:
+    """Adds up costs. want: the float outputs.  whole: those with all layers quantized."""
+
+    def __init__(self, want: Sequence[Array], whole: Sequence[Array]) -> None:
+        self._want = [value.astype(np.float64) for value in want]
+        self._errors = [found - value for value, found in zip(self._want, whole)]
+        self._signals = [float(np.square(value).sum()) or 1.0 for value in self._want]
+        self._sums = [np.zeros_like(value) for value in self._want]
+        self._costs: list[Cost] = []
+
+    def add(self, layer: str, noise: float, alone: Sequence[Array]) -> None:
+        """noise: of the layer's own output.  alone: the outputs with the error of this layer."""
+        moved = [found - value for value, found in zip(self._want, alone)]
+        for total, d in zip(self._sums, moved):
+            total += d
+        self._costs.append(Cost(layer, noise, self._part(moved, moved), self._part(moved, self._errors)))
+
+    def budget(self) -> Budget:
+        return Budget(tuple(self._costs), self._part(self._errors, self._errors), self._part(self._sums, self._sums))
+
+    def _part(self, a: Sequence[Array], b: Sequence[Array]) -> float:
+        """a . b as a part of the signal, the mean over the outputs."""
+        return float(np.mean([float((x * y).sum()) / signal for x, y, signal in zip(a, b, self._signals)]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qgraph.analysis.budget import Budget, cost_of, judged_ports, noise_of, with_noise_inputs
+from qgraph.analysis.budget import Account, Budget, judged_ports, noise_of, with_noise_inputs
 from qgraph.arrays import Array
 from qgraph.commands.line import bound, collect_table, pipeline, split
 from qgraph.data.open import Data
@@ -118,14 +118,13 @@ class Trial:
         run = self.engine(twin, watch=judged_ports(twin))
         silent = {name: np.zeros_like(self.local[layer]) for layer, name in inputs.items()}
         values = self._float_values[0]
-        costs = []
+        account = Account(self.want, self.whole)
         for number, layer in enumerate(asked):
             alone = run.run({**self.feeds, **silent, inputs[layer]: self.local[layer]})
-            noise = noise_of(values[layer], values[layer] + self.local[layer])
-            costs.append(cost_of(layer, noise, self.want, alone, self.whole))
+            account.add(layer, noise_of(values[layer], values[layer] + self.local[layer]), alone)
             if self.progress:
                 self.progress("measuring sensitivities", number + 1, len(asked))
-        return Budget(tuple(costs), self.measured)
+        return account.budget()
 
     # ---- variants ----
 
