@@ -1,7 +1,8 @@
 """A network whose quantization can be tried in variants, on a few images: what `explain` and the budget measure on.
 
-Weights are rounded to the nearest codes and sums are exact, as for mxnet-sim with ``--effort fast``: what a change of
-one layer gives is seen without minutes of work, and without what kernels add.
+Weights are rounded to the nearest codes and sums are exact, as for mxnet-sim with ``--effort fast``, but for the layers
+that the user's target leaves in float: what a change of one layer gives is seen without minutes of work, and without
+what kernels add.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import run_pass
 from qgraph.options import FreezeOptions, Progress
 from qgraph.passes.calibrate import Calibrate
+from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.quant.spec import QParams, with_range
 from qgraph.quant.table import CalibrationTable
 from qgraph.quant.weights import weight_params
@@ -52,7 +54,9 @@ class Trial:
         for step in float_steps:
             run_pass(step, self.float_graph)
         self.quantized = self.float_graph.copy()
-        run_pass(quantizing[0], self.quantized)
+        verdicts = layer_verdicts(self.float_graph, get_target(options.target), options.exclude)
+        left = [node.name for node, why in verdicts.items() if why]  # by the target that the user means
+        run_pass(bound(quantizing[0], exclude=(*options.exclude, *left)), self.quantized)
         if not self.quantized.nodes("fake_quantize"):
             raise OptionError("nothing is quantized: every layer is excluded or stays in float")
         self.table = table if table is not None and table.graph_hash == self.float_graph.digest() else \

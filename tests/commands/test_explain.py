@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import DIGITS
 
@@ -14,6 +15,7 @@ from qgraph.commands.explain import explain
 from qgraph.commands.open_model import open_model
 from qgraph.commands.trial import Trial
 from qgraph.errors import CalibrationError, OptionError
+from qgraph.ir.graph import Graph, Port
 from qgraph.options import FreezeOptions
 from qgraph.passes.canonicalize import Canonicalize
 
@@ -88,6 +90,21 @@ def test_a_tensor_and_an_excluded_layer_are_explained(capsys: pytest.CaptureFixt
     assert "read by" in told and "by naive, u8" in told and "for onnx" in told and "error" not in told
     assert main(["explain", MODEL, "conv0", "--exclude", "conv0", "--num-calib", "8"]) == 0
     assert "float: excluded by 'conv0'" in capsys.readouterr().out
+
+
+def test_a_layer_that_the_target_leaves_in_float_costs_nothing() -> None:
+    g = Graph()
+    x = g.add("null", name="data")
+    for number in range(2):
+        weight = g.add_param(f"w{number}", np.random.default_rng(number).normal(size=(4, 4, 3)).astype(np.float32))
+        x = g.add("Convolution", [x, weight], f"c{number}", kernel=(3,), pad=(1,), num_filter=4, no_bias=True)
+        x = g.add("Activation", [x], f"a{number}", act_type="relu")
+    g.heads = [Port(x)]
+    images = np.random.default_rng(9).normal(size=(4, 4, 8)).astype(np.float32)
+    with pytest.raises(OptionError, match="nothing is quantized"):
+        explain(g, "c0", images, options=FreezeOptions(target="mxnet"))  # has no 1-D convolutions
+    found = explain(g, "c0", images, options=FreezeOptions(target="onnx"))
+    assert found["budget"]["own"] > 0 and found["became"][0]["arithmetic"].endswith("s8 per channel")
 
 
 @pytest.mark.parametrize(("name", "tensor", "words"), [
