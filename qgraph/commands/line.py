@@ -99,7 +99,7 @@ def quantize(g: Graph, steps: tuple[Pass, ...], ranges: Ranges, dump_dir: str = 
     known: what only a run can know, for the fields of the passes.
     """
     records = [] if records is None else records
-    before, after = _split_at_table(steps)
+    before, after = split_at_table(steps)
     PassManager(before, dump_dir, records).run(g)
     table = None
     if g.nodes("fake_quantize"):
@@ -114,8 +114,8 @@ def quantize(g: Graph, steps: tuple[Pass, ...], ranges: Ranges, dump_dir: str = 
     return table, after
 
 
-def _split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
-    """(passes before, passes from the first one that reads the calibration)"""
+def split_at_table(steps: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """(passes before, passes from the first one that reads the calibration): of the quantizing ones."""
     for at, step in enumerate(steps):
         if "table" in step.fields():
             return steps[:at], steps[at:]

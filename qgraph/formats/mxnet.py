@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Union
 
@@ -56,7 +56,7 @@ def load(symbol: object, params: object = None) -> Graph:
     g = _build(parse(text, where), where)
     g.prune()
     if params is not None:
-        arrays, source = _arrays(params)
+        arrays, source = read_arrays(params)
         _attach(g, arrays, source)
     restore(g)
     g.verify()
@@ -233,7 +233,7 @@ def _missing_slots(node: Node, found: int, version: int, here: str) -> list[str]
     return missing
 
 
-def _arrays(params: object) -> tuple[dict[str, np.ndarray], str]:
+def read_arrays(params: object) -> tuple[dict[str, np.ndarray], str]:
     """(arrays by bare name, what to call them in messages)"""
     if not isinstance(params, Mapping):
         if not isinstance(params, (str, bytes, os.PathLike)):
@@ -259,29 +259,34 @@ def _arrays(params: object) -> tuple[dict[str, np.ndarray], str]:
 
 def _attach(g: Graph, arrays: dict[str, np.ndarray], source: str) -> None:
     """Give the variables their arrays. Raises FormatError for parameters without one."""
-    unused = set(arrays)
-    order = g.toposort()
-    for node in order:
+    missing, unused = unmatched(g, arrays)
+    for node in g.toposort():
         if node.op == "null" and node.name in arrays:
             g.params[node.name] = arrays[node.name]
             node.attrs.clear()  # the array says it all
-            unused.discard(node.name)
-    missing: dict[str, str] = {}
-    for node in order:
-        for slot, port in zip(_slot_names(node), g.inputs(node)):
-            if slot in _PARAM_SLOTS and port.node.op == "null" and port.node.name not in arrays:
-                missing.setdefault(port.node.name, f"{port.node.name[:60]} ({slot} of {node.name[:60]})")
     if missing:
         hint = ""
         if not g.params and arrays:
             hint = f"; the file's names are of another kind ({', '.join(sorted(arrays)[:2])}): " \
                    "files of Gluon's save_parameters need export(), or belong to another symbol"
-        listed = ", ".join(list(missing.values())[:5]) + (", ..." if len(missing) > 5 else "")
+        shown = [f"{name[:60]} ({slot})" for name, slot in missing.items()]
+        listed = ", ".join(shown[:5]) + (", ..." if len(missing) > 5 else "")
         raise FormatError(f"{source}: no array for {len(missing)} of the symbol's parameters: {listed}{hint}")
     if unused:
-        names = sorted(unused)
-        log.info("%s: %d arrays are not used by the symbol: %s%s", source, len(names), ", ".join(names[:5]),
-                 ", ..." if len(names) > 5 else "")
+        log.info("%s: %d arrays are not used by the symbol: %s%s", source, len(unused), ", ".join(unused[:5]),
+                 ", ..." if len(unused) > 5 else "")
+
+
+def unmatched(g: Graph, names: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """(parameter of the symbol without an array -> "weight of conv0", names of arrays that it does not use)"""
+    order = g.toposort()
+    unused = set(names).difference(node.name for node in order if node.op == "null")
+    missing: dict[str, str] = {}
+    for node in order:
+        for slot, port in zip(_slot_names(node), g.inputs(node)):
+            if slot in _PARAM_SLOTS and port.node.op == "null" and port.node.name not in names:
+                missing.setdefault(port.node.name, f"{slot} of {node.name[:60]}")
+    return missing, sorted(unused)
 
 
 def _slot_names(node: Node) -> tuple[str, ...]:

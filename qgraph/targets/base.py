@@ -168,6 +168,11 @@ class Model(ABC):
         return False
 
     @property
+    def arrays(self) -> Mapping[str, Array]:
+        """Its parameters by name, for `qgraph diff`; {} where they cannot be told."""
+        return {}
+
+    @property
     def heads(self) -> Sequence[Hashable]:
         """What to watch for the outputs."""
         return self.outputs

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from qgraph.arrays import Array
 from qgraph.errors import OptionError
 from qgraph.files import Content
 from qgraph.formats.mxnet import checkpoint_files, to_mxnet
@@ -48,6 +49,10 @@ class MxnetModel(Model):
     @property
     def heads(self) -> list[Hashable]:
         return [*self.graph.heads]
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        return self.graph.params
 
     @property
     def op_counts(self) -> dict[str, int]:

@@ -72,6 +72,12 @@ class OnnxModel(Model):
         return {name: list(shape) or None for name, shape in self.inputs.items()}
 
     @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        from onnx import numpy_helper
+
+        return {t.name: numpy_helper.to_array(t) for t in self.proto.graph.initializer}
+
+    @property
     def op_counts(self) -> dict[str, int]:
         return dict(sorted(Counter(node.op_type for node in self.proto.graph.node).items()))
 
