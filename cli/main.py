@@ -24,6 +24,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "simulate": "What strategies of quantization would cost, one or a table of them.",
     "eval": "Accuracy of a model, and its agreement with another.",
     "compare": "Where a frozen model departs from the float one.",
+    "report": "The page of an earlier freeze, from its PREFIX.report.json.",
     "inspect": "What a model is made of, and what would be quantized.",
     "passes": "List the graph passes, or explain one.",
     "ops": "List the ops and where each is carried, or explain one.",
