@@ -30,7 +30,7 @@ def command(files: tuple[str, ...], output: str | None) -> None:
         raise OptionError(f"--output {output}: is one file, but there are {len(files)} reports; leave it out")
     pages = dict(map(page_of, files))
     if output is not None:
-        pages = {output: page for page in pages.values()}
+        pages = {output: next(iter(pages.values()))}
     for path in pages:
         check_output(path, [path], files)
     write_files(dict(pages))

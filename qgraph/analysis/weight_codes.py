@@ -19,8 +19,7 @@ DEAD, DOMINATING = 1e-6, 8.0
 
 def weight_codes(g: Graph, layer: Node) -> dict[str, Any] | None:
     """{"channels", "per": how many of them a number below stands for, "largest": weight of each channel, "scales": of
-    each, or one, "dead", "dominating": how many, "codes": how many the weight uses, "of", "at_ends": percent of the
-    weights that have the lowest or the highest code}, as plain data.
+    each, or one, "dead", "dominating": how many, "codes": how many the weight uses, of "of"}.
 
     Of several channels that share a number it is the largest.  None where the weight has no codes here.
     """
@@ -40,8 +39,7 @@ def weight_codes(g: Graph, layer: Node) -> dict[str, Any] | None:
     return {"channels": len(largest), "per": per, "largest": _shown(largest, per),
             "scales": [_short(scales[0])] if alike else _shown(np.asarray(scales, np.float64), per),
             "dead": int((largest <= DEAD * usual).sum()), "dominating": int((largest > DOMINATING * usual).sum()),
-            "codes": int(np.count_nonzero(counts)), "of": len(counts),
-            "at_ends": round(100 * float(counts[0] + counts[-1]) / weight.size, 3)}
+            "codes": int(np.count_nonzero(counts)), "of": len(counts)}
 
 
 def _by_channel(layer: Node, weight: Array) -> Array:

@@ -131,12 +131,11 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
             assert images is not None
             return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized))
 
-        steps.begin("calibrate")
         found = network.ranges(quantized, float_graph, given, observe)
         steps.begin("quantize")
         return found
 
-    steps.begin("quantize")
+    steps.begin("calibrate")
     table, after = quantize(g, network.quantizing, ranges, dump, records,
                             feeds=None if images is None else images.sample, run_op=engine.run_op,
                             original=float_graph, trained=frozenset(network.entries))
@@ -149,9 +148,9 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     noise = layer_noise(network, written, writing.feeds) if written.has_kernels else None
     frozen = Frozen(g, written, table, {}, opened.files, steps.seconds)
     frozen.report = report.build(
-        files=opened.files, original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts, table=table,
-        records=records, findings=[f for step in after for f in step.findings], options=options.to_dict(),
-        target=target, sizes=(opened.size, written.size), checks={
+        files=opened.files, original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts,
+        table=table, records=records, findings=[f for step in after for f in step.findings],
+        options=options.to_dict(), target=target, sizes=(opened.size, written.size), checks={
             **checked, "noise": noise,
             "ruin": ruin(checked["agreement"], network, written, writing.feeds, target, noise),
             **target.check(written, g, writing)})

@@ -12,8 +12,8 @@ from qgraph.targets.base import Feeds, Model
 
 
 def layer_noise(network: FloatNetwork, model: Model, feeds: Feeds | None) -> dict[str, Any] | None:
-    """{"images", "layers": rows of `compare`, then those outputs that are none of them, "worst": names of the layers that
-    add most}; None where it cannot be told.
+    """{"images", "layers": rows of `compare`, then those outputs that are none of them, "worst": names of the layers
+    that add most}; None where it cannot be told.
 
     feeds: some images.
     """

@@ -35,7 +35,7 @@ def build(*, files: Sequence[str], original: Graph, float_graph: Graph, graph: G
     files: of the model.  verdicts: layer -> why it stays in float.  findings: of limit-saturation.  sizes: bytes before
     and after.
     """
-    layers = [{**layer, "weights": weight_codes(graph, node)} for node, layer in zip(_quantized(graph), quantized_layers(graph))]
+    layers = quantized_layers(graph)
     ranges = tensors(graph, table)
     return {
         "format": FORMAT,
@@ -49,6 +49,8 @@ def build(*, files: Sequence[str], original: Graph, float_graph: Graph, graph: G
         "ops": {"before": MxnetModel(original).op_counts, "after": model.op_counts},
         "passes": [{"name": r.name, "changed": r.changed, "nodes": r.nodes, "ops": dict(r.ops)} for r in records],
         "quantized": layers,
+        "layers": {node.name: {"reads": [graph.inputs(fq)[0].key for fq in _data_quantizers(graph, node)],
+                               "weights": weight_codes(graph, node)} for node in _quantized(graph)},
         "float": _left_in_float(graph, {layer["name"] for layer in layers}, verdicts,
                                 {node.name: why for node, why in target.doubts(float_graph).items()}),
         "saturation": [finding.to_dict() for finding in findings],
@@ -96,18 +98,20 @@ def _quantized(g: Graph) -> list[Node]:
     return [node for node in g.toposort() if ops.kind(node) == ops.COMPUTE and is_quantized(g, node)]
 
 
+def _data_quantizers(g: Graph, layer: Node) -> list[Node]:
+    """Those whose codes a layer reads, each once."""
+    return list(dict.fromkeys(quantizers_behind(g, g.inputs(layer)[0])))
+
+
 def quantized_layers(g: Graph) -> list[dict[str, Any]]:
-    """Layers with integer weights, in order: name, op, the user's nodes in it, types of data and weight, what it reads.
-    """
+    """Layers with integer weights, in order: name, op, the user's nodes in it, types of data and weight."""
     found = []
     for node in _quantized(g):
-        behind = quantizers_behind(g, g.inputs(node)[0])
-        data = next(iter(behind), None)
+        data = next(iter(_data_quantizers(g, node)), None)
         weight, granularity = _weight_types(g, node)
         found.append({"name": node.name, "op": node.op, "origin": list(node.origin or (node.name,)),
                       "data": data.quant.dtype if data is not None and data.quant else "float",
-                      "weight": weight, "granularity": shown_granularity(granularity),
-                      "reads": list(dict.fromkeys(g.inputs(fq)[0].key for fq in behind))})
+                      "weight": weight, "granularity": shown_granularity(granularity)})
     return found
 
 

@@ -1,4 +1,4 @@
-"""`qgraph report`: the page of a report that was written before. Its file is untrusted: bounded, and every part checked."""
+"""`qgraph report`: the page of a report that was written before, whose file is untrusted."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _SHAPE: Mapping[str, Any] = {
     "model": [{"file": _TEXT, "sha256": _TEXT}],
     "ops": {"before": {"*": _NUMBER}, "after": {"*": _NUMBER}},
     "passes": [{"name": _TEXT, "changed": _NUMBER, "nodes": _NUMBER, "ops": {"*": _NUMBER}}],
-    "quantized": [{"name": _TEXT, "op": _TEXT, "origin": [_TEXT], "data": _TEXT, "weight": _TEXT, "granularity": _TEXT,
-                   "reads": [_TEXT], "weights": Optional({
-                       "channels": _NUMBER, "per": _NUMBER, "largest": _NUMBERS, "scales": _NUMBERS, "dead": _NUMBER,
-                       "dominating": _NUMBER, "codes": _NUMBER, "of": _NUMBER, "at_ends": _NUMBER})}],
+    "quantized": [{"name": _TEXT, "op": _TEXT, "origin": [_TEXT], "data": _TEXT, "weight": _TEXT, "granularity": _TEXT}],
+    "layers": {"*": {"reads": [_TEXT], "weights": Optional({
+        "channels": _NUMBER, "per": _NUMBER, "largest": _NUMBERS, "scales": _NUMBERS, "dead": _NUMBER,
+        "dominating": _NUMBER, "codes": _NUMBER, "of": _NUMBER})}},
     "float": [{"name": _TEXT, "op": _TEXT, "reason": _TEXT}],
     "saturation": [{"layer": _TEXT, "missed_percent": _NUMBER, "chosen": _NUMBER, "why": _TEXT}],
     "tensors": {"*": {"dtype": _TEXT, "low": _NUMBER, "high": _NUMBER, "scale": (int, float, list), "source": [_TEXT],
@@ -50,14 +50,15 @@ _SHAPE: Mapping[str, Any] = {
     "calibration": Optional({"method": _TEXT, "images": _NUMBER, "data": _TEXT, "preprocess": {}}),
     "size": {"before": (int,), "after": (int,)},
     "agreement": Optional({
-        "images": _NUMBER, "worst": _TEXT, "data": _TEXT, "calibrated_on_it": (bool,), "sqnr_db": _DB, "cosine": _NUMBER,
-        "with": Optional(_TEXT),
+        "images": _NUMBER, "worst": _TEXT, "data": _TEXT, "calibrated_on_it": (bool,), "with": Optional(_TEXT),
+        "sqnr_db": _DB, "cosine": _NUMBER,
         "outputs": [{"name": _TEXT, "task": _TEXT, "sqnr_db": _DB, "cosine": _NUMBER, "max_error": _NUMBER}],
         "tasks": [{"task": _TEXT, "outputs": [_TEXT], "main": _TEXT, "metrics": {"*": _DB}}]}),
     "departure": Optional({
         "images": _NUMBER, "within_one": _NUMBER, "layers": {"*": {"within_one": _NUMBER, "max": _NUMBER}},
         "codes": {"*": {"used": _NUMBER, "of": _NUMBER, "at_ends": _NUMBER, "counts": _NUMBERS}}}),
-    "noise": Optional({"images": _NUMBER, "layers": [{"name": _TEXT, "op": _TEXT, "sqnr_db": _DB, "added_noise": _DB}]}),
+    "noise": Optional({"images": _NUMBER,
+                       "layers": [{"name": _TEXT, "op": _TEXT, "sqnr_db": _DB, "added_noise": _DB}]}),
     "ruin": Optional({"outputs": [{"names": [_TEXT], "metric": _TEXT, "value": _DB, "least": _NUMBER}],
                       "layers": [_TEXT], "try": [_TEXT]}),
     "budget": Optional({"shares": {"*": _NUMBER}}),
@@ -110,8 +111,8 @@ def _check_sense(report: dict[str, Any], path: str) -> None:
         "tensors: a scale is no number and no two": all(
             not isinstance(row["scale"], list) or len(row["scale"]) == 2 and {*map(type, row["scale"])} <= {*_NUMBER}
             for row in report["tensors"].values()),
-        "quantized: a weight has no scale": all(
-            row["weights"] is None or row["weights"]["scales"] for row in report["quantized"]),
+        "layers: a weight has no scale": all(
+            row["weights"] is None or row["weights"]["scales"] for row in report["layers"].values()),
         "agreement: a task has no main metric": agreement is None or bool(agreement["tasks"]) and all(
             row["main"] in row["metrics"] for row in agreement["tasks"]),
         "departure: a tensor has no codes": departure is None or all(

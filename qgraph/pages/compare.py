@@ -17,9 +17,9 @@ def compare_page(found: Mapping[str, Any], a: str, b: str) -> str:
     added = [row for row in rows if row["added_noise"]]
     tasks = [{**row, "shown": [(title(name), with_unit(name, value)) for name, value in row["metrics"].items()]}
              for row in judged["tasks"] if row["task"] != "values"]
-    data = {"layers": {}, "network": None,
-            "noise": [{"name": row["name"], "id": row["id"], "sqnr": row["sqnr_db"], "added": row["added_noise"]}
-                      for row in rows]}
+    data: dict[str, Any] = {"layers": {}, "network": None,
+            "noise": [{"name": row["name"], "id": row["id"], "at": number, "sqnr": row["sqnr_db"],
+                       "added": row["added_noise"]} for number, row in enumerate(rows, 1)]}
     return render("compare.html.j2", {
         "found": found, "a": a, "b": b, "rows": rows, "outputs": judged["outputs"], "tasks": tasks,
         "worst": sorted(added, key=lambda row: (-row["added_noise"], row["name"]))[:5]}, data)

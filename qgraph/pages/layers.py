@@ -31,7 +31,7 @@ def layer_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                "origin": [], "reads": [], "weights": None, "sqnr_db": None, "added": None, "compared": False}
         if name in quantized:
             layer = quantized[name]
-            row.update(op=layer["op"], kind=INT8, weights=layer["weights"], reads=layer["reads"],
+            row.update(op=layer["op"], kind=INT8, **report["layers"].get(name, {}),
                        arithmetic=f"{layer['data']} × {layer['weight']} per {layer['granularity']}",
                        origin=[one for one in layer["origin"] if one != name])
         elif name in left:

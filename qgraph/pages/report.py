@@ -9,7 +9,7 @@ from typing import Any
 from qgraph.files import size_text
 from qgraph.pages.layers import cells, charts, layer_rows
 from qgraph.pages.network import boxes
-from qgraph.pages.page import anchor, render
+from qgraph.pages.page import render
 from qgraph.tasks.words import title, with_unit
 
 _SWITCHES = {"merge_bn": "--no-merge-bn", "float_check": "--no-float-check"}  # options that are given by being left out
@@ -23,8 +23,8 @@ def report_page(report: Mapping[str, Any]) -> str:
     noise = (report["noise"] or {"layers": []})["layers"]
     network = None if report["network"] is None else boxes(report["network"], cells(rows))
     data = {"layers": {row["id"]: charts(row) for row in rows}, "network": network,
-            "noise": [{"name": row["name"], "id": anchor(row["name"]), "sqnr": row["sqnr_db"],
-                       "added": row["added_noise"]} for row in noise]}
+            "noise": [{"name": row["name"], "id": row["id"], "at": number, "sqnr": row["sqnr_db"],
+                       "added": row["added"]} for number, row in enumerate(rows, 1) if row["compared"]]}
     return render("report.html.j2", {
         "report": report, "rows": rows, "name": _name(report), "sentence": _sentence(report), "tiles": _tiles(report),
         "outputs": _outputs(report), "tasks": _tasks(report), "ruined": _ruined(report), "worst": _worst(noise),
@@ -63,9 +63,11 @@ def _sentence(report: Mapping[str, Any]) -> str:
     agreement = report["agreement"]
     if agreement:
         first = agreement["tasks"][0]
-        value = with_unit(first["main"], first["metrics"][first["main"]])
-        told.append(f"{value} {title(first['main'])} agreement with {agreement.get('with', 'the float model')} on "
-                    f"{agreement['images']} images")
+        value = f"{with_unit(first['main'], first['metrics'][first['main']])} {title(first['main'])}"
+        if first["task"] == "values":
+            value = f"the worst output, {agreement['worst']}, has {with_unit('sqnr_db', agreement['sqnr_db'])} in"
+        told.append(f"{value} agreement with {agreement.get('with') or 'the float model'} on {agreement['images']} "
+                    "images")
     sizes = report["size"]
     told.append(f"{size_text(sizes['before'])} became {size_text(sizes['after'])}")
     return "; ".join(told) + "."

@@ -21,7 +21,7 @@ from qgraph.cli.main import COMMANDS, cli, main
 from qgraph.options import FreezeOptions
 from qgraph.targets.registry import option_fields
 
-SUFFIXES = ("-symbol.json", "-0000.params", ".calib.json", ".report.json")
+SUFFIXES = ("-symbol.json", "-0000.params", ".calib.json", ".report.json", ".report.html")
 
 
 @pytest.fixture
@@ -51,13 +51,19 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
 # ---- what goes right ------------------------------------------------------------------------------------------------
 
 @pytest.mark.mxnet
-def test_freeze_writes_four_files_and_says_so(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_freeze_writes_its_files_and_says_so(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import mxnet as mx
-    assert main(["freeze", "net-symbol.json", "--exclude", "conv0", "--calib", "kl"]) == 0
+    freeze = ["freeze", "net-symbol.json", "--exclude", "conv0", "--calib", "kl"]
+    assert main(freeze) == 0
     out, err = lines_of(capsys)
     assert [line.split()[-1] for line in out if line.startswith("wrote")] == [f"net-quantized{s}" for s in SUFFIXES]
     assert any(line.startswith("quantized") and "8 of 9" in line and "conv0" in line for line in out)
+    assert any(line.startswith("time ") and "calibrate" in line for line in out)
+    assert len(out) + len(err) <= 24 and not any("fold-bn" in line for line in err)
+    assert main([*freeze, "-v"]) == 0
+    _, err = lines_of(capsys)
     assert any("fold-bn" in line for line in err) and any("excluded by 'conv0'" in line for line in err)
+    assert {"layers", "ranges", "ops"} <= {line.strip() for line in err}
     module = mx.mod.Module.load("net-quantized", 0, data_names=["data"], label_names=None)
     module.bind(data_shapes=[("data", (2, 1, 24, 24))], for_training=False)
 

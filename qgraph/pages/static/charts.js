@@ -8,7 +8,7 @@ const digits = value => value === 0 ? "0" : Math.abs(value) >= 1e5 || Math.abs(v
 
 function axis(label, more) {
   return Object.assign({
-    label, labelSize: 18, labelGap: 0, size: 52, gap: 4, font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif",
+    label, labelSize: 18, labelGap: 0, size: 60, gap: 4, font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif",
     stroke: colour("soft"), grid: {stroke: colour("grid"), width: 1}, ticks: {stroke: colour("grid"), width: 1},
     values: (_, splits) => splits.map(value => value === null ? "" : digits(value)),
   }, more);
@@ -122,17 +122,18 @@ const drawers = {
 
 /* A chart over the layers: pointing at it tells the layer, a click goes to its details. */
 function along(plot, values, label, series, range) {
+  const places = data.noise.map(row => row.at);
   const readout = document.querySelector("[data-readout]");
   const said = row => `${row.name}: ${row.sqnr === null ? "equal" : digits(row.sqnr) + " dB"}`
     + (row.added === null ? "" : `, adds ${digits(row.added)}`);
   const chart = new uPlot({
     width: plot.clientWidth, height: 200, legend: {show: false}, padding: [8, 12, 0, 0],
     cursor: {sync: {key: "noise"}, drag: {x: false, y: false}, y: false, points: {show: false}},
-    scales: {x: {time: false, range: [-.7, values.length - .3]}, y: {range}},
-    axes: [axis("layer, in the order of the network", {size: 28, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500]}), axis(label)],
+    scales: {x: {time: false, range: [places[0] - .7, places[places.length - 1] + .7]}, y: {range}},
+    axes: [axis("layer, by its number in the table", {size: 28, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500]}), axis(label)],
     series: [{}, series],
     hooks: {setCursor: [u => { if (u.cursor.idx !== null) readout.textContent = said(data.noise[u.cursor.idx]); }]},
-  }, [values.map((_, number) => number), values], plot);
+  }, [places, values], plot);
   chart.over.addEventListener("click", () => {
     if (chart.cursor.idx !== null) location.hash = "#" + data.noise[chart.cursor.idx].id;
   });
