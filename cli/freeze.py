@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @click.option("--judge-data", metavar="PATH", help="Images to judge the result on.  [default: those of the calibration "
               "data that calibration does not take, where there are any]")
+@click.option("--report-images", type=click.IntRange(0, 48), default=0, show_default=True, metavar="N",
+              help="Show N small images of the judged data, whose answers changed most, in the report.")
 @judge_options
 @image_options
 @effort_option

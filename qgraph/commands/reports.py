@@ -36,7 +36,8 @@ _SHAPE: Mapping[str, Any] = {
     "model": [{"file": _TEXT, "sha256": _TEXT}],
     "ops": {"before": {"*": _NUMBER}, "after": {"*": _NUMBER}},
     "passes": [{"name": _TEXT, "changed": _NUMBER, "nodes": _NUMBER, "ops": {"*": _NUMBER}}],
-    "quantized": [{"name": _TEXT, "op": _TEXT, "origin": [_TEXT], "data": _TEXT, "weight": _TEXT, "granularity": _TEXT}],
+    "quantized": [{"name": _TEXT, "op": _TEXT, "origin": [_TEXT], "data": _TEXT, "weight": _TEXT,
+                   "granularity": _TEXT}],
     "layers": {"*": {"reads": [_TEXT], "weights": Optional({
         "channels": _NUMBER, "per": _NUMBER, "largest": _NUMBERS, "scales": _NUMBERS, "dead": _NUMBER,
         "dominating": _NUMBER, "codes": _NUMBER, "of": _NUMBER})}},
