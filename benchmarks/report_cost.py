@@ -2,9 +2,9 @@
 
     python benchmarks/report_cost.py [--calib kl] [--target onnx] [--images 100]
 
-Of the CPU time of a freeze with its defaults: the noise along the network, the histograms that are shown with the ranges of
-other methods, and the page.  MobileNet v1 and a detector of $QGRAPH_CASES, and a ResNet-50 with random weights where GluonCV
-is installed (its page is the largest; two images, least effort).
+Of the CPU time of a freeze with its defaults: the noise along the network, histograms that are shown with the ranges of
+other methods, and the page.  MobileNet v1 and a detector of $QGRAPH_CASES, and a ResNet-50 with random weights where
+GluonCV is installed (its page is the largest; two images, least effort).
 """
 
 from __future__ import annotations

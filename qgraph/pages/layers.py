@@ -55,7 +55,7 @@ def _tensor(report: Mapping[str, Any], name: str) -> dict[str, Any] | None:
         return None
     histogram = report["histograms"].get(row["source"][0]) if len(row["source"]) == 1 else None
     codes = (report["departure"] or {"codes": {}})["codes"].get(name)
-    return {"name": name, **row, "histogram": histogram, "codes": codes,
+    return {"name": name, "sample": "", **row, "histogram": histogram, "codes": codes,
             "ranges": _ranges(row, histogram, (report["calibration"] or {"method": ""})["method"])}
 
 
