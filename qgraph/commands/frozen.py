@@ -54,8 +54,9 @@ class Frozen:
 
 
 def report_files(path: str, report: dict[str, Any]) -> dict[str, Content]:
-    """The report as JSON, and as a page to be looked at. path: of both without their ending."""
-    return {f"{path}.json": report_text(report), f"{path}.html": report_page(report)}
+    """The report as JSON, and the page of that JSON. path: of both without their ending."""
+    text = report_text(report)
+    return {f"{path}.json": text, f"{path}.html": report_page(json.loads(text))}
 
 
 def report_text(data: dict[str, Any]) -> str:

@@ -97,6 +97,7 @@ def read_report(path: str) -> dict[str, Any]:
     if report.get("version") != VERSION:
         raise FormatError(f"{path}: found a report of version {report.get('version', 1)!r:.20}, this qgraph shows "
                           f"{VERSION}; freeze again")
+    report = {**{key: None for key, shape in _SHAPE.items() if isinstance(shape, Optional)}, **report}
     _check(report, _SHAPE, path)
     _check_sense(report, path)
     return report
@@ -113,7 +114,7 @@ def _check_sense(report: dict[str, Any], path: str) -> None:
             not isinstance(row["scale"], list) or len(row["scale"]) == 2 and {*map(type, row["scale"])} <= {*_NUMBER}
             for row in report["tensors"].values()),
         "layers: a weight has no scale": all(
-            row["weights"] is None or row["weights"]["scales"] for row in report["layers"].values()),
+            not row.get("weights") or row["weights"]["scales"] for row in report["layers"].values()),
         "agreement: a task has no main metric": agreement is None or bool(agreement["tasks"]) and all(
             row["main"] in row["metrics"] for row in agreement["tasks"]),
         "departure: a tensor has no codes": departure is None or all(

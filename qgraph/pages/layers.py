@@ -63,7 +63,7 @@ def _ranges(row: Mapping[str, Any], histogram: Mapping[str, Any] | None, method:
     """[{"name", "low", "high", "chosen"}]: the range that was chosen, and those that other methods would have."""
     if histogram is None:
         observed = [{"name": "observed", "low": row["observed"][0], "high": row["observed"][1], "chosen": False}
-                    for _ in range("observed" in row)]
+                    for _ in range(bool(row.get("observed")))]
         return [*observed, {"name": "codes", "low": row["low"], "high": row["high"], "chosen": True}]
     return [*({"name": name, "low": low, "high": high, "chosen": name == method}
               for name, (low, high) in sorted(histogram["ranges"].items())),

@@ -101,7 +101,8 @@ def _outputs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _tasks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tasks of the outputs, each with its metrics by their titles."""
-    return [{**row, "shown": [(title(name), with_unit(name, value)) for name, value in row["metrics"].items()]}
+    return [{**row, "shown": [(title(name), with_unit(name, value)) for name, value in sorted(
+        row["metrics"].items(), key=lambda item: (item[0] != row["main"], item[0]))]}
             for row in (report["agreement"] or {"tasks": []})["tasks"] if row["task"] != "values"]
 
 

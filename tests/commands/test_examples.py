@@ -59,7 +59,7 @@ def test_the_page_has_images_only_where_they_are_allowed() -> None:
         report = qgraph.freeze(str(DIGITS / "digits-symbol.json"), options).report
         assert len(report["examples"]) == count
         page = report_page(report)
-        assert page.count("data:image/png;base64,") == count and ("class " in page) is bool(count)
+        assert page.count("data:image/png;base64,") == count and ("int8: <b>class " in page) is bool(count)
 
 
 def test_steps_add_up() -> None:

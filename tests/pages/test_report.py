@@ -147,7 +147,7 @@ def test_a_ruined_network_is_told_on_top_and_shares_have_a_column(report: dict[s
     assert "Share of error" not in report_page(report)
     report["budget"] = {"shares": {"digits_dense_fwd": 0.251}}
     shown = " ".join(Page(report_page(report)).texts)
-    assert "out: 12 % top-1, want at least 80 %" in shown and "Share of error, %" in shown
+    assert "out: top-1 12 %, want at least 80 %" in shown and "Share of error, %" in shown
     assert "25.1 % of the error of the outputs is its own" in shown
 
 

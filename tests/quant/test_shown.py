@@ -21,7 +21,7 @@ def test_counts_and_ranges(low: float, high: float) -> None:
     hist.update(values, ["a"])
     found = shown_histogram(hist, SPEC, "kl", *choose_range("kl", hist, SPEC))
     assert sum(found["counts"]) + found["zeros"] == len(values) and 30 < len(found["counts"]) <= SHOWN_BINS
-    assert (found["zeros"] >= 1000) is (low <= 0)
+    assert (found["zeros"] >= 1000) is (low <= 0 <= high)
     width = (found["high"] - found["low"]) / len(found["counts"])
     assert found["low"] == pytest.approx(low, abs=width) and found["high"] == pytest.approx(high, abs=width)
     middle = len(found["counts"]) // 2
