@@ -142,8 +142,10 @@ def tensors(g: Graph, table: CalibrationTable | None) -> dict[str, Any]:
         qp, source = fq.quant, g.inputs(fq)[0]
         if not isinstance(qp, QParams) or qp.bits == 32:
             continue
-        row: dict[str, Any] = {"dtype": qp.dtype, "low": _short(qp.scale.max() * qp.qmin),
-                               "high": _short(qp.scale.max() * qp.qmax)}
+        widest = int(qp.scale.argmax())
+        scale, zero = float(qp.scale.ravel()[widest]), int(qp.zero_point.ravel()[widest])
+        row: dict[str, Any] = {"dtype": qp.dtype, "low": _short(scale * (qp.qmin - zero)),
+                               "high": _short(scale * (qp.qmax - zero))}
         if qp.granularity == "tensor":
             row["scale"] = _short(qp.scale)
         else:

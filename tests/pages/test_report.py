@@ -92,6 +92,8 @@ def test_the_report_holds_what_the_page_shows(report: dict[str, Any]) -> None:
     assert set(histogram["ranges"]) == {"naive", "kl", "mse", "percentile"}
     assert histogram["ranges"]["naive"] == pytest.approx(report["tensors"]["digits_depthwise_fwd"]["observed"])
     assert histogram["ranges"]["kl"][1] == pytest.approx(report["tensors"]["digits_depthwise_fwd"]["high"], rel=0.01)
+    signed = [row for row in report["tensors"].values() if row["source"] != ["weights"] and row["observed"][0] < -0.1]
+    assert signed and all(row["low"] == pytest.approx(row["chosen"][0], abs=row["scale"]) for row in signed)
     codes = report["departure"]["codes"]["digits_depthwise_fwd"]
     assert 30 < codes["used"] <= codes["of"] == 256 and sum(codes["counts"]) % report["departure"]["images"] == 0
 
