@@ -15,6 +15,8 @@ from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import RunOp, Tensor
 from qgraph.targets.base import Executor, Feeds, Model
 
+MOST_BITS = 16  # of codes that are counted
+
 
 def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_executor: Callable[..., Executor],
                      run_op: RunOp | None = None) -> dict[str, Any]:
@@ -39,7 +41,8 @@ def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_e
     for node, _, outputs in Reference(g, rounding=rounding, run_op=run_op).walk(feeds):
         if node in carriers and isinstance(node.quant, QParams):
             kernel = codes[carriers[node]].astype(np.int32)
-            used[g.inputs(node)[0].key] = _used(kernel, node.quant)
+            if node.quant.granularity == "tensor" and node.quant.bits <= MOST_BITS:
+                used[g.inputs(node)[0].key] = _used(kernel, node.quant)
             if outputs and kernel.shape == outputs[0].codes.shape:
                 layers[g.inputs(node)[0].key] = _judge(outputs[0].codes, kernel)
             if not outputs or kernel.shape == outputs[0].codes.shape:

@@ -20,6 +20,7 @@ from qgraph.data.preprocess import Preprocess
 from qgraph.pages.report import report_page
 from qgraph.tasks.base import Head
 from qgraph.tasks.classification import Classification
+from qgraph.tasks.detection import Detection
 from qgraph.tasks.registry import Assigned
 
 
@@ -45,6 +46,14 @@ def test_images_whose_answer_changed_come_first() -> None:
     assert [row["id"] for row in rows] == ["image 4", "image 1", "image 2"]
     assert rows[0]["float"] == "class 4" and rows[0]["int8"].startswith("class 3, noise / signal 4")
     assert shown(0) == [] and len(shown(9)) == 6
+
+
+def test_words_for_boxes() -> None:
+    rows = np.full((2, 3, 6), -1, np.float32)
+    rows[0, 0], rows[0, 1] = (7, 0.9, 0, 0, 5, 5), (2, 0.31, 0, 0, 5, 5)
+    rows[1, 0] = (7, 0.29, 0, 0, 5, 5)
+    task = Detection([Head("boxes", rows.shape, 2)])
+    assert task.answers([rows], 2) == ["2 boxes, of class 2, 7", "no box"]
 
 
 @pytest.mark.parametrize("channels, bgr, colour", [(3, False, (255, 0, 0)), (3, True, (0, 0, 255)), (1, False, 0)])

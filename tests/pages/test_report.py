@@ -16,9 +16,10 @@ from helpers import DIGITS
 import qgraph
 from qgraph import FreezeOptions
 from qgraph.cli.main import main
+from qgraph.commands import plot
 from qgraph.commands.reports import page_of
 from qgraph.errors import FormatError
-from qgraph.pages.look import DARK, LIGHT, NOISE_LEVELS, noise_level
+from qgraph.pages.look import DARK, LIGHT, NOISE_LEVELS, SERIES, noise_level
 from qgraph.pages.network import boxes
 from qgraph.pages.page import anchor
 from qgraph.pages.report import command, report_page
@@ -254,6 +255,7 @@ def test_long_chains_become_boxes() -> None:
 
 def test_colours_tell_levels_and_can_be_read() -> None:
     assert [noise_level(value) for value in (None, 45.0, *NOISE_LEVELS, 9.9)] == [0, 0, 0, 1, 2, 3, 4]
+    assert len(set(SERIES)) == len(plot._MARKERS) == len(set(plot._MARKERS))  # lines of a plot differ in both
     for colours in (LIGHT, DARK):
         assert colours.keys() == LIGHT.keys()
         for ink in ("ink", "soft", "accent", "warn"):

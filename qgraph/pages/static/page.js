@@ -39,7 +39,7 @@ function follow() {
 }
 addEventListener("hashchange", follow);
 document.addEventListener("click", event => {
-  const link = event.target.closest('a[href^="#"], a[*|href^="#"]');
+  const link = event.target.closest('a[href^="#"]');
   if (link && link.getAttribute("href") === location.hash) follow();
 });
 follow();
