@@ -84,8 +84,10 @@ def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixt
     assert set(found) == {"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged", "timing"}
     assert found["images"] == 64 and found["top1"] > 95 and found["agreement"] > 95 and found["ms_per_image"] > 0
 
-    assert main(["compare", "net", frozen, "--data", "test.npz", "--json", "-q"]) == 0
+    assert main(["compare", "net", frozen, "--data", "test.npz", "--json", "-q", "--html", "look.html"]) == 0
     found = json.loads(capsys.readouterr().out)
+    page = Path("look.html").read_text(encoding="utf-8")
+    assert all(x["name"] in page for x in found["layers"]) and '<figure class="chart" data-chart="added">' in page
     assert found["output"]["sqnr_db"] > 25 and found["exclude"].startswith("--exclude ")
     assert {"digits_depthwise_fwd", "digits_res1_conv2_fwd"} <= {x["name"] for x in found["layers"]}
     assert all(x["sqnr_db"] is None or x["sqnr_db"] > 25 for x in found["layers"])
@@ -108,9 +110,10 @@ def test_compare_says_why_it_has_no_advice(net: Path, target: str, a: str, kind:
     assert main(["freeze", "net-symbol.json", "--target", target, "--output", "a", "-q"]) == 0
     assert main(["convert", "net-symbol.json", "--to", "mxnet", "--output", "b", "-q"]) == 0
     capsys.readouterr()
-    assert main(["compare", a, "b", "--data", "test.npz", "-q"]) == 0
+    assert main(["compare", a, "b", "--data", "test.npz", "-q", "--html", "look.html"]) == 0
     out, _ = lines_of(capsys)
-    assert out[-1] == f"no advice   A is {kind}, want the float MXNet model"
+    assert out[-2:] == [f"no advice   A is {kind}, want the float MXNet model", "wrote       look.html"]
+    assert ('<figure class="chart" data-chart="added">' in Path("look.html").read_text(encoding="utf-8")) is bool(added)
     row = next(line.split() for line in out if line.startswith("digits_res"))
     assert len(row) == 5 + added and float(row[3]) > 0.99
     assert not any(line.startswith(("worst", "try")) for line in out)
