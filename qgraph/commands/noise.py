@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from qgraph.arrays import Array
 from qgraph.commands.compare import compare
 from qgraph.commands.network import FloatNetwork
 from qgraph.errors import QGraphError
-from qgraph.options import JudgeOptions
 from qgraph.targets.base import Feeds, Model
+
+IMAGES = 2
 
 
 def layer_noise(network: FloatNetwork, model: Model, feeds: Feeds | None) -> dict[str, Any] | None:
     """{"images", "layers": rows of `compare`, then those outputs that are none of them, "worst": names of the layers
     that add most}; None where it cannot be told.
 
-    feeds: some images, which are run one by one: all tensors of several may not fit into memory.
+    feeds: some images, of which the first ones are taken.
     """
     if feeds is None or model.absent():
         return None
-    images: dict[str, Array] = dict(feeds)
+    images = {name: array[:IMAGES] for name, array in feeds.items()}
     try:
-        found = compare(network.bare(), model, images, options=JudgeOptions(batch_size=1),
-                        runtime=network.options.runtime)
+        found = compare(network.bare(), model, images, runtime=network.options.runtime)
     except QGraphError:  # models of some engines have no layers to compare
         return None
     names = {row["name"] for row in found["layers"]}
