@@ -11,7 +11,6 @@ from qgraph.quant.ranges import METHODS, choose_range
 from qgraph.quant.spec import QSpec
 
 SHOWN_BINS = 64
-_TOGETHER = {"mse": 4}  # method -> how many bins it is shown as one: it costs as much less, and hardly differs
 
 
 def shown_histogram(hist: Histogram, spec: QSpec, chosen: str, low: float, high: float) -> dict[str, Any]:
@@ -26,23 +25,11 @@ def shown_histogram(hist: Histogram, spec: QSpec, chosen: str, low: float, high:
     ranges = {"naive": [hist.low, hist.high], chosen: [low, high]}
     for name, how in METHODS.items():
         if how.bound is not None and not how.weighs_channels and name not in ranges:
-            ranges[name] = list(choose_range(name, _coarser(hist, _TOGETHER.get(name, 1)), spec))
+            ranges[name] = list(choose_range(name, hist, spec))
     start = float(hist.centres[first]) - hist.width / 2
     return {"low": short(start), "high": short(start + hist.width * per_bin * len(counts)),
             "counts": counts.tolist(), "zeros": int(hist.zeros),
             "ranges": {name: [short(end) for end in ends] for name, ends in ranges.items()}}
-
-
-def _coarser(hist: Histogram, together: int) -> Histogram:
-    """The same values in bins so many times as wide."""
-    if together == 1 or hist.bins < 2 * together:
-        return hist
-    found = Histogram(hist.low, hist.high, hist.bins // together, hist.name)
-    places = np.clip((hist.centres / found.width + (found.bins / 2 if hist.two_sided else 0)).astype(np.int64), 0,
-                     found.bins - 1)
-    found.counts += np.bincount(places, hist.counts, found.bins).astype(np.int64)
-    found.zeros, found.images = hist.zeros, hist.images
-    return found
 
 
 def _used(hist: Histogram) -> tuple[int, int]:

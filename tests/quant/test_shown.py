@@ -29,18 +29,7 @@ def test_counts_and_ranges(low: float, high: float) -> None:
     assert sum(found["counts"][:middle]) == pytest.approx(((values < at) & (values != 0)).sum(), abs=200)
     assert found["ranges"].keys() == {"naive", "kl", "mse", "percentile"}
     for name, ends in found["ranges"].items():
-        assert ends == pytest.approx(choose_range(name, hist, SPEC), rel=0.03 if name == "mse" else 1e-5), name
-
-
-def test_a_range_from_fewer_bins_is_nearly_the_same() -> None:
-    """Of values with long tails, where mse clips."""
-    values = np.random.default_rng(3).standard_t(3, 40_000).astype(np.float32)
-    hist = Histogram(float(values.min()), float(values.max()))
-    hist.update(values, ["a"])
-    spec = QSpec(bits=4)
-    low, high = choose_range("mse", hist, spec)
-    assert high < 0.7 * max(-hist.low, hist.high)
-    assert shown_histogram(hist, spec, "kl", 0, 0)["ranges"]["mse"] == pytest.approx([low, high], rel=0.03)
+        assert ends == pytest.approx(choose_range(name, hist, SPEC), rel=1e-5), name
 
 
 def test_a_tensor_that_is_always_zero() -> None:
