@@ -14,12 +14,13 @@ from qgraph.cli.options import gate_options, image_options, judge_options, model
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--data", required=True, metavar="PATH", help=".rec, folder of images, .npz or .npy")
+@click.option("--html", metavar="FILE", help="Write the result as a page, too.")
 @gate_options
 @judge_options
 @image_options
 @model_runtime_option
 @output_options
-def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: float | None,
+def command(a: str, b: str, data: str, html: str | None, min_agreement: float | None, min_sqnr: float | None,
             min_metrics: tuple[str, ...], runtime: str, as_json: bool, quiet: bool, verbose: bool,
             **flags: Any) -> None:
     """Where model B (frozen) departs from model A (float): signal to noise, cosine, largest error of every
@@ -32,12 +33,16 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
     Examples:
       qgraph compare net net-quantized --data val.rec --select ::10 --preprocess imagenet
       qgraph compare net net-quantized.onnx --data val.rec --select ::10 --preprocess imagenet
+      qgraph compare net net-quantized --data test.npz --html look.html
       qgraph compare net net-quantized --data test.npz --min-agreement 98 --json
     """
     console.set_up(quiet, verbose)
     from qgraph.commands.compare import compare
+    from qgraph.files import check_output, write_files
     from qgraph.options import JudgeOptions
 
+    if html is not None:
+        check_output(html, [html], [a, b, data])
     with console.Bars() as bars:
         found = compare(a, b, data, options=JudgeOptions(**flags), progress=bars, runtime=runtime)
     agreement = found["judged"]
@@ -53,6 +58,11 @@ def command(a: str, b: str, data: str, min_agreement: float | None, min_sqnr: fl
         lines += [f"worst       {', '.join(found['worst'])}", f"try         qgraph freeze ... {found['exclude']}"]
     if found["no_advice"]:
         lines.append(f"no advice   {found['no_advice']}")
+    if html is not None:
+        from qgraph.pages.compare import compare_page
+
+        write_files({html: compare_page(found, a, b)})
+        lines.append(f"wrote       {html}")
     console.result(found, as_json, lines)
     judged.check(agreement, {}, min_agreement, min_sqnr, min_metrics)
 

@@ -16,6 +16,10 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
+from qgraph.files import size_text as size
+
+__all__ = ["Bars", "is_quiet", "result", "set_up", "size", "table", "under"]
+
 NORMAL, QUIET, VERBOSE = logging.INFO, logging.WARNING, logging.DEBUG
 
 err = Console(stderr=True, highlight=False)
@@ -83,15 +87,17 @@ def under(title: str, lines: Sequence[str]) -> list[str]:
     return [(" " * len(title) if number else title) + line for number, line in enumerate(lines)]
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], to_stdout: bool = False) -> None:
-    """A table on stderr; on stdout if it is the result. Columns of numbers are aligned to the right."""
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], to_stdout: bool = False,
+          numbers: bool = True) -> None:
+    """A table on stderr; on stdout if it is the result. Columns of numbers are aligned to the right; without
+    `numbers` all is text."""
     rows = [["" if v is None else str(v) for v in row] for row in rows]
     console = Console(highlight=False, file=sys.stdout) if to_stdout else err
     if not console.is_terminal:
         console = Console(highlight=False, file=sys.stdout if to_stdout else sys.stderr, width=160)
     drawn = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for at, name in enumerate(head):
-        numeric = rows and all(_is_number(row[at]) for row in rows)
+        numeric = numbers and rows and all(_is_number(row[at]) for row in rows)
         drawn.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*map(escape, row))
@@ -100,9 +106,3 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], to_std
 
 def _is_number(text: str) -> bool:
     return not text or text[:1] in "+-0123456789"
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    power = min((len(str(count)) - 1) // 3, 3)
-    return f"{count / 1000 ** power:.4g} {('B', 'KB', 'MB', 'GB')[power]}"

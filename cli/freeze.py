@@ -21,6 +21,7 @@ from qgraph.cli.options import (
     outputs_option,
     runtime_option,
 )
+from qgraph.cli.summary import summary
 from qgraph.cli.target_options import chosen_targets, targets_options
 from qgraph.errors import CheckFailed
 
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @click.option("--judge-data", metavar="PATH", help="Images to judge the result on.  [default: those of the calibration "
               "data that calibration does not take, where there are any]")
+@click.option("--report-images", type=click.IntRange(0, 48), default=0, show_default=True, metavar="N",
+              help="Show N small images of the judged data, whose answers changed most, in the report.")
 @judge_options
 @image_options
 @effort_option
@@ -75,8 +78,8 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
     \b
     Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, or PREFIX.param, .bin,
     .table and .ncnn.md (how to run it), or PREFIX.tmfile, .scale and .tengine.md, and PREFIX.calib.json (the ranges,
-    for --calib-table) and PREFIX.report.json
-    (with several targets PREFIX.TARGET.report.json).
+    for --calib-table), PREFIX.report.json and PREFIX.report.html, a page to look at
+    (with several targets PREFIX.TARGET.report.json and .html). -v prints layers, ranges and ops as tables.
 
     \b
     Examples:
@@ -88,7 +91,7 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
       qgraph freeze ssd-symbol.json --target ncnn --outputs cls_pred --outputs loc_pred
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
-    console.set_up(quiet, verbose)
+    console.set_up(quiet, verbose, passes=False)
     from qgraph.commands.freeze import freeze_all
     from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
@@ -107,18 +110,14 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
     with console.Bars() as bars:
         frozen, paths = freeze_all(model, wanted, prefix, progress=bars)
     for found in frozen:
-        if not quiet:
-            _tables(found.report, verbose)
+        if verbose:
+            _tables(found.report)
     if as_json:
         reports = {found.report["target"]: found.report for found in frozen}
         click.echo(report_text(frozen[0].report if len(frozen) == 1 else reports), nl=False)
         _tell_of_ruin(frozen, strict)
         return
-    for found in frozen:
-        if len(frozen) > 1:
-            click.echo(f"target      {found.report['target']}")
-        click.echo("\n".join(_summary(found.report)))
-    click.echo("\n".join(f"wrote       {path}" for path in paths))
+    click.echo("\n".join(summary(frozen, paths)))
     _tell_of_ruin(frozen, strict)
 
 
@@ -133,7 +132,7 @@ def _tell_of_ruin(frozen: Sequence[Frozen], strict: bool) -> None:
         raise CheckFailed(f"--strict: int8 has ruined {', '.join(dict.fromkeys(names))}")
 
 
-def _tables(report: dict[str, Any], verbose: bool) -> None:
+def _tables(report: dict[str, Any]) -> None:
     rows = []
     for layer in report["quantized"]:
         rows.append((layer["name"], layer["op"], f"{layer['data']} x {layer['weight']} per {layer['granularity']}", ""))
@@ -141,7 +140,7 @@ def _tables(report: dict[str, Any], verbose: bool) -> None:
         rows.append((layer["name"], layer["op"], "float", layer["reason"]))
     console.table("layers", ("name", "op", "arithmetic", "why"), rows)
     tensors = [(name, t["dtype"], f"{t['low']:.4g}", f"{t['high']:.4g}", _scale(t["scale"]), " + ".join(t["source"]))
-               for name, t in report["tensors"].items() if verbose or t["source"] != ["weights"]]
+               for name, t in report["tensors"].items()]
     console.table("ranges", ("tensor", "type", "low", "high", "scale", "from"), tensors)
     before, after = report["ops"]["before"], report["ops"]["after"]
     console.table("ops", ("op", "before", "after"),
@@ -150,30 +149,3 @@ def _tables(report: dict[str, Any], verbose: bool) -> None:
 
 def _scale(scale: Any) -> str:
     return f"{scale[0]:.3g} .. {scale[1]:.3g}" if isinstance(scale, list) else f"{scale:.4g}"
-
-
-def _summary(report: dict[str, Any]) -> list[str]:
-    from qgraph.calibration.images import DISTILLED
-    from qgraph.targets.registry import get_target
-
-    quantized, left = len(report["quantized"]), report["float"]
-    lines = [f"quantized   {quantized} of {quantized + len(left)} layers"
-             + (f" (in float: {', '.join(x['name'] for x in left[:6])}{', ...' if len(left) > 6 else ''})" if left
-                else "")]
-    if report["agreement"]:
-        lines += console.under("agreement   ", judged.agreement_lines(report["agreement"]))
-        if report["calibration"] and report["calibration"]["data"].startswith(DISTILLED):
-            lines.append("            distilled images belong to no class: judge it on real ones (qgraph eval)")
-    for found in report["saturation"]:
-        chosen = found["why"] or f"step times {found['chosen']:g}"
-        lines.append(f"saturation  {found['layer']}: {found['missed_percent']:.2g} % of its outputs off by more than a "
-                     f"code on CPUs without VNNI ({chosen})")
-    if report["departure"] and report["departure"]["layers"]:
-        found = report["departure"]
-        worst = min(found["layers"].items(), key=lambda item: item[1]["within_one"], default=None)
-        where = f", least in {worst[0]}" if worst and worst[1]["within_one"] < 100 else ""
-        lines.append(f"kernels     {found['within_one']:g} % of the codes within 1 of exact arithmetic{where}")
-    lines += get_target(report["target"]).summary(report)
-    size = report["size"]
-    lines.append(f"size        {console.size(size['before'])} -> {console.size(size['after'])}")
-    return lines

@@ -131,19 +131,18 @@ def _metrics(row: Mapping[str, Any], every: bool) -> str:
 
 
 def _metric(name: str) -> Metric:
-    """What is known of a metric, of whichever task."""
-    from qgraph.tasks.base import Metric
-    from qgraph.tasks.registry import all_classes
+    from qgraph.tasks.words import metric
 
-    return next((task.metrics[name] for task in all_classes() if name in task.metrics), Metric("", ""))
+    return metric(name)
 
 
 def _title(name: str) -> str:
-    return _metric(name).title or name
+    from qgraph.tasks.words import title
+
+    return title(name)
 
 
 def _value(name: str, value: float | None) -> str:
-    if value is None:
-        return "exact" if name == "sqnr_db" else "not known"
-    unit = _metric(name).unit
-    return f"{value:g}{' ' if unit else ''}{unit}"
+    from qgraph.tasks.words import with_unit
+
+    return with_unit(name, value)

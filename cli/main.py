@@ -27,6 +27,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "diff": "What changed between two frozen models, tables or reports.",
     "doctor": "What makes quantization go wrong, found before it does.",
     "explain": "What became of one layer, and what it costs.",
+    "report": "The page of an earlier freeze, from its PREFIX.report.json.",
     "inspect": "What a model is made of, and what would be quantized.",
     "passes": "List the graph passes, or explain one.",
     "ops": "List the ops and where each is carried, or explain one.",

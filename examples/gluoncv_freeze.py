@@ -3,8 +3,8 @@
     python examples/gluoncv_freeze.py --model mobilenet1.0 --data val.rec     # pretrained weights are downloaded
     python examples/gluoncv_freeze.py --model mobilenet1.0 --no-pretrained    # random weights: speed, not accuracy
 
-writes MODEL-quantized-symbol.json, -0000.params, .calib.json and .report.json, and runs the result once in
-``mx.mod.Module``.  Without --data the ranges come from images distilled from the network's own BatchNorm statistics.
+writes MODEL-quantized-symbol.json, -0000.params, .calib.json, .report.json and .report.html, and runs the result once
+in ``mx.mod.Module``.  Without --data the ranges come from images distilled from the network's own BatchNorm statistics.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class LimitSaturation(Pass):
                     self.findings.append(Finding(layer.node.name, missed[layer.node.name], best,
                                                  {f: errors[f][number] for f in factors},
                                                  f"{why}: it stays in float" if in_float else why))
-                    log.info("%s: %s saturates in %.3f %% of its outputs; step times %g", self.name, layer.node.name,
+                    log.debug("%s: %s saturates in %.3f %% of its outputs; step times %g", self.name, layer.node.name,
                              100 * missed[layer.node.name], best)
             if best > 1:
                 for fq in group:

@@ -61,7 +61,7 @@ class LimitWeights(Pass):
             missed = float(np.mean([layer.missed() for layer in layers]))
             if factors is not None:
                 count += 1
-                log.info("%s: fewer codes in %d of %d channels of %s", self.name, (factors > 1).sum(), factors.size,
+                log.debug("%s: fewer codes in %d of %d channels of %s", self.name, (factors > 1).sum(), factors.size,
                          node.name)
             if missed > NOTICED:
                 self.findings.append(Finding(node.name, missed, 1.0, {}, "in the other channels it costs less than "

@@ -50,6 +50,12 @@ class _Counter:
         return count
 
 
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    power = min((len(str(count)) - 1) // 3, 3)
+    return f"{count / 1000 ** power:.4g} {('B', 'KB', 'MB', 'GB')[power]}"
+
+
 def written_size(files: Mapping[str, Content]) -> int:
     """Bytes that `write_files` would write."""
     counter = _Counter()

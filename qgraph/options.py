@@ -82,6 +82,7 @@ class FreezeOptions(JudgeOptions):
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
     judge_data: images that the frozen model is judged on, instead of those that calibration did not take.
+    report_images: show so many judged images, whose answers changed most, in the report.
     runtime: of `qgraph.engines`, the engine that runs models meanwhile.
     float_check: compare the outputs before and behind the passes that keep them.
     """
@@ -104,6 +105,7 @@ class FreezeOptions(JudgeOptions):
     calib_data: str | None = None
     calib_table: str | None = None
     judge_data: str | None = None
+    report_images: int = 0
     num_calib: int | None = None
     seed: int = 0
     passes: str | None = None
@@ -125,7 +127,8 @@ class FreezeOptions(JudgeOptions):
         if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
             raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
                               "to qgraph.freeze(..., calib_data=...)")
-        for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0)):
+        for name, least in (("weight_bits", 1), ("act_bits", 1), ("num_calib", 1), ("seed", 0),
+                            ("report_images", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
                 raise OptionError(f"{name} is {value!r}, want a whole number from {least}")

@@ -37,6 +37,14 @@ def test_every_package_is_installed(config: configparser.ConfigParser) -> None:
     assert listed == there
 
 
+def test_every_file_of_pages_is_installed(config: configparser.ConfigParser) -> None:
+    globs = config["options.package_data"]["qgraph.pages"].split()
+    listed = {path for glob in globs for path in (ROOT / "qgraph" / "pages").glob(glob)}
+    there = {path for path in (ROOT / "qgraph" / "pages").rglob("*") if path.is_file() and path.suffix not in
+             (".py", ".pyc")}
+    assert listed == there and len(there) > 8
+
+
 def test_the_entry_point_is_there(config: configparser.ConfigParser) -> None:
     _, _, target = config["options.entry_points"]["console_scripts"].strip().partition(" = ")
     module, _, name = target.partition(":")

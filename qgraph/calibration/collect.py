@@ -20,6 +20,7 @@ from qgraph.options import Progress
 from qgraph.quant.observers import Ema, Histogram, MinMax
 from qgraph.quant.ranges import choose_range
 from qgraph.quant.ranges import method as method_named
+from qgraph.quant.shown import shown_histogram
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable, Entry
 from qgraph.semantics.infer import infer
@@ -49,7 +50,7 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         if port.key in needed:
             raise error
         del among[port]
-        log.info("a tensor without a range, which nothing here quantizes: %s", error)
+        log.debug("a tensor without a range, which nothing here quantizes: %s", error)
 
     def sweep(observers: dict[Port, Any], what: str) -> None:
         done = 0
@@ -75,14 +76,17 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         stats = {port: Histogram.after(seen, importance=importance.get(port))  # type: ignore[arg-type]
                  for port, seen in first.items()}
         sweep(stats, "histograms")
-    entries = {}
+    entries, histograms = {}, {}
     for port, stat in [*stats.items()]:
         try:
-            entries[port.key] = _entry(first[port], *choose_range(how.name, stat, spec), how.name)
+            low, high = choose_range(how.name, stat, spec)
+            entries[port.key] = _entry(first[port], low, high, how.name)
+            if how.sweeps == 2 and port.key in needed:
+                histograms[port.key] = shown_histogram(stat, spec, how.name, low, high)
         except FormatError as error:  # larger than a range may be
             leave_out(port, FormatError(f"tensor {port.key}: {error}"), stats)
     return CalibrationTable(how.name, act_bits, act_signed, g.digest(), images, data.preprocess.to_dict(), data.name,
-                            entries, factors_of(g))
+                            entries, factors_of(g), histograms)
 
 
 def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Progress | None = None,

@@ -12,6 +12,7 @@ import numpy as np
 from qgraph import engines
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import departure
+from qgraph.commands.examples import Examples
 from qgraph.commands.judge import Judge
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.shared import Truth
@@ -25,12 +26,12 @@ log = logging.getLogger("qgraph")
 
 AGREEMENT_IMAGES = 128
 REFERENCE_IMAGES = 4
-_NOT_JUDGED: dict[str, Any] = {"agreement": None, "departure": None}
+_NOT_JUDGED: dict[str, Any] = {"agreement": None, "departure": None, "examples": []}
 
 
 def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: CalibrationImages | None,
           given: Data | None, target: Target, engine: Engine, truth: Truth) -> dict[str, Any]:
-    """Agreement with the network, and the kernels' departure from exact arithmetic; None for what is not known.
+    """Agreement with the network, the kernels' departure from exact arithmetic, examples; None for what is not known.
 
     g: the graph with fake_quantize nodes that `model` was written from.  judged: of the network's outputs.
     given: the images to judge on; without, those that calibration left out, and where it took all, the same.
@@ -43,9 +44,13 @@ def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: 
     data = given or images.left_out(AGREEMENT_IMAGES) or images.data
     batches: Iterable[Batch] = data if given else islice(data, -(-AGREEMENT_IMAGES // data.batch_size))
 
+    examples = Examples(network.options.report_images)
+
     def agreement(found: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
         for number, batch in enumerate(batches):
-            judged.add(batch.unlabelled(), found.run(batch.feeds), truth.outputs(number, batch))
+            got, want = found.run(batch.feeds), truth.outputs(number, batch)
+            judged.add(batch.unlabelled(), got, want)
+            examples.add(batch, got, want, judged.tasks)
         return {**judged.agreement(), "data": data.name, "calibrated_on_it": data is images.data,
                 **network.agreement_with}
 
@@ -59,7 +64,8 @@ def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: 
             log.warning("warning: the files for %s are judged by simulation, in NumPy on one batch: this runtime has "
                         "no ranges of the running batch, and no activations of more than 8 bits", model.engine)
             simulated, batches = Reference(g, rounding=target.spec.rounding, run_op=engine.run_op), islice(data, 1)
-        return {**_NOT_JUDGED, "agreement": agreement(simulated, batches)}
+        return {**_NOT_JUDGED, "agreement": agreement(simulated, batches),
+                "examples": examples.to_list(data.preprocess)}
     if why := model.absent():
         log.warning("warning: the files for %s were not run: %s, with which freezing checks them", target.name, why)
         return dict(_NOT_JUDGED)
@@ -68,7 +74,8 @@ def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: 
         return engines.executor(model, "judging the frozen model", watch=watch)
 
     return {"agreement": agreement(run(model), batches),
-            "departure": _kernels(g, model, images, target, engine, run)}
+            "departure": _kernels(g, model, images, target, engine, run),
+            "examples": examples.to_list(data.preprocess)}
 
 
 def reference_feeds(images: CalibrationImages) -> Feeds:

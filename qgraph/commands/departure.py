@@ -9,10 +9,13 @@ import numpy as np
 
 from qgraph.arrays import Array
 from qgraph.ir.graph import Graph, Port
+from qgraph.quant.shown import SHOWN_BINS
 from qgraph.quant.spec import QParams
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import RunOp, Tensor
 from qgraph.targets.base import Executor, Feeds, Model
+
+MOST_BITS = 16  # of codes that are counted
 
 
 def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_executor: Callable[..., Executor],
@@ -23,18 +26,23 @@ def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_e
     g: the graph with fake_quantize nodes that `model` was written from.  open_executor: (model, watch=...) -> Executor.
     run_op: see `qgraph.semantics.interpreter`; what stays unknown is not judged.
     Returns {"images", "within_one": least percentage of codes within 1 of the exact ones, "layers": {name: {"equal",
-    "within_one" in percent, "max" in codes}}, "output": largest error of an output as a part of its largest value}.
+    "within_one" in percent, "max" in codes}}, "codes": {name: {"used", "of": how many codes, "at_ends": percent of the
+    values that have the lowest or the highest code, unless that one is zero, "counts": of the codes in equal bins}},
+    "output": largest error of an output as a part of its largest value}.
     """
     carriers, heads = model.codes, list(model.heads)
     ports = list(dict.fromkeys(carriers.values()))
     values = open_executor(model, watch=[*ports, *heads]).run(feeds)
     codes = dict(zip(ports, values))
     layers: dict[str, dict[str, float]] = {}
+    used: dict[str, dict[str, Any]] = {}
     written: dict[Port, Tensor] = {}
     ends = {head.node for head in g.heads}
     for node, _, outputs in Reference(g, rounding=rounding, run_op=run_op).walk(feeds):
         if node in carriers and isinstance(node.quant, QParams):
             kernel = codes[carriers[node]].astype(np.int32)
+            if node.quant.granularity == "tensor" and node.quant.bits <= MOST_BITS:
+                used[g.inputs(node)[0].key] = _used(kernel, node.quant)
             if outputs and kernel.shape == outputs[0].codes.shape:
                 layers[g.inputs(node)[0].key] = _judge(outputs[0].codes, kernel)
             if not outputs or kernel.shape == outputs[0].codes.shape:
@@ -45,7 +53,17 @@ def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_e
               if head in written]
     images = len(next(iter(feeds.values()))) if feeds else 0
     return {"images": images, "within_one": min((v["within_one"] for v in layers.values()), default=100.0),
-            "layers": layers, "output": float(f"{max(errors, default=0.0):.3g}")}
+            "layers": layers, "codes": used, "output": float(f"{max(errors, default=0.0):.3g}")}
+
+
+def _used(codes: Array, qp: QParams) -> dict[str, Any]:
+    """Which codes a tensor has."""
+    counts = np.bincount((np.clip(codes, qp.qmin, qp.qmax) - qp.qmin).ravel(), minlength=qp.qmax - qp.qmin + 1)
+    per = -(-len(counts) // SHOWN_BINS)
+    ends = sum(int(counts[end - qp.qmin]) for end in (qp.qmin, qp.qmax) if end != int(qp.zero_point))
+    return {"used": int(np.count_nonzero(counts)), "of": len(counts),
+            "at_ends": round(100 * ends / max(codes.size, 1), 3),
+            "counts": np.add.reduceat(counts, np.arange(0, len(counts), per)).tolist()}
 
 
 def _judge(exact: Array, kernel: Array) -> dict[str, float]:

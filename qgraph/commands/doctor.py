@@ -16,7 +16,7 @@ from qgraph.analysis import sick_parameters as parameters
 from qgraph.analysis.finding import ERROR, NOTE, SEVERITIES, WARNING, Finding, listed, ordered
 from qgraph.analysis.sick_tensors import check_tensors
 from qgraph.arrays import Array
-from qgraph.calibration.images import SAMPLE_IMAGES, wanted_shapes
+from qgraph.calibration.images import wanted_shapes
 from qgraph.calibration.survey import Survey, better_feeding, survey
 from qgraph.commands.line import collect_table, pipeline, quantize, split
 from qgraph.commands.needs import Needs, findings_of, needs_of
@@ -39,6 +39,7 @@ from qgraph.targets.registry import names
 log = logging.getLogger("qgraph")
 
 IMAGES = 32  # that are looked at where --num-calib says nothing
+SATURATION_IMAGES = 4  # on which sums are measured
 WRONG, APART = 1.0, 0.5  # mean departure of the BatchNorms; healthy networks have up to 0.13
 UNUSED = 0.01  # part of the numbers
 
@@ -205,7 +206,7 @@ def _of_saturation(source: Graph, seen: Survey, images: Data, options: FreezeOpt
     wanted = replace(options, target="mxnet", effort="fast", calib="naive")
     float_steps, quantizing = split(pipeline(wanted))
     g = source.copy()
-    few: dict[str, Array] = {name: x[:SAMPLE_IMAGES // 4] for name, x in seen.fed.items()}
+    few: dict[str, Array] = {name: x[:SATURATION_IMAGES] for name, x in seen.fed.items()}
     try:
         for step in float_steps:
             run_pass(step, g)

@@ -23,9 +23,11 @@ from qgraph.commands.frozen import Frozen
 from qgraph.commands.judge import Judge
 from qgraph.commands.line import collect_table, pipeline, quantize, scaling
 from qgraph.commands.network import FloatNetwork
+from qgraph.commands.noise import layer_noise
 from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
 from qgraph.commands.ruin import ruin
 from qgraph.commands.shared import Shared, Truth
+from qgraph.commands.steps import Steps
 from qgraph.commands.trained import TrainedNetwork, is_trained
 from qgraph.data.open import Data
 from qgraph.data.preprocess import Preprocess
@@ -82,8 +84,8 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
         frozen.append(_freeze(model, options, signed, None, table, progress, shared))
         table = frozen[-1].table
         for path, content in frozen[-1].files(prefix).items():
-            if path.endswith(".report.json") and len(wanted) > 1:
-                path = f"{prefix}.{frozen[-1].report['target']}.report.json"
+            if path.startswith(f"{prefix}.report.") and len(wanted) > 1:
+                path = f"{prefix}.{frozen[-1].report['target']}{path.removeprefix(prefix)}"
             files[path] = content
     check_output(prefix, list(files), frozen[0].source)
     write_files(files)
@@ -97,6 +99,8 @@ def _signed(options: FreezeOptions) -> bool | None:
 
 def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data: Any,
             calib_table: CalibrationTable | str | None, progress: Progress | None, shared: Shared) -> Frozen:
+    steps = Steps()
+    steps.begin("open")
     target = get_target(options.target)
     pipeline(options)  # refuses what cannot be before any work
     engine = engines.runtime("freezing a model", options.runtime)
@@ -130,6 +134,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         done: list[PassRecord] = []
         return (*network.fold(feeds, engine, dump, done, scaling(images, given, options, engine, progress)), done)
 
+    steps.begin("fold")
     float_graph, g, done = shared.once("float passes", fold) if network.shares_float else fold()
     g = g.copy()
     records += done
@@ -141,27 +146,36 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
             assert images is not None
             return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized))
 
-        return network.ranges(quantized, float_graph, given, observe)
+        found = network.ranges(quantized, float_graph, given, observe)
+        steps.begin("quantize")
+        return found
 
+    steps.begin("calibrate")
     table, after = quantize(g, network.quantizing, ranges, dump, records,
                             feeds=None if images is None else images.sample, run_op=engine.run_op,
                             original=float_graph, trained=frozenset(network.entries))
+    steps.begin("write")
     writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
 
     def truth() -> Truth:
         return Truth(lambda: network.truth(engine))
 
+    steps.begin("check")
     checked = checks.judge(g, network, judged, written, images, judge_data, target, engine,
                            shared.once("truth", truth) if network.shares_float else truth())
     network.warn_of(checked["agreement"])
-    frozen = Frozen(g, written, table, {}, opened.files)
+    steps.begin("report")
+    noise = layer_noise(network, written, writing.feeds) if written.has_kernels else None
+    frozen = Frozen(g, written, table, {}, opened.files, steps.seconds)
     frozen.report = report.build(
-        original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts, table=table,
-        records=records, findings=[f for step in after for f in step.findings], options=options.to_dict(),
-        target=target, sizes=(opened.size, written.size), checks={
-            **checked, "ruin": ruin(checked["agreement"], network, written, writing.feeds, target),
+        files=opened.files, original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts,
+        table=table, records=records, findings=[f for step in after for f in step.findings],
+        options=options.to_dict(), target=target, sizes=(opened.size, written.size), checks={
+            **checked, "noise": noise,
+            "ruin": ruin(checked["agreement"], network, written, writing.feeds, target, noise),
             **target.check(written, g, writing)})
+    steps.end()
     return frozen
 
 

@@ -86,7 +86,7 @@ class FloatNetwork:
                 verdicts = layer_verdicts(float_graph, get_target(step.target), step.exclude)
                 for node, why in verdicts.items():
                     if why:
-                        log.info("stays in float: %s: %s", node.name, why)
+                        log.debug("stays in float: %s: %s", node.name, why)
                 return {node.name: why for node, why in verdicts.items()}
         return {}
 

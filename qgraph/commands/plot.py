@@ -9,6 +9,7 @@ from typing import Any
 
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.errors import OptionError
+from qgraph.pages.look import LIGHT, SERIES
 
 _WORDS = {"merge_bn": ("BN apart", "BN merged"), "exclude_first": ("all layers", "w/o 1st conv")}
 _MARKERS = "osD^v<>P*X"  # as many as there are colours
@@ -36,24 +37,36 @@ def draw(found: Simulation) -> bytes:
         if values.get(strategy) is not None:
             like = _without(strategy, axis)
             lines.setdefault(like, []).append((getattr(strategy, axis), values[strategy]))
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(9, 5), layout="constrained", facecolor=LIGHT["surface"])
+    axes = figure.add_subplot(facecolor=LIGHT["surface"])
+    _dress(axes)
     for number, (like, points) in enumerate(lines.items()):
         points.sort()
         again, marker = divmod(number, len(_MARKERS))
-        axes.plot(*zip(*points), marker=_MARKERS[marker], linestyle=_STYLES[again % len(_STYLES)],
-                  label=_label(like, axis, rows))
+        axes.plot(*zip(*points), marker=_MARKERS[marker], linestyle=_STYLES[again % len(_STYLES)], linewidth=2,
+                  color=SERIES[marker], label=_label(like, axis, rows))
     if labelled and found.float_row is not None:
-        axes.axhline(found.float_row["scores"][found.score], color="0.4", linestyle="--", label="float32")
+        axes.axhline(found.float_row["scores"][found.score], color=LIGHT["soft"], linestyle="--", label="float32")
     bits = sorted({getattr(s, axis) for s, _ in rows})
     axes.set_xticks(bits)
     axes.set_xlabel({"weight_bits": "bits of the weights", "act_bits": "bits of the inputs"}[axis])
     axes.set_ylabel(f"{found.head[-2].lower()}, %" if labelled else "agreement with the float model, %")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False, labelcolor=LIGHT["ink"])
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
     return out.getvalue()
+
+
+def _dress(axes: Any) -> None:
+    """As the charts of a report look."""
+    axes.grid(color=LIGHT["grid"], linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=LIGHT["soft"], length=0)
+    for name in ("xaxis", "yaxis"):
+        getattr(axes, name).label.set_color(LIGHT["soft"])
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(LIGHT["line"])
 
 
 def _without(strategy: Strategy, axis: str) -> Strategy:

@@ -5,41 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qgraph.arrays import Array
-from qgraph.commands.compare import compare
 from qgraph.commands.network import FloatNetwork
-from qgraph.errors import QGraphError
+from qgraph.commands.noise import layer_noise
 from qgraph.options import FreezeOptions
 from qgraph.targets.base import Feeds, Model, Target
 from qgraph.tasks.registry import task_class
 
 
 def ruin(agreement: Mapping[str, Any] | None, network: FloatNetwork, model: Model, feeds: Feeds | None,
-         target: Target) -> dict[str, Any] | None:
+         target: Target, noise: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """{"outputs": [{"names", "task", "metric", "value", "least"}], "layers": the worst, "try": [what would help, the
     cheapest first]}, None where every output is of use.
 
-    agreement: of the frozen model.  feeds: some images.
+    agreement: of the frozen model.  feeds: some images.  noise: of `layer_noise`, where it is known already.
     """
     rows = [row for row in agreement["tasks"] if row["ruined"]] if agreement else []
     if not rows:
         return None
     outputs = [{"names": row["outputs"], "task": row["task"], "metric": row["main"],
                 "value": row["metrics"][row["main"]], "least": task_class(row["task"]).ruined} for row in rows]
-    layers = _worst_layers(network, model, feeds)
+    noise = noise or layer_noise(network, model, feeds)
+    layers = noise["worst"] if noise else []
     return {"outputs": outputs, "layers": layers, "try": _remedies(network.options, target, layers)}
-
-
-def _worst_layers(network: FloatNetwork, model: Model, feeds: Feeds | None) -> list[str]:
-    """Those that add most noise, the worst first; [] where they cannot be told."""
-    if feeds is None or model.absent():
-        return []
-    images: dict[str, Array] = dict(feeds)
-    try:
-        worst: list[str] = compare(network.bare(), model, images, runtime=network.options.runtime)["worst"]
-        return worst
-    except QGraphError:  # models of some engines have no layers to compare
-        return []
 
 
 def _remedies(options: FreezeOptions, target: Target, layers: list[str]) -> list[str]:

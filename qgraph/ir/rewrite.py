@@ -26,7 +26,8 @@ import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, ClassVar, TypeVar, get_type_hints
@@ -119,12 +120,13 @@ def register(cls: _PassClass) -> _PassClass:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did, for the log and the report."""
+    """What one pass did, for the log and the report. ops: by how many nodes of each op the graph has grown."""
 
     name: str
     changed: int
     nodes: int
     seconds: float
+    ops: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name:<22} {self.changed:>5} changed, {self.nodes} nodes, {self.seconds:.2f} s"
@@ -152,6 +154,7 @@ class PassManager(Pass):
             missing = [name for name in step.requires if name not in done]
             if missing:
                 raise PassError(f"{step.name}: needs {', '.join(missing)} before it in the pipeline")
+            before = _op_counts(g)
             started = time.perf_counter()
             changed = run_pass(step, g)
             seconds = time.perf_counter() - started
@@ -167,7 +170,9 @@ class PassManager(Pass):
                                 f"{'changed' if after != digest else 'did not change'}")
             digest = after
             done.add(step.name)
-            record = PassRecord(step.name, changed, len(g), seconds)
+            counts = _op_counts(g)
+            grown = {op: counts[op] - before[op] for op in sorted({*before, *counts}) if counts[op] != before[op]}
+            record = PassRecord(step.name, changed, len(g), seconds, grown)
             self.records.append(record)
             log.info("%02d %s", number, record)
             self._dump(g, number, step.name)
@@ -183,6 +188,11 @@ class PassManager(Pass):
         except OSError as error:
             raise OptionError(f"--dump-passes {folder}: {error.strerror}, want a folder to write in, which is made if "
                               "it is not there; give another one") from error
+
+
+def _op_counts(g: Graph) -> Counter[str]:
+    """How many nodes of each op there are, parameters left out."""
+    return Counter(node.op for node in g.dag if node.op != "null")
 
 
 def run_pass(step: Pass, g: Graph) -> int:

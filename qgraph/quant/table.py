@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, SupportsFloat, cast
 
@@ -52,6 +52,7 @@ class CalibrationTable:
     graph_hash: of the float graph that was run. images: how many were. preprocess: flat dict of plain values.
     data: description of the source of the images. entries: by tensor name. factors: by node name, of its output
     channels in the graph that was run; see `qgraph.passes.equalize`.
+    histograms: by tensor name, of `qgraph.quant.shown`; a table that was read from a file has none.
     """
 
     method: str
@@ -63,10 +64,12 @@ class CalibrationTable:
     data: str = ""
     entries: dict[str, Entry] = field(default_factory=dict)
     factors: dict[str, list[float]] = field(default_factory=dict)
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> bytes:
         """The file's bytes; raises `FormatError` if a field is not plain data."""
-        body = {**asdict(self), "format": FORMAT, "version": VERSION}
+        body = {**asdict(replace(self, histograms={})), "format": FORMAT, "version": VERSION}
+        del body["histograms"]
         if not self.factors:
             del body["factors"]
         data = (json.dumps(body, indent=1, sort_keys=True, default=_refuse) + "\n").encode("ascii")
@@ -106,7 +109,7 @@ class CalibrationTable:
         if type(body.get("version")) is not int or body["version"] != VERSION:
             raise FormatError(f"version: found {body.get('version')!r:.40}, this qgraph reads {VERSION}; {_AGAIN}")
         body = {"factors": {}, **body}
-        names = {f.name for f in fields(cls)}
+        names = {f.name for f in fields(cls)} - {"histograms"}
         _keys(body, names | {"format", "version"}, "header")
         signed, entries = body["signed"], body["entries"]
         if not (signed is None or isinstance(signed, bool)):

@@ -140,6 +140,10 @@ class Task(ABC):
         """
         raise DataError(f"{where[0]}: has a label, but {self.name} knows no labels; --task chooses another")
 
+    def answers(self, found: Outputs, images: int) -> list[str]:
+        """What a model says of each image of a batch, in a word or two; [] where there are no words for it."""
+        return []
+
     def standing(self, value: float | None) -> float:
         """0 where the model is ruined, 1 where it could not be better. value: of the main metric; None is the best."""
         return 1.0 if value is None else (value - self.ruined) / (self.best - self.ruined)

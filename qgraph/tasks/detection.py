@@ -69,6 +69,10 @@ class Detection(Task):
             images.append(Image(number, "", match(boxes, _truth(there), most=len(boxes.scores))))
         return AveragePrecision({"ap50": COCO_50, "ap": COCO}, tuple(images))
 
+    def answers(self, found: Outputs, images: int) -> list[str]:
+        seen = [sorted(f"{int(number)}" for number in boxes.classes[boxes.scores >= SEEN]) for boxes in boxes_of(found)]
+        return [f"{len(classes)} boxes, of class {', '.join(classes)}" if classes else "no box" for classes in seen]
+
     def score(self, found: Outputs, labels: Labels, where: Sequence[str], first: int) -> Tally:
         size = next((shape[2:] for head in self.heads for shape in head.like if len(shape) == 4), None)
         images = []

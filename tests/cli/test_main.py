@@ -21,7 +21,7 @@ from qgraph.cli.main import COMMANDS, cli, main
 from qgraph.options import FreezeOptions
 from qgraph.targets.registry import option_fields
 
-SUFFIXES = ("-symbol.json", "-0000.params", ".calib.json", ".report.json")
+SUFFIXES = ("-symbol.json", "-0000.params", ".calib.json", ".report.json", ".report.html")
 
 
 @pytest.fixture
@@ -51,13 +51,19 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
 # ---- what goes right ------------------------------------------------------------------------------------------------
 
 @pytest.mark.mxnet
-def test_freeze_writes_four_files_and_says_so(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_freeze_writes_its_files_and_says_so(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import mxnet as mx
-    assert main(["freeze", "net-symbol.json", "--exclude", "conv0", "--calib", "kl"]) == 0
+    freeze = ["freeze", "net-symbol.json", "--exclude", "conv0", "--calib", "kl"]
+    assert main(freeze) == 0
     out, err = lines_of(capsys)
     assert [line.split()[-1] for line in out if line.startswith("wrote")] == [f"net-quantized{s}" for s in SUFFIXES]
     assert any(line.startswith("quantized") and "8 of 9" in line and "conv0" in line for line in out)
+    assert any(line.startswith("time ") and "calibrate" in line for line in out)
+    assert len(out) + len(err) <= 24 and not any("fold-bn" in line for line in err)
+    assert main([*freeze, "-v"]) == 0
+    _, err = lines_of(capsys)
     assert any("fold-bn" in line for line in err) and any("excluded by 'conv0'" in line for line in err)
+    assert {"layers", "ranges", "ops"} <= {line.strip() for line in err}
     module = mx.mod.Module.load("net-quantized", 0, data_names=["data"], label_names=None)
     module.bind(data_shapes=[("data", (2, 1, 24, 24))], for_training=False)
 
@@ -78,8 +84,10 @@ def test_eval_compare_inspect(net: Path, frozen: str, capsys: pytest.CaptureFixt
     assert set(found) == {"images", "top1", "top5", "agreement", "ms_per_image", "scores", "judged", "timing"}
     assert found["images"] == 64 and found["top1"] > 95 and found["agreement"] > 95 and found["ms_per_image"] > 0
 
-    assert main(["compare", "net", frozen, "--data", "test.npz", "--json", "-q"]) == 0
+    assert main(["compare", "net", frozen, "--data", "test.npz", "--json", "-q", "--html", "look.html"]) == 0
     found = json.loads(capsys.readouterr().out)
+    page = Path("look.html").read_text(encoding="utf-8")
+    assert all(x["name"] in page for x in found["layers"]) and '<figure class="chart" data-chart="added">' in page
     assert found["output"]["sqnr_db"] > 25 and found["exclude"].startswith("--exclude ")
     assert {"digits_depthwise_fwd", "digits_res1_conv2_fwd"} <= {x["name"] for x in found["layers"]}
     assert all(x["sqnr_db"] is None or x["sqnr_db"] > 25 for x in found["layers"])
@@ -102,9 +110,10 @@ def test_compare_says_why_it_has_no_advice(net: Path, target: str, a: str, kind:
     assert main(["freeze", "net-symbol.json", "--target", target, "--output", "a", "-q"]) == 0
     assert main(["convert", "net-symbol.json", "--to", "mxnet", "--output", "b", "-q"]) == 0
     capsys.readouterr()
-    assert main(["compare", a, "b", "--data", "test.npz", "-q"]) == 0
+    assert main(["compare", a, "b", "--data", "test.npz", "-q", "--html", "look.html"]) == 0
     out, _ = lines_of(capsys)
-    assert out[-1] == f"no advice   A is {kind}, want the float MXNet model"
+    assert out[-2:] == [f"no advice   A is {kind}, want the float MXNet model", "wrote       look.html"]
+    assert ('<figure class="chart" data-chart="added">' in Path("look.html").read_text(encoding="utf-8")) is bool(added)
     row = next(line.split() for line in out if line.startswith("digits_res"))
     assert len(row) == 5 + added and float(row[3]) > 0.99
     assert not any(line.startswith(("worst", "try")) for line in out)

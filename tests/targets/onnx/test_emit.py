@@ -265,7 +265,7 @@ def test_two_targets_one_calibration(tmp_path: Path) -> None:
     both, paths = freeze_all(str(DIGITS / "digits-symbol.json"), options, str(tmp_path / "x"))
     names = {Path(p).name for p in paths}
     assert names == {"x-symbol.json", "x-0000.params", "x.onnx", "x.calib.json", "x.mxnet-sim.report.json",
-                     "x.onnx.report.json"}
+                     "x.onnx.report.json", "x.mxnet-sim.report.html", "x.onnx.report.html"}
     assert both[0].table is both[1].table
     assert json.loads((tmp_path / "x.onnx.report.json").read_text())["target"] == "onnx"
     with pytest.raises(QGraphError, match="as another target does"):

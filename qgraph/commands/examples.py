@@ -1,0 +1,97 @@
+"""Images of the judged data whose answer changed, for the page of a report: only where the user allows it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qgraph.arrays import Array
+from qgraph.data.open import Batch
+from qgraph.data.preprocess import Preprocess
+from qgraph.tasks.registry import Assigned
+
+_SIDE = 160  # pixels of the longer side, at most
+
+
+class _Example(NamedTuple):
+    """changed: whether its answer did.  noise: of its worst output, as a part of the signal."""
+
+    changed: bool
+    noise: float
+    id: str
+    answers: tuple[str, str]
+    image: Array
+
+
+class Examples:
+    """At most so many images: those whose answer changed come first, those with most noise among them first."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept: list[_Example] = []
+
+    def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array], tasks: Sequence[Assigned]) -> None:
+        """The outputs of a batch. want: those of the model that is the truth.  tasks: of the outputs."""
+        if not self._count:
+            return
+        images = _images(batch.feeds)
+        if images is None or len(images) != len(batch):
+            return
+        noise = _noise(len(batch), found, want)
+        answers = [_answers(task.task.answers([values[number] for number in task.outputs], len(batch))
+                            for task in tasks) for values in (want, found)]
+        for number, where in enumerate(batch.ids):
+            was, now = (column[number] if column else "" for column in answers)
+            self._kept.append(_Example(was != now, noise[number], where, (was, now), images[number]))
+        self._kept.sort(key=lambda one: (not one.changed, -one.noise, one.id))
+        self._kept = [one._replace(image=one.image.copy()) for one in self._kept[:self._count]]
+
+    def to_list(self, preprocess: Preprocess) -> list[dict[str, str]]:
+        """[{"id", "float", "int8": the answers, "png": in base64}]"""
+        rows = []
+        for one in self._kept:
+            was, now = one.answers
+            told = f"noise / signal {one.noise:.2g}"
+            rows.append({"id": one.id, "float": was or "as it should be", "int8": f"{now}, {told}" if now else told,
+                         "png": _png(one.image, preprocess)})
+        return rows
+
+
+def _images(feeds: Mapping[str, Array]) -> Array | None:
+    """The first input that can be looked at: (N, 1 or 3, H, W)."""
+    return next((x for x in feeds.values() if x.ndim == 4 and x.shape[1] in (1, 3)), None)
+
+
+def _noise(count: int, found: Sequence[Array], want: Sequence[Array]) -> list[float]:
+    """Of each image, in its worst output."""
+    worst = np.zeros(count)
+    for a, b in zip(want, found):
+        if a.shape == b.shape and a.shape[:1] == (count,) and a.size:
+            rows, others = (np.nan_to_num(x.reshape(count, -1).astype(np.float64)) for x in (a, b))
+            signal = np.square(rows).sum(axis=1)
+            worst = np.maximum(worst, np.square(rows - others).sum(axis=1) / np.where(signal > 0, signal, 1))
+    return [float(value) for value in worst]
+
+
+def _answers(of_tasks: Any) -> list[str]:
+    """An answer for each image, those of several tasks joined; [] where no task has words for them."""
+    columns = [answers for answers in of_tasks if answers]
+    return ["; ".join(parts) for parts in zip(*columns)]
+
+
+def _png(image: Array, preprocess: Preprocess) -> str:
+    """A small picture in base64; what was subtracted and divided is undone by its smallest and largest value."""
+    from PIL import Image
+
+    low, high = float(image.min()), float(image.max())
+    pixels = np.clip((image - low) * (255 / ((high - low) or 1)), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else
+                              np.ascontiguousarray(pixels[:, :, ::-1] if preprocess.bgr else pixels))
+    picture.thumbnail((_SIDE, _SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,0 +1,80 @@
+"""Which images the page of a report shows, how they look, and the stop watch of the steps."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import DIGITS
+from PIL import Image
+
+import qgraph
+from qgraph import FreezeOptions
+from qgraph.commands.examples import Examples
+from qgraph.commands.steps import Steps
+from qgraph.data.open import Batch
+from qgraph.data.preprocess import Preprocess
+from qgraph.pages.report import report_page
+from qgraph.tasks.base import Head
+from qgraph.tasks.classification import Classification
+from qgraph.tasks.detection import Detection
+from qgraph.tasks.registry import Assigned
+
+
+def shown(count: int, channels: int = 3, bgr: bool = False) -> list[dict[str, Any]]:
+    """Six images; the answers of number 1 and 4 change, number 2 has most noise."""
+    want = np.eye(6, dtype=np.float32)
+    found = want.copy()
+    found[1, 0], found[4, 3], found[2, 5] = 1.2, 2.0, 0.9
+    found[2] *= 50
+    images = np.zeros((6, channels, 200, 100), np.float32)
+    images[:, 0] = np.arange(6)[:, None, None] + 1
+    task = Assigned(Classification([Head("out", (6, 6), 6)]), (0,), 1.0)
+    examples = Examples(count)
+    for start in (0, 3):
+        part = slice(start, start + 3)
+        batch = Batch({"data": images[part]}, None, [f"image {number}" for number in range(start, start + 3)])
+        examples.add(batch, [found[part]], [want[part]], [task])
+    return examples.to_list(Preprocess(bgr=bgr))
+
+
+def test_images_whose_answer_changed_come_first() -> None:
+    rows = shown(3)
+    assert [row["id"] for row in rows] == ["image 4", "image 1", "image 2"]
+    assert rows[0]["float"] == "class 4" and rows[0]["int8"].startswith("class 3, noise / signal 4")
+    assert shown(0) == [] and len(shown(9)) == 6
+
+
+def test_words_for_boxes() -> None:
+    rows = np.full((2, 3, 6), -1, np.float32)
+    rows[0, 0], rows[0, 1] = (7, 0.9, 0, 0, 5, 5), (2, 0.31, 0, 0, 5, 5)
+    rows[1, 0] = (7, 0.29, 0, 0, 5, 5)
+    task = Detection([Head("boxes", rows.shape, 2)])
+    assert task.answers([rows], 2) == ["2 boxes, of class 2, 7", "no box"]
+
+
+@pytest.mark.parametrize("channels, bgr, colour", [(3, False, (255, 0, 0)), (3, True, (0, 0, 255)), (1, False, 0)])
+def test_pictures(channels: int, bgr: bool, colour: Any) -> None:
+    picture = Image.open(io.BytesIO(base64.b64decode(shown(1, channels, bgr)[0]["png"])))
+    assert picture.size == (80, 160) and picture.getpixel((5, 5)) == colour
+
+
+def test_the_page_has_images_only_where_they_are_allowed() -> None:
+    for count in (0, 2):
+        options = FreezeOptions(target="onnx", effort="fast", num_calib=8, report_images=count)
+        report = qgraph.freeze(str(DIGITS / "digits-symbol.json"), options).report
+        assert len(report["examples"]) == count
+        page = report_page(report)
+        assert page.count("data:image/png;base64,") == count and ("int8: <b>class " in page) is bool(count)
+
+
+def test_steps_add_up() -> None:
+    times = iter([1.0, 3.0, 3.0, 4.5, 4.5, 5.0])
+    steps = Steps(clock=lambda: next(times))
+    for name in ("a", "b", "a"):
+        steps.begin(name)
+    steps.end()
+    assert steps.seconds == {"a": 2.5, "b": 1.5}
