@@ -27,7 +27,7 @@ _DOUBT = 4.0  # squared standard errors that a mean error must exceed to be beli
 
 @register
 class RoundWeights(Pass):
-    """Round weights adaptively (error feedback, as GPTQ): minimize the squared error of the layer's output. Free at run time.
+    """Round weights adaptively: minimize the squared error of the layer's output. Free at run time.
 
         conv(fq(x), fq(w), b)  ->  the same with other codes, and with coarse weights another scale and bias
 
