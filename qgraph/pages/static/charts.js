@@ -108,7 +108,7 @@ const drawers = {
       + `${digits(Math.max(...known))} dB. The table of layers has them all.` : "All tensors are equal.");
     return along(plot, values, "dB", {stroke: colour("int8"), width: 2, spanGaps: false,
       points: {show: true, size: 6, fill: colour("int8")}},
-      [Math.min(0, ...known), Math.max(10, ...known) * 1.1]);
+      [Math.min(0, ...known), Math.min(80, Math.max(10, ...known) * 1.1)]);  // the rest is as good as equal
   },
   added(plot) {
     const values = data.noise.map(row => row.added), known = values.filter(value => value !== null);
