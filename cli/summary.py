@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _NAMED = 6  # layers in float
 _OUTPUTS = 4  # tasks, the worst first
 _SATURATED = 3  # layers
+_REASONS = 3  # why layers stay in float, where it is not that the user wants it
 _INDENT = 12
 _LAST = ("size", "time")
 
@@ -40,7 +41,8 @@ def _lines(frozen: Frozen) -> dict[str, list[str]]:
     report = frozen.report
     left, saturated = report["float"], report["saturation"]
     found = {"quantized": [f"{len(report['quantized'])} of {len(report['quantized']) + len(left)} layers"
-                           + _named(layer["name"] for layer in left)]}
+                           + _named(layer["name"] for layer in left),
+                           *_most(_reasons(left), _REASONS, "reasons")]}
     if report["agreement"]:
         found["agreement"] = _most(judged.agreement_lines(report["agreement"]), _OUTPUTS, "kinds of outputs")
         if report["calibration"] and report["calibration"]["data"].startswith(DISTILLED):
@@ -64,6 +66,16 @@ def _named(names: Any) -> str:
     if not first:
         return ""
     return f" (in float: {', '.join(first[:_NAMED])}{', ...' if len(first) > _NAMED else ''})"
+
+
+def _reasons(left: Sequence[Mapping[str, str]]) -> list[str]:
+    """Why layers stay in float that the user did not exclude."""
+    names: dict[str, list[str]] = {}
+    for layer in left:
+        if not layer["reason"].startswith("excluded by "):
+            names.setdefault(layer["reason"], []).append(layer["name"])
+    return [f"{one[0]} {f'and {len(one) - 1} more stay' if one[1:] else 'stays'} in float: {reason}"
+            for reason, one in names.items()]
 
 
 def _most(lines: list[str], count: int, what: str) -> list[str]:

@@ -28,7 +28,8 @@ def grown(frozen: Frozen, **changes: Any) -> Frozen:
 
 def test_a_large_network_fits_on_a_screen(frozen: Frozen) -> None:
     agreement = frozen.report["agreement"]
-    many = {"float": [{"name": f"layer{number}", "op": "Convolution", "reason": "excluded"} for number in range(300)],
+    many = {"float": [{"name": f"layer{number}", "op": "Convolution", "reason": "excluded by 'op:Convolution'"}
+                      for number in range(300)],
             "agreement": {**agreement, "tasks": agreement["tasks"] * 40},
             "saturation": [{"layer": f"conv{number}", "missed_percent": number / 10, "chosen": 1.0, "why": "so"}
                            for number in range(200)]}
@@ -39,6 +40,14 @@ def test_a_large_network_fits_on_a_screen(frozen: Frozen) -> None:
     assert [line.split("conv")[1].split(":")[0] for line in saturation] == ["199", "198", "197"]
     assert any("and 197 more layers, see the report" in line for line in lines)
     assert lines[-1] == "wrote       a.onnx" and lines[-2].startswith("time        ")
+
+
+def test_why_layers_stay_in_float(frozen: Frozen) -> None:
+    """Unless the user wants it."""
+    left = [{"name": name, "op": "Convolution", "reason": reason} for name, reason in (
+        ("a", "excluded by 'a'"), ("b", "no kernel"), ("c", "no kernel"), ("d", "negative input"))]
+    assert [line.strip() for line in summary([grown(frozen, float=left)], [])[1:3]] == [
+        "b and 1 more stay in float: no kernel", "d stays in float: negative input"]
 
 
 def test_several_targets_are_columns(frozen: Frozen, capsys: pytest.CaptureFixture[str]) -> None:
