@@ -77,7 +77,7 @@ def test_its_options_are_flags(package: Path, model: Path) -> None:
 
 def test_its_pass_runs(package: Path, model: Path) -> None:
     done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "onnx", "--runtime", "onnxruntime",
-                  "--pass", "mean-to-pooling@canonicalize")
+                  "--pass", "mean-to-pooling@canonicalize", "-v")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "mean-to-pooling" in done.stderr
     listed = qgraph(package, model, "passes")
