@@ -32,13 +32,13 @@ class Engine:
     """Runs graphs of MXNet's float ops, with fake_quantize nodes or without.
 
     any_quantizer: also ones with ranges of the running batch, and with activations of more than 8 bits.
-    exact: makes an Executor of a graph whose kernels, if they are of integers, never saturate.
+    exact: as `make`, an Executor whose kernels, if they are of integers, never saturate.
     """
 
     name: str
     make: Callable[..., Executor]
     any_quantizer: bool
-    exact: Callable[[Graph], Executor]
+    exact: Callable[..., Executor]
     _failed: dict[str, str] = field(default_factory=dict, compare=False)  # op -> why it does not run alone
 
     def __call__(self, g: Graph, watch: Optional[Sequence[Port]] = None, fused: bool = False) -> Executor:

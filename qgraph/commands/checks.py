@@ -59,7 +59,7 @@ def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: 
         if engine.any_quantizer or not _is_beyond_codes(g):
             log.warning("warning: the files for %s are judged by simulation: its kernels do not run on this runtime",
                         model.engine)
-            simulated = engine(g)
+            simulated = engine.exact(g)
         else:
             log.warning("warning: the files for %s are judged by simulation, in NumPy on one batch: this runtime has "
                         "no ranges of the running batch, and no activations of more than 8 bits", model.engine)

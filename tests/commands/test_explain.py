@@ -45,7 +45,7 @@ def test_the_budget_agrees_with_leaving_layers_out(trial: Trial) -> None:
 def test_a_part_of_the_budget_is_that_of_the_whole(trial: Trial) -> None:
     whole = {cost.layer: cost for cost in trial.budget().costs}
     part = trial.budget([CONV]).costs
-    assert [cost.layer for cost in part] == [CONV] and part[0].power == pytest.approx(whole[CONV].power, rel=1e-6)
+    assert [cost.layer for cost in part] == [CONV] and part[0].power == pytest.approx(whole[CONV].power, rel=1e-4)
 
 
 def test_variants(trial: Trial) -> None:

@@ -265,3 +265,13 @@ def test_outputs_of_other_shapes_are_refused() -> None:
     batch = Batch({"data": IMAGES[:2]}, None, ["a", "b"])
     with pytest.raises(OptionError, match=r"the models' outputs out have the shapes \(2, 4\) and \(2, 5\)"):
         Judge(["out"]).add(batch, [np.zeros((2, 5))], [np.zeros((2, 4))])
+
+
+def test_simulations_do_not_saturate() -> None:
+    """Kernels of onnxruntime do where a CPU has no VNNI."""
+    images = str(EXAMPLES / "digits" / "digits-calib.npz")
+    options = FreezeOptions(target="mxnet-sim", effort="fast", runtime="onnxruntime")
+    model = str(EXAMPLES / "digits" / "digits")
+    found = qgraph.freeze(model, options, calib_data=images)
+    row = qgraph.simulate(model, images, [Strategy()], options, calib_data=images).row(Strategy())
+    assert row is not None and found.report["agreement"]["sqnr_db"] > 30 and row["sqnr_db"] > 30
