@@ -15,7 +15,7 @@ from qgraph.passes._affine import own_weights, per_input, scale_outputs
 from qgraph.quant.spec import QSpec, fake_quantize, with_range
 from qgraph.quant.weights import weight_params
 from qgraph.semantics.interpreter import Executor, RunOp
-from qgraph.semantics.windows import draw_windows, patches
+from qgraph.semantics.sampling import draw_windows, patches
 
 HALVES = CHOOSING, JUDGING = 0, 1
 _POSITIONS = 512  # sampled output positions of a layer, for each half of the images

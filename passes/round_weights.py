@@ -15,7 +15,7 @@ from qgraph.passes._float_reads import FloatReads
 from qgraph.quant.adaptive import best_factors, damped, round_together, second_moment, shifted
 from qgraph.quant.spec import QParams, per_axis, quantize
 from qgraph.semantics.interpreter import Executor, RunOp, Tensor
-from qgraph.semantics.windows import draw_windows, patches, window_count
+from qgraph.semantics.sampling import draw_windows, patches, window_count
 
 _POSITIONS = 4096  # sampled output positions a layer
 _WIDEST = 4608  # inputs whose errors are weighed against each other; a wider layer is cut into such parts
@@ -59,10 +59,11 @@ class RoundWeights(Pass):
         layers = {node: number for number, node in enumerate(n for n in g.toposort() if _concerned(g, n))}
         seeds = {node.name: number for node, number in layers.items()}
         readers: dict[Port, list[Node]] = {}
-        params: dict[Node, Node] = {}  # quantizer of a weight, or bias -> its layer
+        params: dict[Node, Node] = {}  # quantizer of a weight, or bias of its own -> the layer
         for node in layers:
             readers.setdefault(g.inputs(node)[0], []).append(node)
-            params.update((port.node, node) for port in g.inputs(node)[1:])
+            own = g.inputs(node)[1:3] if _has_own_bias(g, node) else g.inputs(node)[1:2]
+            params.update((port.node, node) for port in own)
 
         def windows(node: Node, value: np.ndarray) -> np.ndarray:  # the same in both networks
             return draw_windows(node, value.shape, np.random.default_rng(seeds[node.name]), _POSITIONS)

@@ -20,7 +20,7 @@ from qgraph.calibration.images import wanted_shapes
 from qgraph.calibration.survey import Survey, better_feeding, survey
 from qgraph.commands.line import collect_table, pipeline, quantize, split
 from qgraph.commands.needs import Needs, findings_of, needs_of
-from qgraph.commands.open_model import end_at, find_symbol, open_model, refuse_channels_last, refuse_random
+from qgraph.commands.open_model import end_at, find_symbol, open_model
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
 from qgraph.errors import GraphError, OptionError, QGraphError, suggest
@@ -102,11 +102,7 @@ def doctor(model: Any, data: Any = None, *, targets: Sequence[str] = (), options
 def _opened(model: Any, options: FreezeOptions) -> Graph:
     """A float network of which the rest can be asked."""
     opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
-    source = opened.as_graph("a check").copy()
-    opened.refuse_frozen()
-    end_at(source, options.outputs)
-    refuse_random(source)
-    refuse_channels_last(source)
+    source = opened.float_graph("a check", options.outputs)
     if is_trained(source):
         raise OptionError(f"{opened.name}: was trained with a quantization of its own, so its ranges are chosen; "
                           "qgraph freeze writes it, and qgraph eval judges it")

@@ -13,7 +13,7 @@ from qgraph.analysis.importance import channel_importance
 from qgraph.calibration.images import find_images
 from qgraph.commands.history import carriers, history, told
 from qgraph.commands.line import bound, pipeline, split
-from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
+from qgraph.commands.open_model import open_model
 from qgraph.commands.report import quantized_layers
 from qgraph.commands.trained import is_trained
 from qgraph.commands.trial import Trial
@@ -52,11 +52,7 @@ def explain(model: Any, name: str, data: Any = None, *, tensor: bool = False, op
     options = dataclasses.replace(options, num_calib=options.num_calib or IMAGES, effort="fast")
     engine = engines.runtime("measuring", options.runtime)
     opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
-    source = opened.as_graph("an explanation").copy()
-    opened.refuse_frozen()
-    end_at(source, options.outputs)
-    refuse_random(source)
-    refuse_channels_last(source)
+    source = opened.float_graph("an explanation", options.outputs)
     if is_trained(source):
         raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph inspect shows it")
     asked = None if tensor else _find(source, name)

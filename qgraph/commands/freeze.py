@@ -24,7 +24,7 @@ from qgraph.commands.judge import Judge
 from qgraph.commands.line import collect_table, pipeline, quantize, scaling
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.noise import layer_noise
-from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
+from qgraph.commands.open_model import open_model
 from qgraph.commands.ruin import ruin
 from qgraph.commands.shared import Shared, Truth
 from qgraph.commands.steps import Steps
@@ -106,11 +106,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     engine = engines.runtime("freezing a model", options.runtime)
     opened = shared.once("model", lambda: open_model(model, options.params, options.epoch,
                                                      block_shapes(options.input_shape)))
-    original = opened.as_graph("freezing").copy()
-    opened.refuse_frozen()
-    end_at(original, options.outputs)
-    refuse_random(original)
-    refuse_channels_last(original)
+    original = opened.float_graph("freezing", options.outputs)
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()

@@ -55,6 +55,15 @@ class Opened:
                               "checkpoint that it was made from")
         return self.model.ir
 
+    def float_graph(self, what_for: str, outputs: Sequence[str]) -> Graph:
+        """A copy that ends at these outputs. Raises OptionError, UnsupportedError where it cannot be quantized."""
+        g = self.as_graph(what_for).copy()
+        self.refuse_frozen()
+        end_at(g, outputs)
+        refuse_random(g)
+        refuse_channels_last(g)
+        return g
+
     def refuse_frozen(self) -> None:
         """Raise OptionError for a model that is quantized already."""
         for node in self.as_graph("quantizing").dag:

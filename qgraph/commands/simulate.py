@@ -20,7 +20,7 @@ from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import open_for, runnable
 from qgraph.commands.judge import Judge
 from qgraph.commands.line import bound, collect_table, pipeline, quantize, scaling, split
-from qgraph.commands.open_model import end_at, open_model, refuse_channels_last, refuse_random
+from qgraph.commands.open_model import open_model
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
@@ -149,11 +149,7 @@ class _Bench:
             raise OptionError(f"{beyond[0][0]}: only MXNet can run {beyond[0][1]}, and this runs on {self.engine.name};"
                               ' leave it out, or pip install "qgraph[mxnet]"')
         opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
-        self.source = opened.as_graph("simulating").copy()
-        opened.refuse_frozen()
-        end_at(self.source, options.outputs)
-        refuse_random(self.source)
-        refuse_channels_last(self.source)
+        self.source = opened.float_graph("simulating", options.outputs)
         if is_trained(self.source):
             raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph freeze "
                               "writes that, and qgraph eval judges it")

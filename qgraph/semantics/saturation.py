@@ -18,7 +18,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QParams, quantize
 from qgraph.semantics.interpreter import Executor, RunOp, Tensor
-from qgraph.semantics.windows import draw_windows, patches
+from qgraph.semantics.sampling import draw_windows, patches
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
 POSITIONS = 1024  # sampled output positions a layer

@@ -157,3 +157,18 @@ def test_it_holds_what_is_alive_not_what_all_layers_read() -> None:
     tracemalloc.stop()
     one = feeds["data"].nbytes  # of a layer
     assert peak < 30 * one, peak / one
+
+
+def test_a_bias_that_is_computed_stays_as_it_is() -> None:
+    original = Graph.parse(NET.replace("%c0 = Convolution(%data, %w0, %b0)", "%b = _mul_scalar(%b0) {scalar=2.0}\n"
+                                       "%c0 = Convolution(%data, %w0, %b)"))
+    rng = np.random.default_rng(6)
+    for name, array in original.params.items():
+        original.params[name] = rng.normal(0.1, 0.4, array.shape).astype(np.float32)
+    feeds = images(4, 5)
+    table = networks.table_of(original, feeds)
+    g = original.copy()
+    InsertFakeQuantize(weight_bits=3).run(g)
+    Calibrate(table=table).run(g)
+    assert RoundWeights("half-even", feeds, original).run(g) == len(LAYERS)
+    assert np.array_equal(g.params["b0"], original.params["b0"])

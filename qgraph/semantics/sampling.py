@@ -1,4 +1,4 @@
-"""What a layer reads at single positions of its output."""
+"""What a layer reads at sampled positions of its output."""
 
 from __future__ import annotations
 
