@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,22 @@ from qgraph.semantics.infer import infer
 log = logging.getLogger("qgraph")
 
 
+class Asked(NamedTuple):
+    """How the range of a tensor is chosen. method: a key of `qgraph.quant.ranges.METHODS`.  bits: of its codes."""
+
+    method: str
+    bits: int
+
+
 def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
             progress: Progress | None = None, runtime: str = "auto", ports: Iterable[Port] = (),
-            wanted: Iterable[str] | None = None) -> CalibrationTable:
+            wanted: Iterable[str] | None = None, asked: Mapping[str, Asked] | None = None) -> CalibrationTable:
     """The calibration table of a float graph: one or two sweeps over `data`, in memory that does not grow with it.
 
     method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed: what the ranges are for.
     runtime: of `qgraph.engines`.  ports: more tensors to observe.  wanted: names of those that are quantized [default:
     all]; of the others one that has no range, such as one with Inf, is left out.
+    asked: tensor -> what is not as `method` and `act_bits` say.
     Raises CalibrationError (nothing to observe, NaN or Inf: tensor and sample are named) and DataError.
     """
     how = method_named(method)
@@ -43,7 +51,8 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
     if not ports:
         raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
     executor = runtimes.runtime("calibrating", runtime)(g, watch=ports, fused=True)
-    spec = QSpec(bits=act_bits, signed=act_signed)
+    ways = {port: (asked or {}).get(port.key, Asked(how.name, act_bits)) for port in ports}
+    how_of = {port: method_named(way.method) for port, way in ways.items()}
     needed = {port.key for port in ports} if wanted is None else set(wanted)
 
     def leave_out(port: Port, error: CalibrationError | FormatError, among: dict[Port, Any]) -> None:
@@ -65,24 +74,30 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
             if progress:
                 progress(what, done, data.num_items)
 
-    first: dict[Port, MinMax | Ema] = {port: how.first(port.key) for port in ports}
+    first: dict[Port, MinMax | Ema] = {port: how_of[port].first(port.key) for port in ports}
     sweep(first, "ranges")
     images = max((seen.images for seen in first.values()), default=0)
     if first and not images:
         raise CalibrationError(f"{data.name}: no image was read")
     stats: dict[Port, Any] = dict(first)
-    if how.sweeps == 2:
-        importance = channel_importance(g, _shapes(g, data)) if how.weighs_channels else {}
-        stats = {port: Histogram.after(seen, importance=importance.get(port))  # type: ignore[arg-type]
-                 for port, seen in first.items()}
-        sweep(stats, "histograms")
+    if any(how_of[port].sweeps == 2 for port in first):
+        weighs = any(how_of[port].weighs_channels for port in first)
+        importance = channel_importance(g, _shapes(g, data)) if weighs else {}
+        histograms_of: dict[Port, Any] = {
+            port: Histogram.after(seen, importance=importance.get(port) if how_of[port].weighs_channels else None)
+            for port, seen in first.items() if isinstance(seen, MinMax) and how_of[port].sweeps == 2}
+        sweep(histograms_of, "histograms")
+        stats = {port: histograms_of.get(port, seen) for port, seen in first.items()
+                 if port in histograms_of or how_of[port].sweeps == 1}
     entries, histograms = {}, {}
     for port, stat in [*stats.items()]:
+        way = ways[port]
+        spec = QSpec(bits=way.bits, signed=act_signed)
         try:
-            low, high = choose_range(how.name, stat, spec)
-            entries[port.key] = _entry(first[port], low, high, how.name)
-            if how.sweeps == 2 and port.key in needed:
-                histograms[port.key] = shown_histogram(stat, spec, how.name, low, high)
+            low, high = choose_range(way.method, stat, spec)
+            entries[port.key] = _entry(first[port], low, high, way.method, way.bits if way.bits != act_bits else None)
+            if how_of[port].sweeps == 2 and port.key in needed:
+                histograms[port.key] = shown_histogram(stat, spec, way.method, low, high)
         except FormatError as error:  # larger than a range may be
             leave_out(port, FormatError(f"tensor {port.key}: {error}"), stats)
     return CalibrationTable(how.name, act_bits, act_signed, g.digest(), images, data.preprocess.to_dict(), data.name,
@@ -122,8 +137,8 @@ def _by_image(value: Array, count: int) -> Array:
     return np.broadcast_to(value.ravel(), (count, value.size)) if shared else value
 
 
-def _entry(found: MinMax | Ema, low: float, high: float, method: str) -> Entry:
+def _entry(found: MinMax | Ema, low: float, high: float, method: str, bits: int | None) -> Entry:
     if isinstance(found, Ema):
-        return Entry(low, high, low, high, method)
+        return Entry(low, high, low, high, method, bits=bits)
     sample = found.min_id if abs(found.low) > abs(found.high) else found.max_id
-    return Entry(found.low, found.high, low, high, method, sample)
+    return Entry(found.low, found.high, low, high, method, sample, bits)

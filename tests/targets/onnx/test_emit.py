@@ -264,7 +264,8 @@ def test_two_targets_one_calibration(tmp_path: Path) -> None:
     options = [FreezeOptions(target=t, calib_data=str(tmp_path / "calib.npz")) for t in ("mxnet-sim", "onnx")]
     both, paths = freeze_all(str(DIGITS / "digits-symbol.json"), options, str(tmp_path / "x"))
     names = {Path(p).name for p in paths}
-    assert names == {"x-symbol.json", "x-0000.params", "x.onnx", "x.calib.json", "x.mxnet-sim.report.json",
+    assert names == {"x-symbol.json", "x-0000.params", "x.onnx", "x.calib.json", "x.recipe.yaml",
+                     "x.mxnet-sim.report.json",
                      "x.onnx.report.json", "x.mxnet-sim.report.html", "x.onnx.report.html"}
     assert both[0].table is both[1].table
     assert json.loads((tmp_path / "x.onnx.report.json").read_text())["target"] == "onnx"
