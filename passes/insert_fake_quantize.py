@@ -58,7 +58,8 @@ class InsertFakeQuantize(Pass):
     exclude: patterns of `qgraph.ir.select` (in Python a tuple, on the command line `--exclude`).
     activations: False quantizes weights alone.  online: their ranges come from the batch that is being run.
     layers: what a recipe says of single layers.  A tensor that several layers read has the most bits that one of them
-    wants, and stays in float only for those that read it so.
+    wants.  A layer that wants it in float reads it so, unless a later pass gives all readers codes; then it computes in
+    float with these (`QSpec.alone`).
     """
 
     name = "insert-fake-quantize"
@@ -95,7 +96,8 @@ class InsertFakeQuantize(Pass):
         for node, choice in choices.items():
             data_port, weight_port = g.inputs(node)[:2]
             own = dataclasses.replace(weight, bits=choice.weight_bits or self.weight_bits,
-                                      granularity=choice.granularity or granularity)
+                                      granularity=choice.granularity or granularity,
+                                      alone=choice.act_bits == IN_FLOAT)
             specs = [(0, data_port, dataclasses.replace(act, bits=wanted[data_port]))] \
                 if choice.act_bits != IN_FLOAT else []
             for slot, port, spec in (*specs, (1, weight_port, weight_spec(node, own))):

@@ -1,4 +1,4 @@
-"""A recipe decides what `freeze` and `simulate` do with single layers, and what is impossible is refused before work."""
+"""A recipe decides what `freeze` and `simulate` do with single layers; what is impossible is refused before work."""
 
 from __future__ import annotations
 
@@ -50,6 +50,25 @@ def test_each_layer_is_as_the_recipe_says(mixed: Frozen) -> None:
     assert mixed.report["agreement"]["sqnr_db"] > 15
 
 
+def test_onnx_stores_weights_alone_in_4_bits_and_says_what_is_float(mixed: Frozen) -> None:
+    import onnx
+
+    stored = {t.name: t.data_type for t in mixed.model.proto.graph.initializer}  # type: ignore[attr-defined]
+    assert stored["digits_pointwise_weight_q/codes"] == onnx.TensorProto.INT4
+    assert stored["digits_res1_conv2_weight_q/codes"] == onnx.TensorProto.INT8
+    assert set(mixed.report["onnxruntime"]["float"]) == {"digits_pointwise_fwd"}  # it reads what an integer layer wrote
+    wide = freeze(Recipe(layers=(("res1_conv2", LayerChoice(act_bits=16)),)))
+    assert {row["name"]: row["data"] for row in wide.report["quantized"]}["digits_res1_conv2_fwd"] == "u16"
+    assert "digits_res1_conv2_fwd" in wide.report["onnxruntime"]["float"]
+    assert wide.report["departure"]["within_one"] > 99
+
+
+def test_the_table_of_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["onnx", "2", "to", "4", "float", "floats", "4"] in [line[:7] for line in lines]
+
+
 def test_the_recipe_that_is_written_freezes_the_same(mixed: Frozen, tmp_path: Path) -> None:
     paths = mixed.save(tmp_path / "m")
     written = str(tmp_path / "m.recipe.yaml")
@@ -78,9 +97,9 @@ def test_the_recipe_of_another_model_is_refused(mixed: Frozen) -> None:
 
 
 @pytest.mark.parametrize(("target", "choice", "said"), [
-    ("onnx", LayerChoice(weight_bits=12), "conv0.*target onnx has no layer of 12-bit weights and 8-bit activations"),
-    ("onnx", LayerChoice(act_bits=12), r"has no layer of 8-bit weights and 12-bit.*mxnet-sim can \(--target mxnet-sim\)"),
-    ("mxnet", LayerChoice(weight_bits=4), "target mxnet has no layer of 4-bit weights.*it has weights 8, activations 8"),
+    ("onnx", LayerChoice(weight_bits=12), "conv0.*target onnx has no layer of 12-bit weights and 8-bit"),
+    ("onnx", LayerChoice(act_bits=12), r"no layer of 8-bit weights and 12-bit.*mxnet-sim can \(--target mxnet-sim"),
+    ("mxnet", LayerChoice(weight_bits=4), "mxnet has no layer of 4-bit weights.*it has weights 8, activations 8"),
     ("mxnet", LayerChoice(granularity="tensor"), "cannot carry granularity layer exactly, it has channel"),
     ("ncnn", LayerChoice(act_bits=IN_FLOAT), "target ncnn has no layer of 8-bit weights and float activations"),
 ])
@@ -113,7 +132,8 @@ def test_simulate_takes_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Its row is that of freezing with it; rows of another recipe are not gone on with."""
     with np.load(DIGITS / "digits-test.npz") as test:
         np.savez(tmp_path / "test.npz", data=test["data"][:48], label=test["label"][:48])
-    (tmp_path / "r.yaml").write_text(HEAD + "calib: mse\neffort: fast\nlayers: {'*': {weights: 2}, dense: {float: true}}")
+    (tmp_path / "r.yaml").write_text(
+        HEAD + "calib: mse\neffort: fast\nlayers: {'*': {weights: 2}, dense: {float: true}}")
     args = ["simulate", MODEL, "--data", str(tmp_path / "test.npz"), "--num-calib", "16", "--runtime", "onnxruntime",
             "--output", str(tmp_path / "s"), "--recipe", str(tmp_path / "r.yaml")]
     assert main(args) == 0

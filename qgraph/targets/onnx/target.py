@@ -83,7 +83,7 @@ class Onnx(Target):
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.onnx.emit import to_onnx
 
-        return to_onnx(g, writing.shapes, int4=self.int4)
+        return to_onnx(g, writing.shapes)
 
     def convert(self, g: Graph, shapes: Shapes) -> Model:
         from qgraph.targets.onnx.emit import to_onnx
