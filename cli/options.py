@@ -36,7 +36,7 @@ image_options = _group(
     click.option("--std", metavar="A,B,C", help="Divided by."),
     click.option("--scale", type=float, metavar="X", help="Pixels 0..255 are multiplied by it first."),
     click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N"),
-    click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
+    click.option("--decoders", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
 )
 
 judge_options = _group(

@@ -41,7 +41,7 @@ class DataOptions:
     std: str | Sequence[float] | None = None
     scale: float | None = None
     batch_size: int = 16
-    workers: int | None = None
+    decoders: int | None = None
     labels: str | None = None
 
     def preprocessing(self) -> Preprocess:
@@ -53,7 +53,7 @@ class DataOptions:
         if isinstance(source, Data):
             return source
         return open_data(source, self.preprocessing(), labels=self.labels, select=self.select, skip=self.skip,
-                         limit=limit, batch_size=self.batch_size, workers=self.workers, input_names=tuple(shapes),
+                         limit=limit, batch_size=self.batch_size, decoders=self.decoders, input_names=tuple(shapes),
                          input_shapes={name: shape for name, shape in shapes.items() if shape})
 
 

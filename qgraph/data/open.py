@@ -2,8 +2,8 @@
 
 ``open_data`` takes a ``.rec``, an image folder, ``.npz``/``.npy``, arrays, a Gluon ``Dataset`` or ``DataLoader``, an
 ``mx.io.DataIter``, or any iterable of batches, and gives a ``Data`` that can be swept again and again (KL calibration
-sweeps twice).  Memory does not grow with the number of items, and neither the number of workers nor their timing
-changes what comes out.
+sweeps twice).  Memory does not grow with the number of items, and neither the number of decoding threads nor their
+timing changes what comes out.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class Data:
         skip: slice,
         limit: int | None,
         batch_size: int,
-        workers: int,
+        decoders: int,
     ) -> None:
         self.name = source.name
         self.preprocess = preprocess
         self.input_names = tuple(input_names)
         self.batch_size = batch_size
-        self._source, self._shapes, self._workers = source, input_shapes, workers
+        self._source, self._shapes, self._decoders = source, input_shapes, decoders
         self._select, self._skip, self._limit = select, skip, limit
         self._single = False  # a stream's own batches are taken apart
         self.num_items: int | None = None
@@ -161,7 +161,7 @@ class Data:
         if isinstance(self._source, Items):
             kept = list(self._kept(len(self._source)))
             chosen = kept[::max(1, len(kept) // images)]
-            rows = self._source.rows(chosen, self._workers, 2 * self._workers)
+            rows = self._source.rows(chosen, self._decoders, 2 * self._decoders)
             arrays: Iterable[Array] = (x for columns, _ in rows for x in columns)
             parts = self._label_parts(self._source, kept)
         else:
@@ -184,7 +184,7 @@ class Data:
 
     def _from_items(self, source: Items) -> Iterator[Batch]:
         kept = self._kept(len(source))
-        rows = source.rows(self._kept(len(source)), self._workers, self.batch_size + 2 * self._workers)
+        rows = source.rows(self._kept(len(source)), self._decoders, self.batch_size + 2 * self._decoders)
         while ids := [source.where(i) for i in islice(kept, self.batch_size)]:
             columns, labels = zip(*islice(rows, len(ids)))
             yield self._batch([_stack(column, ids) for column in zip(*columns)], labels, ids)
@@ -254,7 +254,7 @@ def open_data(
     skip: str | slice | None = None,
     limit: int | None = None,
     batch_size: int = 32,
-    workers: int | None = None,
+    decoders: int | None = None,
     input_names: Sequence[str] = ("data",),
     input_shapes: Mapping[str, Shape] | None = None,
 ) -> Data:
@@ -267,11 +267,11 @@ def open_data(
     PNG masks (all three for a folder of images), ``.npz`` (``label``) or ``.npy`` by number, or lines ``name,label``.
     select keeps and skip drops items by number (``"::10"``), limit keeps the first so many of the rest.  select may be
     a list of numbers, whose order and repetitions are kept.
-    input_shapes: input name -> the model's shape; 0 matches any size.  workers: decoding threads, default at most 4.
+    input_shapes: input name -> the model's shape; 0 matches any size.  decoders: decoding threads, default at most 4.
     Raises DataError (the data are not usable) and OptionError (an option is not), here or on the first sweep.
     """
-    if batch_size < 1 or (limit is not None and limit < 1) or (workers is not None and workers < 1):
-        raise OptionError(f"want at least 1 each: batch size {batch_size}, limit {limit}, workers {workers}")
+    if batch_size < 1 or (limit is not None and limit < 1) or (decoders is not None and decoders < 1):
+        raise OptionError(f"want at least 1 each: batch size {batch_size}, limit {limit}, decoders {decoders}")
     preprocess, names, shapes = preprocess or Preprocess(), tuple(input_names), dict(input_shapes or {})
     if not names:
         raise OptionError("the model has no input that data could be fed to")
@@ -288,7 +288,7 @@ def open_data(
         parse_slice(skip, "--skip") or slice(0),
         limit,
         batch_size,
-        workers or min(4, os.cpu_count() or 1),
+        decoders or min(4, os.cpu_count() or 1),
     )
 
 
