@@ -48,6 +48,21 @@ class Judge:
         """Of the outputs of a model, which are told by its ops where it has a graph."""
         return cls(model.outputs, model.ir, options, pairs)
 
+    @classmethod
+    def sum(cls, judges: Sequence[Judge]) -> Judge:
+        """One that has counted what these have, of the same outputs and in this order; at least one."""
+        first = judges[0]
+        whole = cls(first.names, first._g)
+        whole.tasks, whole._decoded, whole._decode = first.tasks, first._decoded, first._decode
+        whole.images = sum(judge.images for judge in judges)
+        whole._differences = [sum(found[1:], found[0]) for found in zip(*(judge._differences for judge in judges))]
+        for judge in judges:
+            for own, (task, _, _) in zip(first.tasks, judge.tasks):
+                for mine, theirs in ((whole._agreements, judge._agreements), (whole._scores, judge._scores)):
+                    if task in theirs:
+                        mine[own.task] = _sum(mine.get(own.task), theirs[task])
+        return whole
+
     def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array] | None = None) -> None:
         """The outputs of a batch. want: those of the model that is the truth.
 
