@@ -108,8 +108,8 @@ class Costs:
         return float(self.size(chosen)) if minimize == SIZE else self.time(chosen)
 
     def extra(self, minimize: str, layer: str, low: Rung, high: Rung) -> float:
-        """What one step up costs, never less than next to nothing."""
+        """What a layer costs more on the higher rung; below 0 where it costs less."""
         if minimize == SIZE:
-            return max(self.weights[layer] * (high.stored - low.stored) / 8, 1.0)
+            return self.weights[layer] * (high.stored - low.stored) / 8
         integer, real = self.seconds.get(layer, (0.0, 0.0))
-        return max(real - integer if low.integers and not high.integers else 0.0, 1e-7)
+        return real - integer if low.integers and not high.integers else 0.0

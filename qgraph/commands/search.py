@@ -10,6 +10,7 @@ Every candidate is measured once; a run that goes on finds its finished rows, an
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,7 +61,7 @@ class Search:
             return self.best
         taken = self._fewest(start.recipe, steps)
         if taken is not None:
-            self._take_back(start.recipe, steps[:taken])
+            self._take_back(start.recipe, levels(steps[:taken]))
         return self.best
 
     # ---- rows -------------------------------------------------------------------------------------------------------
@@ -121,22 +122,17 @@ class Search:
             return list(steps)
         found: list[Step] = []
         for step in steps:
-            inside = all(Step(step.layer, rung, 0, 0)[:2] in {other[:2] for other in found}
-                         for rung in range(1, step.rung))
-            if inside and self.costs.size(self._chosen([*found, step])) <= self.max_size:
+            if self.costs.size(self._chosen(levels([*found, step]))) <= self.max_size:
                 found.append(step)
         return found
 
-    def _chosen(self, steps: Iterable[Step]) -> dict[str, Rung]:
-        chosen = dict.fromkeys(self.layers, self.rungs[0])
-        for step in steps:
-            chosen[step.layer] = self.rungs[step.rung]
-        return chosen
+    def _chosen(self, level: Mapping[str, int]) -> dict[str, Rung]:
+        return {layer: self.rungs[level.get(layer, 0)] for layer in self.layers}
 
     def _prefix(self, recipe: Recipe, steps: Sequence[Step], count: int) -> Candidate:
-        last = steps[count - 1]
-        what = f"{count} steps up, the last {last.layer} to {self.rungs[last.rung]}"
-        return self.candidate(recipe, self._chosen(steps[:count]), what)
+        level = levels(steps[:count])
+        what = f"{len(level)} layers up, the last {' and '.join(steps[count - 1].layers)}"
+        return self.candidate(recipe, self._chosen(level), what)
 
     def _fewest(self, recipe: Recipe, steps: Sequence[Step]) -> int | None:
         """How many steps it takes; None where all are too few. As many probes at a time as there are workers."""
@@ -148,8 +144,7 @@ class Search:
                 reach = probes[-1] * 2
             else:
                 probes = [low + (high - low) * part // (self.width + 1) for part in range(1, self.width + 1)]
-            probes = sorted({probe for probe in probes if low < probe < high})
-            probes = probes or [low + 1]
+            probes = sorted({probe for probe in probes if low < probe < high}) or [low + 1]
             rows = zip(probes, self._rows([self._prefix(recipe, steps, probe) for probe in probes]))
             for probe, row in rows:
                 if row.holds:
@@ -160,17 +155,26 @@ class Search:
 
     # ---- 3 ----------------------------------------------------------------------------------------------------------
 
-    def _take_back(self, recipe: Recipe, steps: Sequence[Step]) -> None:
-        kept, failed = list(steps), 0
-        for step in sorted(steps, key=lambda step: -step.extra):
-            if step not in kept or any(other.layer == step.layer and other.rung > step.rung for other in kept):
-                continue
-            fewer = [other for other in kept if other is not step]
-            what = f"{len(fewer)} steps up, {step.layer} back to {self.rungs[step.rung - 1]}"
+    def _take_back(self, recipe: Recipe, level: dict[str, int]) -> None:
+        """level: of the layers that are up."""
+        def saved(layer: str) -> float:
+            at = level[layer]
+            return self.costs.extra(self.minimize, layer, self.rungs[at - 1], self.rungs[at])
+
+        failed = 0
+        for layer in sorted(level, key=lambda layer: -saved(layer)):
+            fewer = {**level, layer: level[layer] - 1}
+            up = sum(at > 0 for at in fewer.values())
+            what = f"{up} layers up, {layer} back to {self.rungs[fewer[layer]]}"
             for row in self._rows([self.candidate(recipe, self._chosen(fewer), what)]):
-                kept, failed = (fewer, 0) if row.holds else (kept, failed + 1)
+                level, failed = (fewer, 0) if row.holds else (level, failed + 1)
             if failed == PATIENCE:
                 return
+
+
+def levels(steps: Iterable[Step]) -> dict[str, int]:
+    """Layer -> how many rungs it is up behind these steps; those that are not up are left out."""
+    return dict(Counter(layer for step in steps for layer in step.layers))
 
 
 def recipe_layers(layers: Sequence[str], chosen: Mapping[str, Rung]) -> tuple[tuple[str, LayerChoice], ...]:

@@ -1,7 +1,11 @@
-"""What each layer costs the outputs on each rung of the ladder, and the order in which raising layers promises most.
+"""What rounding costs the outputs, tensor by tensor and weight by weight, and the order in which raising layers pays.
 
-The error budget ranks (`qgraph.analysis.budget`): noise that arrives at the outputs, of each layer alone, to first
-order.  What ranks high is measured: the noise that is left with the layer one rung up and all others as they are.
+Each error is measured alone, to first order: the float network is run with the rounding error of one tensor, or of one
+layer's weights, added where it arises.  What arrives at the outputs is its noise, of the worst output; noises add up.
+A tensor is rounded as long as a layer reads it in codes, and, where the target quantizes between layers, as long as a
+layer of integers writes it.  So it may take several layers at once to get rid of a noise: a move raises a layer, or all
+that keep a tensor rounded, by one rung.
+
 Kept in a file, which a later run on the same network and images goes on with.
 """
 
@@ -10,117 +14,188 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from qgraph.analysis.budget import judged_ports, noise_of
-from qgraph.commands.goal import LATENCY
-from qgraph.commands.ladder import FLOAT_BITS, Costs, Rung
+import numpy as np
+
+from qgraph.analysis.budget import judged_ports, noise_of, with_noise_inputs
+from qgraph.analysis.codes import quantizer_name
+from qgraph.arrays import Array
+from qgraph.commands.ladder import ACT_BITS, FLOAT_BITS, Costs, Rung
 from qgraph.commands.trial import Trial
 from qgraph.commands.tune_bench import Bench
 from qgraph.errors import FormatError
 from qgraph.files import read_at_most, write_files
-from qgraph.ir.graph import Graph
-from qgraph.quant.recipe import Layers, Recipe
+from qgraph.ir.graph import Graph, Node, Port
+from qgraph.quant.recipe import IN_FLOAT, LayerChoice, Recipe
+from qgraph.quant.spec import QParams, fake_quantize
 
 log = logging.getLogger("qgraph")
 
 FORMAT = "qgraph-sensitivity"
 MAX_BYTES = 16 << 20
 IMAGES = 8  # on which it is measured
-MEASURED = 8  # steps that are measured one at a time
-TRIFLE = 0.01  # a step that takes away a smaller part of the noise comes behind all others
+_FLOOR = 0.25  # of the mean cost of a layer: what costs less is not preferred for that
 
 
 class Step(NamedTuple):
-    """One layer, one rung up. noise: that it takes away from the outputs.  extra: what it costs, as `Costs.extra`."""
+    """Layers that go up together, by one rung each. noise: that it takes away.  extra: what it costs."""
 
-    layer: str
-    rung: int
+    layers: tuple[str, ...]
     noise: float
     extra: float
 
 
+class Reading(NamedTuple):
+    """Of a tensor that is rounded: the layers that read it, and those whose values it holds."""
+
+    readers: tuple[str, ...]
+    writers: tuple[str, ...]
+
+
 @dataclass
 class Sensitivity:
-    """powers: rung -> layer -> noise that arrives at the outputs, as a part of the signal.
-
-    measured: rung, layer -> noise that the outputs lose with this layer one rung up.
-    """
+    """weights: bits -> layer -> noise.  tensors: tensor -> noise, in `ACT_BITS`.  flow: by tensor."""
 
     about: dict[str, Any]
-    powers: dict[str, dict[str, float]] = field(default_factory=dict)
-    measured: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    tensors: dict[str, float] = field(default_factory=dict)
+    flow: dict[str, Reading] = field(default_factory=dict)
 
-    def steps(self, rungs: Sequence[Rung], costs: Costs, minimize: str = LATENCY) -> list[Step]:
-        """All steps, the most promising first, those of a layer in order."""
-        total = sum(self.powers[str(rungs[0])].values()) or 1.0
-        found: list[tuple[bool, float, Step]] = []
-        for layer in costs.weights:
-            behind, least = False, float("inf")
-            for number, (low, high) in enumerate(zip(rungs, rungs[1:])):
-                noise = self._taken(layer, low, high)
-                extra = costs.extra(minimize, layer, low, high)
-                behind = behind or noise < TRIFLE * total
-                least = min(least, noise / extra)
-                found.append((behind, -least, Step(layer, number + 1, noise, extra)))
-        return [step for _, _, step in sorted(found, key=lambda row: (row[0], row[1], row[2].rung))]
+    def noise(self, chosen: Mapping[str, Rung], between: bool) -> float:
+        """Of the outputs, as predicted. between: the target quantizes between layers."""
+        return sum(self._of_weight(layer, rung) for layer, rung in chosen.items()) + sum(
+            noise for tensor, noise in self.tensors.items() if self._keepers(tensor, chosen, between))
 
-    def _taken(self, layer: str, low: Rung, high: Rung) -> float:
-        if (known := self.measured.get(str(low), {}).get(layer)) is not None:
-            return known
-        return self.powers[str(low)].get(layer, 0.0) - self.powers.get(str(high), {}).get(layer, 0.0)
+    def _of_weight(self, layer: str, rung: Rung) -> float:
+        return self.weights.get(str(rung.weight_bits), {}).get(layer, 0.0)
+
+    def _keepers(self, tensor: str, chosen: Mapping[str, Rung], between: bool) -> list[str]:
+        """The layers for which a tensor is rounded."""
+        found = self.flow[tensor]
+        return [*(layer for layer in found.readers if layer in chosen and chosen[layer].act_bits != IN_FLOAT),
+                *(layer for layer in found.writers if between and layer in chosen and chosen[layer].integers)]
+
+    def steps(self, rungs: Sequence[Rung], costs: Costs, minimize: str, between: bool) -> list[Step]:
+        """All steps from the cheapest rung to the dearest, in the order of noise by cost, each behind those before."""
+        top = len(rungs) - 1
+        level = dict.fromkeys(costs.weights, 0)
+        touched = {layer: [tensor for tensor, found in self.flow.items() if layer in found.readers + found.writers]
+                   for layer in level}
+        ends = [costs.of(minimize, dict.fromkeys(level, rungs[at])) for at in (0, top)]
+        floor = max(_FLOOR * abs(ends[1] - ends[0]) / max(len(level), 1), 1e-9)
+        chosen = {layer: rungs[0] for layer in level}
+        found: list[Step] = []
+
+        def moves() -> Iterator[tuple[str, ...]]:
+            yield from ((layer,) for layer in level if level[layer] < top)
+            for tensor in self.flow:
+                keepers = tuple(dict.fromkeys(layer for layer in self._keepers(tensor, chosen, between)
+                                              if level[layer] < top))
+                if len(keepers) > 1:
+                    yield keepers
+
+        def judged(move: tuple[str, ...]) -> Step:
+            near = {tensor for layer in move for tensor in touched[layer]}
+            after = {**chosen, **{layer: rungs[level[layer] + 1] for layer in move}}
+            noise = sum(self._of_weight(layer, chosen[layer]) - self._of_weight(layer, after[layer]) for layer in move)
+            noise += sum(self.tensors[tensor] * (bool(self._keepers(tensor, chosen, between))
+                                                 - bool(self._keepers(tensor, after, between))) for tensor in near)
+            return Step(move, noise, sum(costs.extra(minimize, layer, chosen[layer], after[layer]) for layer in move))
+
+        while any(value < top for value in level.values()):
+            best = max(map(judged, moves()), key=lambda step: step.noise / max(step.extra, floor))
+            found.append(best)
+            for layer in best.layers:
+                level[layer] += 1
+                chosen[layer] = rungs[level[layer]]
+        return found
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, "about": self.about, "powers": self.powers, "measured": self.measured},
-                          indent=1) + "\n"
+        return json.dumps({"format": FORMAT, "about": self.about, "weights": self.weights, "tensors": self.tensors,
+                           "flow": {tensor: found._asdict() for tensor, found in self.flow.items()}}, indent=1) + "\n"
 
 
 def sensitivity(bench: Bench, rungs: Sequence[Rung], path: str) -> Sensitivity:
-    """Of every rung but float; measured, or read from the file of an earlier run and completed."""
+    """Of all tensors, and of the weights in the bits of each rung; from the file of an earlier run if there is one."""
     about = {"model": bench.source.digest(), "target": str(bench.target), "exclude": list(bench.options.exclude),
              "images": [bench.calibration.name, bench.calibration.fingerprint()]}
     found = _kept(path, about)
-    for number, rung in enumerate(rungs):
-        if rung.weight_bits == FLOAT_BITS or str(rung) in found.powers:
-            continue
-        trial = Trial(bench.source, bench.calibration, bench.with_recipe(Recipe(layers=(("*", rung.choice),))),
-                      bench.engine, progress=bench.progress, images=IMAGES)
-        costs = {cost.layer: cost for cost in trial.budget().costs}
-        found.powers[str(rung)] = {layer: _short(cost.power) for layer, cost in costs.items()}
+    if not found.tensors:
+        trial = _trial(bench, LayerChoice())
+        found.flow = flow_of(trial.quantized, bench.layers)
+        found.tensors = _arriving(trial, _tensor_errors(trial, found.flow), bench, "noise of tensors")
         write_files({path: found.to_json()})
-        if number + 1 < len(rungs):
-            _measure(found, trial, rung, rungs[number + 1], bench)
+    for bits in sorted({rung.weight_bits for rung in rungs} - {FLOAT_BITS}):
+        if str(bits) not in found.weights:
+            trial = _trial(bench, LayerChoice(bits, IN_FLOAT))
+            found.weights[str(bits)] = _arriving(trial, trial.local, bench, f"noise of {bits}-bit weights")
             write_files({path: found.to_json()})
     return found
 
 
-def _measure(found: Sensitivity, trial: Trial, rung: Rung, higher: Rung, bench: Bench) -> None:
-    """The layers of the most noise, one rung up, one at a time."""
-    powers = found.powers[str(rung)]
-    whole = _noise(trial, trial.quantized)
-    mine = found.measured.setdefault(str(rung), {})
-    ranked = sorted(powers, key=lambda layer: -powers[layer])[:MEASURED]
-    for number, layer in enumerate(ranked):
-        layers: Layers = (("*", rung.choice), (layer, higher.choice))
-        mine[layer] = _short(whole - _noise(trial, trial.with_layers(layers)))
+def _trial(bench: Bench, choice: LayerChoice) -> Trial:
+    """The network with this choice for all layers."""
+    return Trial(bench.source, bench.calibration, bench.with_recipe(Recipe(layers=(("*", choice),))), bench.engine,
+                 images=IMAGES)
+
+
+def flow_of(g: Graph, layers: Mapping[str, int]) -> dict[str, Reading]:
+    """Of every rounded tensor in a graph that rounds what layers read."""
+    found: dict[str, Reading] = {}
+    for fq in g.nodes("fake_quantize"):
+        source = g.inputs(fq)[0]
+        if g.param(source) is None and source.index == 0:
+            readers = tuple(node.name for node in g.readers(fq) if node.name in layers)
+            found[source.key] = Reading(readers, tuple(_writers(g, source.node, layers)))
+    return found
+
+
+def _writers(g: Graph, node: Node, layers: Mapping[str, int]) -> list[str]:
+    """The nearest layers in front of this node's output, past ops that are no layers."""
+    pending, seen, found = [node], {node}, list[str]()
+    while pending:
+        at = pending.pop()
+        if at.name in layers:
+            found.append(at.name)
+            continue
+        fresh = [port.node for port in g.inputs(at) if port.node not in seen]
+        seen.update(fresh)
+        pending += fresh
+    return found
+
+
+def _tensor_errors(trial: Trial, flow: Mapping[str, Reading]) -> dict[str, Array]:
+    """Tensor -> its rounding error on the images."""
+    quantizers = {node.name: node.quant for node in trial.quantized.nodes("fake_quantize")}
+    nodes = {node.name: node for node in trial.float_graph.toposort() if node.name in flow}
+    values = trial.engine(trial.float_graph, watch=[Port(node) for node in nodes.values()]).run(trial.feeds)
+    errors: dict[str, Array] = {}
+    for (name, node), value in zip(nodes.items(), values):
+        quant = quantizers[quantizer_name(Port(node))]
+        assert isinstance(quant, QParams) and quant.bits == ACT_BITS
+        errors[name] = fake_quantize(value, quant, trial.spec.rounding) - value
+    return errors
+
+
+def _arriving(trial: Trial, errors: Mapping[str, Array], bench: Bench, what: str) -> dict[str, float]:
+    """Node -> noise of the worst output when its error alone is added to its output."""
+    twin, inputs = with_noise_inputs(trial.float_graph, list(errors))
+    run = trial.engine(twin, watch=judged_ports(twin))
+    silent = {inputs[name]: np.zeros_like(error) for name, error in errors.items()}
+    found: dict[str, float] = {}
+    for name, error in errors.items():
+        outputs = run.run({**trial.feeds, **silent, inputs[name]: error})
+        found[name] = float(f"{max(noise_of(a, b) for a, b in zip(trial.want, outputs)):.5g}")
         if bench.progress:
-            bench.progress("measuring layers", number + 1, len(ranked))
-
-
-def _noise(trial: Trial, g: Graph) -> float:
-    """The mean noise of the outputs, in the engine: fast, and exact but for what it adds in float."""
-    found = trial.engine.exact(g, judged_ports(g)).run(trial.feeds)
-    return sum(noise_of(a, b) for a, b in zip(trial.want, found)) / len(found)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+            bench.progress(what, len(found), len(errors))
+    return found
 
 
 def _kept(path: str, about: Mapping[str, Any]) -> Sensitivity:
-    """What an earlier run has measured of the same; nothing of another network, other images, or a damaged file."""
+    """What an earlier run has measured of the same; nothing of another network or of other images."""
     fresh = Sensitivity(dict(about))
     if not os.path.isfile(path):
         return fresh
@@ -128,14 +203,19 @@ def _kept(path: str, about: Mapping[str, Any]) -> Sensitivity:
         body = json.loads(read_at_most(path, MAX_BYTES).decode("utf-8"))
         if body["format"] != FORMAT:
             raise ValueError(f"format is {body['format']!r:.40}")
-        powers, measured = (_numbers(body[name]) for name in ("powers", "measured"))
+        weights = {str(bits): _numbers(row) for bits, row in body["weights"].items()}
+        flow = {str(tensor): Reading(*(tuple(map(str, said[name])) for name in Reading._fields))
+                for tensor, said in body["flow"].items()}
+        tensors = _numbers(body["tensors"])
+        if tensors.keys() != flow.keys():
+            raise ValueError("flow and tensors differ")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path}: not the sensitivities of qgraph tune ({error}); remove the file") from None
     if body.get("about") != fresh.about:
         log.info("%s is of another network or of other images: measured again", path)
         return fresh
-    return Sensitivity(fresh.about, powers, measured)
+    return Sensitivity(fresh.about, weights, tensors, flow)
 
 
-def _numbers(body: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    return {str(rung): {str(layer): float(value) for layer, value in row.items()} for rung, row in body.items()}
+def _numbers(body: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in body.items()}

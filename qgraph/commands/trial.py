@@ -25,7 +25,6 @@ from qgraph.ir.rewrite import run_pass
 from qgraph.options import FreezeOptions, Progress
 from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.insert_fake_quantize import layer_verdicts
-from qgraph.quant.recipe import Layers
 from qgraph.quant.spec import QParams, with_range
 from qgraph.quant.table import CalibrationTable
 from qgraph.quant.weights import weight_params
@@ -58,8 +57,7 @@ class Trial:
         verdicts = layer_verdicts(self.float_graph, get_target(options.target), options.exclude,
                                   options.layers)
         left = [node.name for node, why in verdicts.items() if why]  # by the target that the user means
-        self._placing = bound(quantizing[0], exclude=(*options.exclude, *left))
-        run_pass(self._placing, self.quantized)
+        run_pass(bound(quantizing[0], exclude=(*options.exclude, *left)), self.quantized)
         if not self.quantized.nodes("fake_quantize"):
             raise OptionError("nothing is quantized: every layer is excluded or stays in float")
         self.table = table if table is not None and table.graph_hash == self.float_graph.digest() else \
@@ -134,13 +132,6 @@ class Trial:
         return account.budget()
 
     # ---- variants ----
-
-    def with_layers(self, layers: Layers) -> Graph:
-        """The float graph quantized as a recipe says of single layers, with the ranges that were observed."""
-        g = self.float_graph.copy()
-        run_pass(bound(self._placing, layers=layers), g)
-        run_pass(bound(Calibrate(), table=self.table), g)
-        return g
 
     def without(self, layer: str) -> Graph:
         """This layer in float, as with ``--exclude``."""

@@ -110,7 +110,8 @@ def tune(model: Any, data: Any, goal: Goal, options: FreezeOptions | None = None
     _check_size(costs, rungs, goal)
     tuning = _Tuning(job, rows, workers or Here(), None if budget is None else time.monotonic() + 60 * budget, progress)
     search = Search(list(bench.layers), rungs, costs, goal.minimize, tuning.measure,
-                    lambda: sensitivity(bench, rungs, f"{prefix}{SENSITIVITY}").steps(rungs, costs, goal.minimize),
+                    lambda: sensitivity(bench, rungs, f"{prefix}{SENSITIVITY}").steps(rungs, costs, goal.minimize,
+                                                                                         target.quantizes_between),
                     goal.max_size, goal.seeks_accuracy, tuning.workers.count,
                     dataclasses.replace(base, graph=bench.source.digest()))
     ended = "done"
