@@ -26,6 +26,7 @@ from qgraph.workers import Here, Item, Result, Workers
 log = logging.getLogger("qgraph")
 
 ANSWER_SECONDS = 8  # in which a scheduler, and a first worker of it, must be there
+_CONNECT_SECONDS = 3  # in which another process of this machine must take a connection, or counts as dead
 _AHEAD = 4  # items of each worker that wait or run
 
 
@@ -171,8 +172,11 @@ def _reach(distributed: Any, scheduler: str) -> None:
 @contextmanager
 def _local(distributed: Any, count: int) -> Iterator[Any]:
     """A client of so many new processes of this machine, of one thread each, that nobody else reaches."""
-    with distributed.LocalCluster(n_workers=count, threads_per_worker=1, processes=True, memory_limit=0,
-                                  host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster, \
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": f"{_CONNECT_SECONDS}s"}), \
+            distributed.LocalCluster(n_workers=count, threads_per_worker=1, processes=True, memory_limit=0,
+                                     host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster, \
             distributed.Client(cluster, set_as_default=False) as client:
         yield client
 
