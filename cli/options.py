@@ -77,6 +77,9 @@ effort_option = click.option(
     "--effort", type=click.Choice(["fast", "standard", "best"]), default="standard", show_default=True,
     help="fast: nothing is measured, and weights are rounded to the nearest codes; standard: channels are equalized, "
          "and weights rounded to codes that keep the layers' outputs, on 16 calibration images; best: on 64.")
+recipe_option = click.option(
+    "--recipe", metavar="FILE",
+    help="What is quantized, and how, layer by layer: PREFIX.recipe.yaml of an earlier run, or one written by hand.")
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qgraph.analysis.channels import factors_of
 from qgraph.analysis.importance import channel_importance
@@ -26,14 +26,23 @@ from qgraph.workers import Here, Workers
 log = logging.getLogger("qgraph")
 
 
+class Asked(NamedTuple):
+    """How the range of a tensor is chosen. method: a key of `qgraph.quant.ranges.METHODS`.  bits: of its codes."""
+
+    method: str
+    bits: int
+
+
 def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
             progress: Progress | None = None, runtime: str = "auto", ports: Iterable[Port] = (),
-            wanted: Iterable[str] | None = None, workers: Workers | None = None) -> CalibrationTable:
+            wanted: Iterable[str] | None = None, asked: Mapping[str, Asked] | None = None,
+            workers: Workers | None = None) -> CalibrationTable:
     """The calibration table of a float graph: one or two sweeps over `data`, in memory that does not grow with it.
 
     method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed: what the ranges are for.
     runtime: of `qgraph.engines`.  ports: more tensors to observe.  wanted: names of those that are quantized [default:
     all]; of the others one that has no range, such as one with Inf, is left out.
+    asked: tensor -> what is not as `method` and `act_bits` say.
     workers: who observes; the table does not depend on them. Moving averages (ema) are gathered in this process.
     Raises CalibrationError (nothing to observe, NaN or Inf: tensor and sample are named) and DataError.
     """
@@ -42,10 +51,8 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
     if not ports:
         raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
     watched, workers = Watched(g, ports, runtime), workers or Here()
-    if how.first is Ema and workers.apart:
-        log.info("ranges by %s depend on the order of the batches: they are gathered in this process", how.name)
-        workers = Here()
-    spec = QSpec(bits=act_bits, signed=act_signed)
+    ways = {port: (asked or {}).get(port.key, Asked(how.name, act_bits)) for port in ports}
+    how_of = {port: method_named(way.method) for port, way in ways.items()}
     needed = {port.key for port in ports} if wanted is None else set(wanted)
 
     def leave_out(port: Port, error: CalibrationError | FormatError, among: dict[Port, Any]) -> None:
@@ -54,24 +61,30 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         del among[port]
         log.debug("a tensor without a range, which nothing here quantizes: %s", error)
 
-    blank: dict[Port, Observer] = {port: how.first(port.key) for port in ports}
+    blank: dict[Port, Observer] = {port: how_of[port].first(port.key) for port in ports}
     first: dict[Port, Any] = observe(watched, blank, needed, data, workers, "ranges", progress)
     images = max((seen.images for seen in first.values()), default=0)
     if first and not images:
         raise CalibrationError(f"{data.name}: no image was read")
     stats = dict(first)
-    if how.sweeps == 2:
-        importance = channel_importance(g, _shapes(g, data)) if how.weighs_channels else {}
-        empty: dict[Port, Observer] = {port: Histogram.after(seen, importance=importance.get(port))
-                                       for port, seen in first.items()}
-        stats = observe(watched, empty, needed, data, workers, "histograms", progress)
+    if any(how_of[port].sweeps == 2 for port in first):
+        weighs = any(how_of[port].weighs_channels for port in first)
+        importance = channel_importance(g, _shapes(g, data)) if weighs else {}
+        empty: dict[Port, Observer] = {
+            port: Histogram.after(seen, importance=importance.get(port) if how_of[port].weighs_channels else None)
+            for port, seen in first.items() if how_of[port].sweeps == 2}
+        seen_again = observe(watched, empty, needed, data, workers, "histograms", progress)
+        stats = {port: seen_again.get(port, seen) for port, seen in first.items()
+                 if port in seen_again or how_of[port].sweeps == 1}
     entries, histograms = {}, {}
     for port, stat in [*stats.items()]:
+        way = ways[port]
+        spec = QSpec(bits=way.bits, signed=act_signed)
         try:
-            low, high = choose_range(how.name, stat, spec)
-            entries[port.key] = _entry(first[port], low, high, how.name)
-            if how.sweeps == 2 and port.key in needed:
-                histograms[port.key] = shown_histogram(stat, spec, how.name, low, high)
+            low, high = choose_range(way.method, stat, spec)
+            entries[port.key] = _entry(first[port], low, high, way.method, way.bits if way.bits != act_bits else None)
+            if how_of[port].sweeps == 2 and port.key in needed:
+                histograms[port.key] = shown_histogram(stat, spec, way.method, low, high)
         except FormatError as error:  # larger than a range may be
             leave_out(port, FormatError(f"tensor {port.key}: {error}"), stats)
     return CalibrationTable(how.name, act_bits, act_signed, g.digest(), images, data.preprocess.to_dict(), data.name,
@@ -86,8 +99,8 @@ def _shapes(g: Graph, data: Data) -> Mapping[Port, Sequence[int]]:
         return {}
 
 
-def _entry(found: MinMax | Ema, low: float, high: float, method: str) -> Entry:
+def _entry(found: MinMax | Ema, low: float, high: float, method: str, bits: int | None) -> Entry:
     if isinstance(found, Ema):
-        return Entry(low, high, low, high, method)
+        return Entry(low, high, low, high, method, bits=bits)
     sample = found.min_id if abs(found.low) > abs(found.high) else found.max_id
-    return Entry(found.low, found.high, low, high, method, sample)
+    return Entry(found.low, found.high, low, high, method, sample, bits)

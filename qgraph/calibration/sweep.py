@@ -53,6 +53,9 @@ def observe(watched: Watched, observers: Mapping[Port, Observer], needed: set[st
     cannot be observed is left out.  what: the work, for the progress.
     Raises CalibrationError for the first image with NaN or Inf in a tensor that is needed.
     """
+    if workers.apart and any(isinstance(observer, Ema) for observer in observers.values()):
+        log.info("moving averages depend on the order of the batches: %s are gathered in this process", what)
+        workers = Here()
     numbers = {port: number for number, port in enumerate(watched.ports)}
     blank = {numbers[port]: observer for port, observer in observers.items()}
     found: dict[int, Observer] | None = None

@@ -21,7 +21,7 @@ from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.judge import Judge
-from qgraph.commands.line import collect_table, pipeline, quantize, scaling
+from qgraph.commands.line import asked_ranges, collect_table, pipeline, quantize, scaling
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.noise import layer_noise
 from qgraph.commands.open_model import open_model
@@ -35,8 +35,10 @@ from qgraph.errors import OptionError
 from qgraph.files import Content, check_output, write_files
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import PassRecord
-from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_shapes
+from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_shapes, recipe_of, with_recipe
+from qgraph.passes._choices import check_choices
 from qgraph.quant.ranges import method
+from qgraph.quant.recipe import LayerChoice, Recipe
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Shapes, Target, Writing
 from qgraph.targets.mxnet.model import MxnetModel
@@ -56,7 +58,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     calib_table: a table, or its path, from an earlier run; no data are needed then.
     workers: who looks at the calibration images; the result does not depend on them.
     """
-    options = options or FreezeOptions()
+    options = with_recipe(options or FreezeOptions())
     return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options), workers)
 
 
@@ -67,6 +69,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
     Images, float passes and the outputs of the float model are made once, for options that differ in the target alone.
     Its ranges are chosen for the codes of the targets, or, where these differ, for what a tensor's signs allow.
     """
+    wanted = [with_recipe(options) for options in wanted]
     writers: dict[str, str] = {}
     for options in wanted:  # before minutes of work
         pipeline(options)
@@ -114,6 +117,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()
+    _check_recipe(original, bare, options, target)
     data = calib_data if calib_data is not None else sample_of(model)
     images, shapes = None, network.hinted_shapes()
     if network.reads_images(opened.prefix, data):
@@ -146,7 +150,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
             network.need(images)
             assert images is not None
             return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized),
-                                 workers)
+                                 asked_ranges(quantized, options), workers)
 
         found = network.ranges(quantized, float_graph, given, observe)
         steps.begin("quantize")
@@ -169,7 +173,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     network.warn_of(checked["agreement"])
     steps.begin("report")
     noise = layer_noise(network, written, writing.feeds) if written.has_kernels else None
-    frozen = Frozen(g, written, table, {}, opened.files, steps.seconds)
+    frozen = Frozen(g, written, table, {}, opened.files, steps.seconds, _recipe(original, options, table))
     frozen.report = report.build(
         files=opened.files, original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts,
         table=table, records=records, findings=[f for step in after for f in step.findings],
@@ -179,6 +183,26 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
             **target.check(written, g, writing)})
     steps.end()
     return frozen
+
+
+def _check_recipe(original: Graph, bare: Graph, options: FreezeOptions, target: Target) -> None:
+    """Raise OptionError, UnsupportedError, CalibrationError where the recipe cannot be for this network and target."""
+    if not isinstance(options.recipe, Recipe):
+        return
+    if is_trained(original):
+        raise OptionError("--recipe: this network was trained quantized; what is quantized, and how, is chosen with "
+                          "qgraph.qat.convert_model")
+    options.recipe.check(original.digest())
+    weight_bits, act_bits = target.bits(options.weight_bits, options.act_bits)
+    check_choices(bare, target, options.layers, LayerChoice(weight_bits, act_bits))
+
+
+def _recipe(original: Graph, options: FreezeOptions, table: CalibrationTable | None) -> Recipe | None:
+    """What was done, as a recipe; None of a network that was trained quantized, or by passes of the user's own."""
+    if is_trained(original) or options.passes is not None:
+        return None
+    calib = options.calib if table is None else table.method
+    return None if calib == ONLINE else recipe_of(dataclasses.replace(options, calib=calib), original.digest())
 
 
 def _given_table(options: FreezeOptions, table: CalibrationTable | str | None) -> CalibrationTable | None:
