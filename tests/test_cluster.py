@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import pickle
+import shutil
+import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mortal
+import numpy as np
 import pytest
+from helpers import DIGITS
 
+from qgraph import FreezeOptions, Graph, Strategy, evaluate, simulate
+from qgraph.analysis.observed import observed_ports
+from qgraph.calibration.collect import collect
+from qgraph.calibration.sweep import channel_ranges
+from qgraph.cli.main import main
 from qgraph.cluster import _check, _differing, open_workers
+from qgraph.commands.open_model import open_model
+from qgraph.data.open import open_data
 from qgraph.errors import ClusterError, MissingInputError, OptionError
+from qgraph.options import JudgeOptions, Progress
 from qgraph.surroundings import Surroundings, stamps, surroundings
 from qgraph.workers import Here, Workers
 
 distributed = pytest.importorskip("distributed")
+
+MODEL = str(DIGITS / "digits-symbol.json")
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +144,165 @@ def test_stamps_tell_other_files(tmp_path: Path) -> None:
     assert stamps([folder, folder / "a.png"])[1] != first[1]
     (folder / "b.png").touch()
     assert stamps([folder])[0] != first[0]
+
+
+# ---- what commands compute ------------------------------------------------------------------------------------------
+
+def killer(what: str) -> tuple[list[int], Callable[[str, int, int | None], None]]:
+    """A progress that kills a worker with -9 once `what` has begun, and the processes that it has killed."""
+    killed: list[int] = []
+
+    def progress(doing: str, done: int, total: int | None) -> None:
+        if doing == what and not killed:
+            killed.append(multiprocessing.active_children()[0].pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
+
+    return killed, progress
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 images of digits, in a file."""
+    path = tmp_path_factory.mktemp("images") / "test.npz"
+    with np.load(f"{DIGITS}/digits-test.npz") as test:
+        np.savez(path, data=test["data"][:80], label=test["label"][:80])
+    return path
+
+
+@pytest.fixture(scope="module")
+def network() -> Graph:
+    return open_model(MODEL).float_graph("testing", ())
+
+
+def table(g: Graph, source: object, method: str, workers: Workers | None = None,
+          progress: Progress | None = None) -> bytes:
+    return collect(g, open_data(source, batch_size=8), method, runtime="onnxruntime", workers=workers,
+                   progress=progress).to_json()
+
+
+@pytest.fixture(scope="module")
+def tables(network: Graph, images: Path) -> dict[str, bytes]:
+    """Those of this process."""
+    return {method: table(network, images, method) for method in ("auto", "ema")}
+
+
+def test_ranges_are_the_same_bits_when_a_worker_dies(two: Workers, network: Graph, images: Path,
+                                                     tables: dict[str, bytes]) -> None:
+    killed, progress = killer("ranges")
+    assert table(network, images, "auto", two, progress) == tables["auto"]
+    assert killed
+
+
+def test_moving_averages_stay_here(two: Workers, network: Graph, images: Path, tables: dict[str, bytes],
+                                   caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "qgraph")
+    assert table(network, images, "ema", two) == tables["ema"]
+    assert "moving averages depend on the order of the batches: ranges are gathered in this process" in caplog.text
+
+
+def test_ranges_of_channels(two: Workers, network: Graph, images: Path) -> None:
+    ports = observed_ports(network)
+    data = open_data(images, batch_size=8)
+    here, apart = (channel_ranges(network, data, ports, runtime="onnxruntime", workers=workers)
+                   for workers in (Here(), two))
+    assert len(here) == len(ports) and all(np.array_equal(a, b) for a, b in zip(here, apart))
+
+
+def judged(images: object, workers: Workers | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """What eval says of the network and one with other weights, but for times."""
+    other = open_model(MODEL).float_graph("testing", ())
+    other.params = {name: x * np.float32(0.97) if x.ndim == 4 else x for name, x in other.params.items()}
+    found = evaluate(other, images, MODEL, options=JudgeOptions(batch_size=8), runtime="onnxruntime", workers=workers,
+                     progress=progress)
+    return {key: value for key, value in found.items() if key not in ("timing", "ms_per_image")}
+
+
+@pytest.fixture(scope="module")
+def judgement(images: Path) -> dict[str, Any]:
+    found = judged(images)
+    assert found["images"] == 80 and 80 < found["agreement"] <= 100 and found["judged"]["sqnr_db"] < 40
+    return found
+
+
+def test_metrics_are_the_same_bits_when_a_worker_dies(two: Workers, images: Path, judgement: dict[str, Any]) -> None:
+    killed, progress = killer("evaluating")
+    assert judged(images, two, progress) == judgement
+    assert killed
+
+
+STRATEGIES = [Strategy(weight_bits=bits, calib=calib) for bits in (8, 3) for calib in ("naive", "kl")]
+
+
+def rows(images: object, workers: Workers | None = None, progress: Progress | None = None) -> str:
+    options = FreezeOptions(effort="fast", batch_size=8, runtime="onnxruntime")
+    return simulate(MODEL, images, STRATEGIES, options, workers=workers, progress=progress).to_json()
+
+
+@pytest.fixture(scope="module")
+def simulated(images: Path) -> str:
+    found = rows(images)
+    assert len({row["sqnr_db"] for row in json.loads(found)["rows"]}) == len(STRATEGIES)
+    return found
+
+
+def test_rows_are_the_same_when_a_worker_dies(two: Workers, images: Path, simulated: str) -> None:
+    killed, progress = killer("simulating")
+    assert rows(images, two, progress) == simulated
+    assert killed
+
+
+# ---- two machines ---------------------------------------------------------------------------------------------------
+
+@contextmanager
+def machine(kind: str, *args: str, cwd: Path) -> Iterator[None]:
+    """A scheduler or a worker in a process of its own, in its own folder."""
+    cwd.mkdir(exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-m", "dask", kind, *args, "--no-dashboard", "--host", "127.0.0.1"],
+                               cwd=cwd, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_two_machines(network: Graph, images: Path, tables: dict[str, bytes], judgement: dict[str, Any], simulated: str,
+                      tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+                      capsys: pytest.CaptureFixture[str]) -> None:
+    caplog.set_level("INFO", "qgraph")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    with machine("scheduler", "--port", address.rpartition(":")[2], cwd=tmp_path / "a"), \
+            machine("worker", address, "--nthreads", "1", cwd=tmp_path / "b"):
+        with open_workers(address) as one:
+            assert one.count == 1
+            assert table(network, images, "auto", one) == tables["auto"]
+        assert "are sent" not in caplog.text
+        with machine("worker", address, "--nthreads", "1", cwd=tmp_path / "c"):
+            wait_for_workers(address, 2)
+            # a path that each process finds in its own current folder, which is there in this process alone
+            shutil.copy(images, tmp_path / "test.npz")
+            monkeypatch.chdir(tmp_path)
+            unseen = "/proc/self/cwd/test.npz"
+            with open_workers(address) as both:
+                assert both.count == 2
+                assert judged(unseen, both) == judgement
+                assert rows(unseen, both) == simulated
+            assert "images of test.npz are sent: not every worker finds the same at /proc/self/cwd" in caplog.text
+            command = ["eval", MODEL, "--data", str(images), "--runtime", "onnxruntime", "--json"]
+            assert main([*command, "--scheduler", address]) == main(command) == 0
+            there, here = (json.loads(part) for part in split_json(capsys.readouterr().out))
+            assert there["scores"] == here["scores"] and there["images"] == 80
+
+
+def wait_for_workers(address: str, count: int) -> None:
+    with distributed.Client(address, set_as_default=False) as client:
+        client.wait_for_workers(count, timeout=60)
+
+
+def split_json(text: str) -> list[str]:
+    """Two objects, one behind the other."""
+    first, second = text.split("\n}\n{\n")
+    return [first + "\n}", "{\n" + second]
