@@ -319,8 +319,8 @@ def test_two_machines(network: Graph, images: Path, tables: dict[str, bytes], ju
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     with machine("scheduler", "--port", address.rpartition(":")[2], cwd=tmp_path / "a"), \
-            machine("worker", address, "--nthreads", "1", cwd=tmp_path / "b"), \
-            machine("worker", address, "--nthreads", "1", cwd=tmp_path / "c"):
+            machine("worker", address, "--nthreads", "1", "--no-nanny", cwd=tmp_path / "b"), \
+            machine("worker", address, "--nthreads", "1", "--no-nanny", cwd=tmp_path / "c"):
         wait_for_workers(address, 2)
         with open_workers(address) as workers:
             assert workers.count == 2
