@@ -54,6 +54,7 @@ def _budget(files: tuple[str, ...], model: str, params: str | None, data: str | 
     from qgraph.commands.budgets import with_budget
     from qgraph.commands.frozen import report_text
     from qgraph.files import write_files
+    from qgraph.tasks.words import with_unit
 
     if len(files) > 1:
         raise OptionError(f"--budget {model}: is of one report, but there are {len(files)}; give them one by one")
@@ -61,8 +62,9 @@ def _budget(files: tuple[str, ...], model: str, params: str | None, data: str | 
         report = with_budget(files[0], model, data, params, bars)
     write_files({files[0]: report_text(report)})
     budget = report["budget"]
-    click.echo(f"budget      outputs have {budget['measured_db']:g} dB on {budget['images']} images with plain rounding; "
-               f"{budget['predicted_db']:g} dB predicted by the layers")
+    measured, predicted = (with_unit("sqnr_db", budget[key]) for key in ("measured_db", "predicted_db"))
+    click.echo(f"budget      the outputs have {measured} on {budget['images']} images with plain rounding; {predicted} by "
+               "the sum of the layers")
     for layer, share in sorted(budget["shares"].items(), key=lambda row: -row[1])[:SHOWN]:
         click.echo(f"            {100 * share:5.1f} % of {layer}")
     click.echo(f"wrote       {files[0]}")

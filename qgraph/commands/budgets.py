@@ -48,5 +48,5 @@ def _check_same(report: Mapping[str, Any], files: Sequence[str], path: str) -> N
     for file in files if want else ():
         if (found := sha256_of(file)) not in want:
             raise OptionError(f"--budget {file}: {path} is of another model, {', '.join(want.values())}: found sha256 "
-                              f"{found[:12]}..., want {' or '.join(one[:12] for one in want)}; give the files that were "
-                              "frozen, or freeze these")
+                              f"{found[:12]}..., want {' or '.join(one[:12] for one in want)}; give the files that "
+                              "were frozen, or freeze these")
