@@ -63,8 +63,8 @@ def _budget(files: tuple[str, ...], model: str, params: str | None, data: str | 
     write_files({files[0]: report_text(report)})
     budget = report["budget"]
     measured, predicted = (with_unit("sqnr_db", budget[key]) for key in ("measured_db", "predicted_db"))
-    click.echo(f"budget      the outputs have {measured} on {budget['images']} images with plain rounding; by the sum of "
-               f"the layers {predicted}")
+    click.echo(f"budget      the outputs have {measured} on {budget['images']} images with plain rounding; by the sum "
+               f"of the layers {predicted}")
     for layer, share in sorted(budget["shares"].items(), key=lambda row: -row[1])[:SHOWN]:
         click.echo(f"            {100 * share:5.1f} % of {layer}")
     click.echo(f"wrote       {files[0]}")
