@@ -62,18 +62,18 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         log.debug("a tensor without a range, which nothing here quantizes: %s", error)
 
     blank: dict[Port, Observer] = {port: how_of[port].first(port.key) for port in ports}
-    first: dict[Port, Any] = observe(watched, blank, needed, data, workers, "ranges", progress)
+    first, fed = observe(watched, blank, needed, data, workers, "ranges", progress)
     images = max((seen.images for seen in first.values()), default=0)
     if first and not images:
         raise CalibrationError(f"{data.name}: no image was read")
     stats = dict(first)
     if any(how_of[port].sweeps == 2 for port in first):
         weighs = any(how_of[port].weighs_channels for port in first)
-        importance = channel_importance(g, _shapes(g, data)) if weighs else {}
+        importance = channel_importance(g, _shapes(g, fed)) if weighs else {}
         empty: dict[Port, Observer] = {
             port: Histogram.after(seen, importance=importance.get(port) if how_of[port].weighs_channels else None)
             for port, seen in first.items() if how_of[port].sweeps == 2}
-        seen_again = observe(watched, empty, needed, data, workers, "histograms", progress)
+        seen_again, _ = observe(watched, empty, needed, data, workers, "histograms", progress)
         stats = {port: seen_again.get(port, seen) for port, seen in first.items()
                  if port in seen_again or how_of[port].sweeps == 1}
     entries, histograms = {}, {}
@@ -91,10 +91,10 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
                             entries, factors_of(g), histograms)
 
 
-def _shapes(g: Graph, data: Data) -> Mapping[Port, Sequence[int]]:
-    """Shapes of the tensors on the first batch, as far as they can be told."""
+def _shapes(g: Graph, inputs: Mapping[str, Sequence[int]]) -> Mapping[Port, Sequence[int]]:
+    """Shapes of the tensors for these of the inputs, as far as they can be told."""
     try:
-        return infer(g, {name: array.shape for name, array in next(iter(data)).feeds.items()})
+        return infer(g, inputs)
     except GraphError:  # an engine may run what the rules of shapes refuse
         return {}
 

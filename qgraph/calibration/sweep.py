@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from qgraph.errors import CalibrationError
 from qgraph.ir.graph import Graph, Port
 from qgraph.options import Progress
 from qgraph.quant.observers import Ema, Histogram, MinMax
-from qgraph.targets.base import Executor
+from qgraph.targets.base import Executor, Shapes
 from qgraph.workers import Here, Workers
 
 log = logging.getLogger("qgraph")
@@ -46,8 +46,8 @@ class Watched:
 
 
 def observe(watched: Watched, observers: Mapping[Port, Observer], needed: set[str], data: Data, workers: Workers,
-            what: str, progress: Progress | None) -> dict[Port, Observer]:
-    """New observers, as these, that have seen all of the data.
+            what: str, progress: Progress | None) -> tuple[dict[Port, Any], Shapes]:
+    """New observers, as these, that have seen all of the data, and the shapes of the inputs in its first batch.
 
     observers: that have seen nothing.  needed: names of tensors that must have one; of the others, one whose values
     cannot be observed is left out.  what: the work, for the progress.
@@ -58,18 +58,21 @@ def observe(watched: Watched, observers: Mapping[Port, Observer], needed: set[st
         workers = Here()
     numbers = {port: number for number, port in enumerate(watched.ports)}
     blank = {numbers[port]: observer for port, observer in observers.items()}
-    found: dict[int, Observer] | None = None
+    found: dict[int, Observer] = {}
+    shapes: Shapes = {}
     pieces = Pieces(data, workers)
-    for part in over_pieces(partial(_observed, watched, pieces.shared, blank, needed), pieces, what, progress):
-        found = part if found is None else _merged(found, part)
-    return {port: found[numbers[port]] for port in observers if found is not None and numbers[port] in found}
+    for part, fed in over_pieces(partial(_observed, watched, pieces.shared, blank, needed), pieces, what, progress):
+        found, shapes = (_merged(found, part), shapes) if shapes else (part, fed)
+    return {port: found[numbers[port]] for port in observers if numbers[port] in found}, shapes
 
 
 def _observed(watched: Watched, shared: Data | None, blank: Mapping[int, Observer], needed: set[str], told: Told,
-              piece: Piece) -> dict[int, Observer]:
-    """Observers of one piece, by the number of the tensor."""
+              piece: Piece) -> tuple[dict[int, Observer], Shapes]:
+    """(observers of one piece, by the number of the tensor, shapes of the inputs in its first batch)"""
     found = dict(copy.deepcopy(blank))
+    shapes: Shapes = {}
     for batch, values in watched.stream(piece, shared):
+        shapes = shapes or {name: array.shape for name, array in batch.feeds.items()}
         for number, (port, value) in enumerate(zip(watched.ports, values)):
             if number in found:
                 try:
@@ -80,7 +83,7 @@ def _observed(watched: Watched, shared: Data | None, blank: Mapping[int, Observe
                     del found[number]
                     log.debug("a tensor without a range, which nothing here quantizes: %s", error)
         told(len(batch))
-    return found
+    return found, shapes
 
 
 def _merged(one: Mapping[int, Observer], other: Mapping[int, Observer]) -> dict[int, Observer]:
