@@ -22,6 +22,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "freeze": "Quantize a model and write the frozen checkpoint.",
     "convert": "Carry a float model to ONNX, ncnn or Tengine, or to MXNet's newest files.",
     "simulate": "What strategies of quantization would cost, one or a table of them.",
+    "tune": "The cheapest form of a network that keeps its accuracy.",
     "eval": "Accuracy of a model, and its agreement with another.",
     "compare": "Where a frozen model departs from the float one.",
     "diff": "What changed between two frozen models, tables or reports.",

@@ -87,6 +87,14 @@ class Judge:
     def _nothing(self, first: int) -> Counted:
         return Counted([Difference() for _ in self.names], first)
 
+    @classmethod
+    def sum(cls, judges: Sequence[Judge]) -> Judge:
+        """One that has counted what these have, of the same outputs and in this order; at least one."""
+        whole = judges[0].blank(0)
+        for judge in judges:
+            whole.counted.add(judge.counted)
+        return whole
+
     def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array] | None = None) -> None:
         """The outputs of a batch. want: those of the model that is the truth.
 

@@ -122,6 +122,19 @@ class Data:
             raise DataError(f"{self.name}: is a stream, which has no numbered items")
         return self._of(list(islice(self._kept(len(self._source)), first, stop)))
 
+    def shares(self, count: int, seed: int) -> list[Data]:
+        """The items in so many parts of the same size, but for one item; dealt out after a shuffle.
+
+        Raises DataError for a stream, and for fewer items than parts.
+        """
+        kept = list(self._kept(len(self._source))) if isinstance(self._source, Items) else []
+        if len(kept) < count:
+            found = f"{len(kept)} items" if kept else "a stream"
+            raise DataError(f"{self.name}: found {found}, want a file or a folder of {count} or more, to be split into "
+                            f"{count} parts")
+        order = np.random.default_rng(seed).permutation(len(kept))
+        return [self._of([kept[i] for i in order[number::count]]) for number in range(count)]
+
     def rest(self, count: int) -> Data | None:
         """At most so many of the items that are left out by select and limit, spread evenly; None if there are none."""
         if not isinstance(self._source, Items):

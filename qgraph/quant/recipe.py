@@ -115,7 +115,11 @@ class Recipe:
         """Parse and check; every defect is a `FormatError` that begins with `where`."""
         if len(data) > MAX_BYTES:
             raise FormatError(f"{where}: more than {MAX_BYTES} bytes, this is not a recipe")
-        body = _parsed(data, where)
+        return cls.from_dict(_parsed(data, where), where)
+
+    @classmethod
+    def from_dict(cls, body: Any, where: str = "recipe") -> Recipe:
+        """What `to_dict` gives, checked. Raises FormatError."""
         _check_schema(body, where)
         try:
             bits = body.get("bits", {})
