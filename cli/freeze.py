@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli import console, judged
 from qgraph.cli.options import (
+    cluster_options,
     effort_option,
     exclude_option,
     float_check_option,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--act-bits", type=int, default=8, show_default=True, metavar="N", help="The same.")
 @click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True)
 @click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "auto", "minmax", "entropy",
-                                             "online"]), default="naive", show_default=True,
+                                             "online"]), default="auto", show_default=True,
               help="How ranges are chosen (minmax is naive, entropy is kl; online: from each batch as it runs, "
               "mxnet-sim).")
 @click.option("--merge-bn/--no-merge-bn", default=True, show_default=True,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 @effort_option
 @runtime_option
 @float_check_option
+@cluster_options
 @click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
@@ -73,8 +75,8 @@ if TYPE_CHECKING:
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, quiet: bool, verbose: bool,
-            **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], strict: bool, workers: int | None, scheduler: str | None,
+            as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
@@ -95,6 +97,7 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose, passes=False)
+    from qgraph.cluster import open_workers
     from qgraph.commands.freeze import freeze_all
     from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
@@ -110,8 +113,8 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
         prefix = prefix.removesuffix(suffix)
     check_output(prefix, [prefix + suffix for suffix in (*suffixes, "-0000.params")],
                  [find_symbol(model)[0], *([wanted[0].params] if wanted[0].params else [])])
-    with console.Bars() as bars:
-        frozen, paths = freeze_all(model, wanted, prefix, progress=bars)
+    with open_workers(scheduler, workers) as group, console.Bars() as bars:
+        frozen, paths = freeze_all(model, wanted, prefix, progress=bars, workers=group)
     for found in frozen:
         if verbose:
             _tables(found.report)

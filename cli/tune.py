@@ -11,6 +11,7 @@ import click
 from qgraph.cli import console
 from qgraph.cli.judged import wanted_metric
 from qgraph.cli.options import (
+    cluster_options,
     effort_option,
     exclude_option,
     float_check_option,
@@ -65,11 +66,13 @@ if TYPE_CHECKING:
 @effort_option
 @runtime_option
 @float_check_option
+@cluster_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Another number splits the images otherwise.")
 @output_options
-def command(model: str, data: str, judge_data: str | None, output: str | None, restart: bool, as_json: bool,
-            quiet: bool, verbose: bool, **flags: Any) -> None:
+def command(model: str, data: str, judge_data: str | None, output: str | None, restart: bool,
+            workers: int | None, scheduler: str | None, as_json: bool, quiet: bool, verbose: bool,
+            **flags: Any) -> None:
     """The cheapest form of a network that keeps its accuracy: which layers, how many bits, which ranges.
 
     Candidates are measured on the target, beside the float model, on growing parts of the images: those that break a
@@ -90,6 +93,7 @@ def command(model: str, data: str, judge_data: str | None, output: str | None, r
       qgraph tune net-symbol.json --data val.rec --target mxnet-sim --minimize size --max-size 800000
     """
     console.set_up(quiet, verbose, passes=False)
+    from qgraph.cluster import open_workers
     from qgraph.commands.goal import Goal
     from qgraph.commands.open_model import find_symbol
     from qgraph.commands.tune import ROWS, tune
@@ -101,9 +105,9 @@ def command(model: str, data: str, judge_data: str | None, output: str | None, r
     prefix = output or find_symbol(model)[1] + "-tuned"
     weight_bits, budget = flags.pop("weight_bits"), flags.pop("budget")
     try:
-        with console.Bars() as bars:
+        with open_workers(scheduler, workers) as group, console.Bars() as bars:
             found = tune(model, data, goal, FreezeOptions(**flags), prefix=prefix, judge_data=judge_data,
-                         weight_bits=weight_bits, budget=budget, restart=restart, progress=bars)
+                         weight_bits=weight_bits, budget=budget, restart=restart, workers=group, progress=bars)
     except KeyboardInterrupt:
         kept = f"finished candidates are in {prefix}{ROWS}, and the same command goes on from there"
         raise KeyboardInterrupt(kept if os.path.isfile(prefix + ROWS) else "nothing was written") from None

@@ -43,24 +43,27 @@ from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Shapes, Target, Writing
 from qgraph.targets.mxnet.model import MxnetModel
 from qgraph.targets.registry import get_target, no_open_sizes
+from qgraph.workers import Workers
 
 log = logging.getLogger("qgraph")
 
 
 def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any = None,
-           calib_table: CalibrationTable | str | None = None, progress: Progress | None = None) -> Frozen:
+           calib_table: CalibrationTable | str | None = None, progress: Progress | None = None,
+           workers: Workers | None = None) -> Frozen:
     """Quantize a model for `options.target`.
 
     model: path of a symbol JSON (or its prefix), a `Graph`, or a Gluon block.
     calib_data: what `qgraph.open_data` takes.
     calib_table: a table, or its path, from an earlier run; no data are needed then.
+    workers: who looks at the calibration images; the result does not depend on them.
     """
     options = with_recipe(options or FreezeOptions())
-    return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options))
+    return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options), workers)
 
 
 def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
-               progress: Progress | None = None) -> tuple[list[Frozen], list[str]]:
+               progress: Progress | None = None, workers: Workers | None = None) -> tuple[list[Frozen], list[str]]:
     """Freeze for several targets with one calibration, and write all or none; (frozen models, paths).
 
     Images, float passes and the outputs of the float model are made once, for options that differ in the target alone.
@@ -84,7 +87,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
         shared = next((one for one in common if one.fits(options)), None)
         if shared is None:
             common.append(shared := Shared(options))
-        frozen.append(_freeze(model, options, signed, None, table, progress, shared))
+        frozen.append(_freeze(model, options, signed, None, table, progress, shared, workers))
         table = frozen[-1].table
         for path, content in frozen[-1].files(prefix).items():
             if path.startswith(f"{prefix}.report.") and len(wanted) > 1:
@@ -101,7 +104,8 @@ def _signed(options: FreezeOptions) -> bool | None:
 
 
 def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data: Any,
-            calib_table: CalibrationTable | str | None, progress: Progress | None, shared: Shared) -> Frozen:
+            calib_table: CalibrationTable | str | None, progress: Progress | None, shared: Shared,
+            workers: Workers | None) -> Frozen:
     steps = Steps()
     steps.begin("open")
     target = get_target(options.target)
@@ -132,7 +136,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
 
     def fold() -> tuple[Graph, Graph, list[PassRecord]]:
         done: list[PassRecord] = []
-        return (*network.fold(feeds, engine, dump, done, scaling(images, given, options, engine, progress)), done)
+        return (*network.fold(feeds, engine, dump, done, scaling(images, given, options, engine, progress, workers)),
+                done)
 
     steps.begin("fold")
     float_graph, g, done = shared.once("float passes", fold) if network.shares_float else fold()
@@ -145,7 +150,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
             network.need(images)
             assert images is not None
             return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized),
-                                 asked_ranges(quantized, options))
+                                 asked_ranges(quantized, options), workers)
 
         found = network.ranges(quantized, float_graph, given, observe)
         steps.begin("quantize")

@@ -8,8 +8,9 @@ from typing import Any, Callable, Optional
 
 from qgraph.analysis.codes import quantizers_behind, ranged
 from qgraph.arrays import Array
-from qgraph.calibration.collect import Asked, channel_ranges, collect
+from qgraph.calibration.collect import Asked, collect
 from qgraph.calibration.images import CalibrationImages
+from qgraph.calibration.sweep import channel_ranges
 from qgraph.data.open import Data
 from qgraph.engines import Engine
 from qgraph.errors import OptionError, suggest
@@ -26,6 +27,7 @@ from qgraph.quant.spec import QParams, as_granularity
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG
 from qgraph.targets.registry import check_legal, get_target
+from qgraph.workers import Workers
 
 log = logging.getLogger("qgraph")
 
@@ -138,7 +140,7 @@ def bound(step: Pass, **known: Any) -> Pass:
 
 
 def scaling(images: CalibrationImages | None, given: CalibrationTable | None, options: FreezeOptions, engine: Engine,
-            progress: Progress | None) -> dict[str, Any]:
+            progress: Progress | None, workers: Workers | None = None) -> dict[str, Any]:
     """What `equalize` is told: the images, or the factors of the run that wrote the table which is given."""
     if given is not None:
         return {"factors": given.factors}
@@ -146,20 +148,21 @@ def scaling(images: CalibrationImages | None, given: CalibrationTable | None, op
         return {}
 
     def ranges(g: Graph, ports: Sequence[Port]) -> list[Array]:
-        return channel_ranges(g, images.data, ports, progress=progress, runtime=options.runtime)
+        return channel_ranges(g, images.data, ports, progress=progress, runtime=options.runtime,
+                              workers=workers)
 
     return {"feeds": images.sample, "ranges": ranges, "run_op": engine.run_op}
 
 
 def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
-                  progress: Progress | None, wanted: Iterable[str],
-                  asked: Mapping[str, Asked] | None = None) -> CalibrationTable:
+                  progress: Progress | None, wanted: Iterable[str], asked: Mapping[str, Asked] | None = None,
+                  workers: Workers | None = None) -> CalibrationTable:
     """The ranges of a float graph. signed: for which codes they are chosen, None is for those that the signs allow.
 
     wanted: the tensors that must have one.  asked: of `asked_ranges`.
     """
     table = collect(float_graph, data, options.calib, act_bits=options.act_bits, act_signed=signed, progress=progress,
-                    runtime=options.runtime, wanted=wanted, asked=asked)
+                    runtime=options.runtime, wanted=wanted, asked=asked, workers=workers)
     log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
              table.data)
     return table

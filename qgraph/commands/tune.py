@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from qgraph.commands.freeze import freeze
@@ -19,7 +20,7 @@ from qgraph.commands.sensitivity import sensitivity
 from qgraph.commands.tune_bench import Bench, Candidate
 from qgraph.commands.tune_costs import float_run, measured_costs, one_image, side_by_side
 from qgraph.commands.tune_rows import Row, Rows, markdown
-from qgraph.errors import CheckFailed, OptionError
+from qgraph.errors import CheckFailed, ClusterError, OptionError
 from qgraph.files import check_output, size_text, write_files
 from qgraph.options import RECIPE_FIELDS, FreezeOptions, Progress, recipe_of
 from qgraph.pages.tune import tune_page
@@ -45,6 +46,23 @@ class Job:
     def bench(self, progress: Progress | None = None) -> Bench:
         return Bench(self.model, self.options, self.goal, self.data, self.judge_data, self.calib_data, progress)
 
+    def elsewhere(self, files: Sequence[str], prefix: str, workers: Workers) -> Job:
+        """The same for processes in other folders, which read the files by their absolute paths.
+
+        files, prefix: of the model.  Raises ClusterError where not every worker finds them.
+        """
+        there = dataclasses.replace(self.options, **{name: _absolute(getattr(self.options, name))
+                                                     for name in ("params", "calib_data", "labels")})
+        job = Job(_absolute(self.model), there, self.goal, *map(_absolute, (self.data, self.judge_data,
+                                                                            self.calib_data)))
+        given = (*files, f"{prefix}-calib.npz" if prefix else None, job.data, job.judge_data, job.calib_data,
+                 there.calib_data, there.labels)
+        paths = [Path(path).absolute() for path in given if isinstance(path, (str, os.PathLike))]
+        if not workers.see(paths):
+            raise ClusterError("not every worker finds the model and the images where they are here, which each of "
+                               "them reads: put them into a folder that all share, and give its path")
+        return job
+
 
 @dataclass
 class Tuned:
@@ -68,6 +86,11 @@ class Tuned:
         return {"row": self.row.to_dict(), "judged": {name: asdict(found) for name, found in self.judged.items()},
                 "judged_images": self.judged_images, "times": self.times, "ended": self.ended, "size": self.size,
                 "candidates": len(self.rows.found), "files": self.paths}
+
+
+def _absolute(given: Any) -> Any:
+    """A path from the root; what is no path stays as it is."""
+    return os.path.abspath(given) if isinstance(given, (str, os.PathLike)) else given
 
 
 _BENCHES: list[tuple[Job, Bench]] = []  # of this process, the last one alone
@@ -109,7 +132,9 @@ def tune(model: Any, data: Any, goal: Goal, options: FreezeOptions | None = None
     bench.truth(bench.tuning)
     costs = _costs(bench, rows, goal.minimize)
     _check_size(costs, rungs, goal)
-    tuning = _Tuning(job, rows, workers or Here(), None if budget is None else time.monotonic() + 60 * budget, progress)
+    workers = workers or Here()
+    shared = job.elsewhere(bench.opened.files, bench.opened.prefix, workers) if workers.apart else job
+    tuning = _Tuning(shared, rows, workers, None if budget is None else time.monotonic() + 60 * budget, progress)
     search = Search(list(bench.layers), rungs, costs, goal.minimize, tuning.measure,
                     lambda: sensitivity(bench, rungs, f"{prefix}{SENSITIVITY}").steps(rungs, costs, goal.minimize,
                                                                                          target.quantizes_between),
