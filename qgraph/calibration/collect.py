@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qgraph import engines as runtimes
-from qgraph.analysis.channels import channel_ends, factors_of
+from qgraph.analysis.channels import factors_of
 from qgraph.analysis.importance import channel_importance
 from qgraph.analysis.observed import observed_ports
 from qgraph.arrays import Array
+from qgraph.calibration.pieces import in_pieces
 from qgraph.data.open import Data
 from qgraph.errors import CalibrationError, FormatError, GraphError
 from qgraph.ir.graph import Graph, Port
@@ -54,7 +55,7 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
 
     def sweep(observers: dict[Port, Any], what: str) -> None:
         done = 0
-        for batch, values in executor.stream(data):
+        for batch, values in executor.stream(data if how.first is Ema else in_pieces(data, g, ports)):
             for port, value in zip(ports, values):
                 if port in observers:
                     try:
@@ -89,23 +90,19 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
                             entries, factors_of(g), histograms)
 
 
-def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Progress | None = None,
-                   runtime: str = "auto") -> list[Array]:
-    """The ranges of the channels (axis 1) of these tensors, for two halves of the images: one sweep over `data`.
+def watched_pieces(g: Graph, data: Data, ports: Sequence[Port], *, progress: Progress | None = None,
+                   runtime: str = "auto") -> Iterator[tuple[int, int, dict[Port, Array]]]:
+    """(number of the first image, how many, values of these tensors) of each piece: one sweep over `data`.
 
-    Each as of `qgraph.analysis.channels.channel_ends`, whatever the batch size; infinite for a half without images.
+    The arrays may be used again for the next piece.
     """
     executor = runtimes.runtime("calibrating", runtime)(g, watch=ports, fused=True)
-    found: list[Array] = []
     done = 0
-    for batch, values in executor.stream(data):
-        seen = [channel_ends(value, len(batch), done) for value in values]
-        found = [np.stack([np.minimum(a[:, 0], b[:, 0]), np.maximum(a[:, 1], b[:, 1])], axis=1)
-                 for a, b in zip(found, seen)] or seen
+    for batch, values in executor.stream(in_pieces(data, g, ports)):
+        yield done, len(batch), dict(zip(ports, values))
         done += len(batch)
         if progress:
             progress("channels", done, data.num_items)
-    return found
 
 
 def _shapes(g: Graph, data: Data) -> Mapping[Port, Sequence[int]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from qgraph.arrays import Array
-from qgraph.calibration.collect import channel_ranges, collect
+from qgraph.calibration.collect import collect, watched_pieces
 from qgraph.calibration.images import CalibrationImages
 from qgraph.data.open import Data
 from qgraph.engines import Engine
@@ -135,10 +135,10 @@ def scaling(images: CalibrationImages | None, given: CalibrationTable | None, op
     if images is None:
         return {}
 
-    def ranges(g: Graph, ports: Sequence[Port]) -> list[Array]:
-        return channel_ranges(g, images.data, ports, progress=progress, runtime=options.runtime)
+    def sweep(g: Graph, ports: Sequence[Port]) -> Iterator[tuple[int, int, dict[Port, Array]]]:
+        return watched_pieces(g, images.data, ports, progress=progress, runtime=options.runtime)
 
-    return {"feeds": images.sample, "ranges": ranges, "run_op": engine.run_op}
+    return {"feeds": images.sample, "sweep": sweep, "run_op": engine.run_op}
 
 
 def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
