@@ -20,6 +20,7 @@ from qgraph.cli.options import (
     output_options,
     outputs_option,
     runtime_option,
+    threads_option,
 )
 from qgraph.cli.summary import summary
 from qgraph.cli.target_options import chosen_targets, targets_options
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 @image_options
 @effort_option
 @runtime_option
+@threads_option
 @float_check_option
 @click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
@@ -71,8 +73,8 @@ if TYPE_CHECKING:
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, quiet: bool, verbose: bool,
-            **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], threads: int | None, strict: bool, as_json: bool, quiet: bool,
+            verbose: bool, **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
@@ -95,10 +97,13 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
     from qgraph.commands.freeze import freeze_all
     from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
+    from qgraph.engines import set_thread_count
     from qgraph.files import check_output
     from qgraph.options import FreezeOptions
     from qgraph.targets.registry import get_target
 
+    if threads is not None:
+        set_thread_count(threads)
     chosen = chosen_targets(targets, flags)
     wanted = [FreezeOptions(target=target, **flags) for target in chosen]
     prefix = wanted[0].output or default_prefix(model)

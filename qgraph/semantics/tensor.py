@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from qgraph.quant.spec import QParams, dequantize, per_axis
+from qgraph.threads import side_by_side
 
 BLOCK = 1 << 20  # elements of what is computed at once: small enough for the second-level caches
 
@@ -110,14 +111,20 @@ def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def in_blocks(run: Callable[[slice], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """What `run` gives for some images, put together for all. shape: of a tensor of all images."""
-    found: np.ndarray | None = None
-    for rows in blocks(shape):
-        part = run(rows)
-        if len(part) == shape[0]:
-            return part
-        if found is None:
-            found = np.empty((shape[0], *part.shape[1:]), part.dtype)
-        found[rows] = part
-    assert found is not None
+    """What `run` gives for some images, put together for all; blocks are computed side by side.
+
+    shape: of a tensor of all images.
+    """
+    parts = list(blocks(shape))
+    first = run(parts[0])
+    if len(parts) == 1:
+        return first
+    found = np.empty((shape[0], *first.shape[1:]), first.dtype)
+    found[parts[0]] = first
+
+    def place(rows: slice) -> None:
+        with np.errstate(all="ignore"):  # NaN and Inf are values, for the caller to find
+            found[rows] = run(rows)
+
+    side_by_side(place, parts[1:])
     return found
