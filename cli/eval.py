@@ -14,6 +14,7 @@ from qgraph.cli.options import (
     model_options,
     model_runtime_option,
     output_options,
+    threads_option,
 )
 from qgraph.errors import CheckFailed, DataError
 

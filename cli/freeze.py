@@ -19,6 +19,7 @@ from qgraph.cli.options import (
     model_options,
     output_options,
     outputs_option,
+    recipe_option,
     runtime_option,
     threads_option,
 )
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
               "[default: MODEL-calib.npz, else images distilled from the BatchNorms]")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
+@recipe_option
 @click.option("--judge-data", metavar="PATH", help="Images to judge the result on.  [default: those of the calibration "
               "data that calibration does not take, where there are any]")
 @click.option("--report-images", type=click.IntRange(0, 48), default=0, show_default=True, metavar="N",
@@ -80,8 +82,9 @@ def command(model: str, targets: tuple[str, ...], threads: int | None, strict: b
     \b
     Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, or PREFIX.param, .bin,
     .table and .ncnn.md (how to run it), or PREFIX.tmfile, .scale and .tengine.md, and PREFIX.calib.json (the ranges,
-    for --calib-table), PREFIX.report.json and PREFIX.report.html, a page to look at
-    (with several targets PREFIX.TARGET.report.json and .html). -v prints layers, ranges and ops as tables.
+    for --calib-table), PREFIX.recipe.yaml (what was chosen, for --recipe), PREFIX.report.json and PREFIX.report.html,
+    a page to look at (with several targets PREFIX.TARGET.report.json and .html). -v prints layers, ranges and ops as
+    tables.
 
     \b
     Examples:

@@ -106,11 +106,7 @@ class Look:
     def add(self, piece: Piece) -> None:
         """Numbers of images ascend without a gap."""
         first, count, values = piece
-        for port in self._ports:
-            if (value := values.get(port)) is not None:
-                seen, before = channel_ends(value, count, first), self.ranges.get(port)
-                self.ranges[port] = seen if before is None else np.stack(
-                    [np.minimum(before[:, 0], seen[:, 0]), np.maximum(before[:, 1], seen[:, 1])], axis=1)
+        self.widen({port: channel_ends(values[port], count, first) for port in self._ports if port in values})
         for node, port in self._readers:
             if (value := values.get(port)) is None:
                 continue
@@ -120,6 +116,13 @@ class Look:
                     draw.add(value[skipped::2], (first + skipped) // 2)
                 elif first == 0:  # images in another axis
                     draw.all_of(value[half::2])
+
+    def widen(self, ranges: Mapping[Port, np.ndarray]) -> None:
+        """Take in the ranges of other images, each as of `channel_ends`."""
+        for port, seen in ranges.items():
+            before = self.ranges.get(port)
+            self.ranges[port] = seen if before is None else np.stack(
+                [np.minimum(before[:, 0], seen[:, 0]), np.maximum(before[:, 1], seen[:, 1])], axis=1)
 
     def read(self, node: Node) -> tuple[np.ndarray, np.ndarray] | None:
         """(positions, columns, taps) of each half, None if there are none."""

@@ -21,7 +21,7 @@ weights come first, s = sqrt(largest of the reader's column / largest of the wri
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Callable, Optional
 
 import numpy as np
@@ -32,13 +32,13 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes._affine import out_channels, own_weights, per_input, scale_outputs, set_weights
-from qgraph.passes._readings import CHOOSING, HALVES, JUDGING, Look, Piece, Reading, on_the_reference, read_sample
+from qgraph.passes._readings import CHOOSING, HALVES, JUDGING, Look, Reading, on_the_reference, read_sample
 from qgraph.passes.insert_fake_quantize import weight_spec
 from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import RunOp
 
-Sweep = Callable[[Graph, Sequence[Port]], Iterable[Piece]]
-"""(graph, tensors) -> their values in all calibration images, those of `feeds` first."""
+Sweep = Callable[[Graph, Sequence[Port], Look], None]
+"""(graph, tensors, look): shows `look` what these are in all calibration images, those of `feeds` first."""
 
 HEADROOM = 1.4  # of what the calibration shows of a channel
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
@@ -90,9 +90,10 @@ class Equalize(Pass):
         ports = list(dict.fromkeys([*(g.inputs(node)[0] for node in layers),
                                     *(port for found in operands.values() for port, _ in found)]))
         look = Look(g, layers, ports, min(map(len, self.feeds.values())))
-        for piece in ([on_the_reference(g, ports, self.feeds, self.run_op)] if self.sweep is None
-                      else self.sweep(g, ports)):
-            look.add(piece)
+        if self.sweep is None:
+            look.add(on_the_reference(g, ports, self.feeds, self.run_op))
+        else:
+            self.sweep(g, ports, look)
         ranges, act = look.ranges, QSpec(self.act_bits, True)
         readings = read_sample(g, layers, dataclasses.replace(act, signed=None), look, self.signed_input_limit)
         search = _Search(readings, orders, shared=self.granularity != "channel")

@@ -12,7 +12,7 @@ from itertools import chain
 
 import numpy as np
 
-from qgraph.data.open import Batch, Data
+from qgraph.data.batches import Batch
 from qgraph.errors import GraphError
 from qgraph.ir.graph import Graph, Port
 from qgraph.semantics.infer import infer
@@ -22,17 +22,17 @@ MOST_IMAGES = 16
 FLOAT = 4  # bytes
 
 
-def in_pieces(data: Data, g: Graph, watched: Sequence[Port]) -> Iterator[Batch]:
+def in_pieces(batches: Iterable[Batch], g: Graph, watched: Sequence[Port]) -> Iterator[Batch]:
     """The images in pieces for a graph of which these tensors are watched; without labels.
 
-    Batches stay as they are where they are of one image, as a network may take no more, and where nothing says how the
-    watched tensors grow with the images.
+    Batches stay as they are where the first is of one image, as a network may take no more, and where nothing says how
+    the watched tensors grow with the images.
     """
-    batches = iter(data)
+    batches = iter(batches)
     first = next(batches, None)
     if first is None:
         return
-    size = piece_size(g, watched, first.feeds) if data.batch_size > 1 else None
+    size = piece_size(g, watched, first.feeds) if len(first) > 1 else None
     whole = chain([first], batches)
     yield from whole if size is None else regrouped(whole, size)
 

@@ -10,7 +10,8 @@ import pytest
 import qgraph
 from qgraph import FreezeOptions, Graph, Port, engines
 from qgraph.analysis.observed import observed_ports, wanted_ranges
-from qgraph.calibration.collect import collect, watched_pieces
+from qgraph.calibration.collect import collect
+from qgraph.calibration.sweep import watched_pieces
 from qgraph.data.open import Data, open_data
 from qgraph.errors import CalibrationError
 

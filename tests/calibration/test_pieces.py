@@ -11,7 +11,8 @@ from qgraph import Graph, Port
 from qgraph.calibration import pieces
 from qgraph.calibration.collect import collect
 from qgraph.calibration.pieces import bytes_of_an_image, in_pieces, piece_size, regrouped
-from qgraph.data.open import Batch, open_data
+from qgraph.data.batches import Batch
+from qgraph.data.open import open_data
 
 
 def net() -> Graph:

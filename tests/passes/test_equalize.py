@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networks
@@ -17,7 +17,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
-from qgraph.passes._readings import Look, Piece, on_the_reference, read_sample
+from qgraph.passes._readings import Look, on_the_reference, read_sample
 from qgraph.passes.equalize import Equalize
 from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import run
@@ -233,19 +233,18 @@ def test_dead_channels_stay_and_factors_are_bounded() -> None:
 
 def with_another(feeds: dict[str, np.ndarray], channel: int, largest: Callable[[np.ndarray], float]) -> Any:
     """A sweep over the sample and one image more, in pieces of three; a channel of "first" is larger in that one."""
-    def sweep(g: Graph, ports: Sequence[Port]) -> Iterator[Piece]:
+    def sweep(g: Graph, ports: Sequence[Port], look: Look) -> None:
         values = dict(zip(ports, run(g, feeds, list(ports))))
         count = len(feeds["data"])
         assert count % 2 == 0
         for start in range(0, count, 3):
-            part = {port: value[start:start + 3] for port, value in values.items()}
-            yield start, min(3, count - start), part
-        yield count, 1, {port: value[:1] for port, value in values.items()}
+            look.add((start, min(3, count - start), {port: x[start:start + 3] for port, x in values.items()}))
+        look.add((count, 1, {port: value[:1] for port, value in values.items()}))
         more = {port: value[:1].copy() for port, value in values.items()}
         for port, value in more.items():
             if port.node.name == "first":
                 value[:, channel].flat[0] = largest(values[port][:, channel])
-        yield count + 1, 1, more
+        look.add((count + 1, 1, more))
 
     return sweep
 
