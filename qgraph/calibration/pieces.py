@@ -7,7 +7,8 @@ depend on the number of images that they are given, is the same for any batch si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -19,7 +20,9 @@ from qgraph.semantics.infer import infer
 
 PIECE_BYTES = 1 << 26  # of the watched tensors of one piece
 MOST_IMAGES = 16
+ALIVE = 4  # tensors that an engine holds at a time
 FLOAT = 4  # bytes
+Feeds = Mapping[str, np.ndarray]
 
 
 def in_pieces(batches: Iterable[Batch], g: Graph, watched: Sequence[Port]) -> Iterator[Batch]:
@@ -28,44 +31,68 @@ def in_pieces(batches: Iterable[Batch], g: Graph, watched: Sequence[Port]) -> It
     Batches stay as they are where the first is of one image, as a network may take no more, and where nothing says how
     the watched tensors grow with the images.
     """
+    return _pieces(batches, lambda feeds: piece_size(g, watched, feeds))
+
+
+def in_pieces_to_run(batches: Iterable[Batch], g: Graph) -> Iterator[Batch]:
+    """The same for a graph of which the outputs are read: an engine holds a few tensors at a time."""
+    return _pieces(batches, lambda feeds: size_to_run(g, feeds))
+
+
+def _pieces(batches: Iterable[Batch], size_of: Callable[[Feeds], int | None]) -> Iterator[Batch]:
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         return
-    size = piece_size(g, watched, first.feeds) if len(first) > 1 else None
+    size = size_of(first.feeds) if len(first) > 1 else None
     whole = chain([first], batches)
     yield from whole if size is None else regrouped(whole, size)
 
 
-def piece_size(g: Graph, watched: Sequence[Port], feeds: Mapping[str, np.ndarray]) -> int | None:
+def piece_size(g: Graph, watched: Sequence[Port], feeds: Feeds) -> int | None:
     """A power of two: as many images as `PIECE_BYTES` hold, at most `MOST_IMAGES`. None if it is not known.
 
     feeds: images, of which the shape counts.
     """
     needed = bytes_of_an_image(g, watched, feeds)
-    if needed is None:
+    return None if needed is None else _fitting(needed)
+
+
+def size_to_run(g: Graph, feeds: Feeds) -> int | None:
+    """The same, for so many tensors at a time as `ALIVE` says, each as large as the largest."""
+    sizes = _bytes_of_an_image(g, feeds)
+    if any(sizes.get(head) is None for head in g.heads):
         return None
+    return _fitting(ALIVE * max(size or 0 for size in sizes.values()))
+
+
+def _fitting(needed: int) -> int:
     fitting = min(MOST_IMAGES, max(1, PIECE_BYTES // max(needed, 1)))
     return 1 << fitting.bit_length() - 1
 
 
-def bytes_of_an_image(g: Graph, watched: Sequence[Port], feeds: Mapping[str, np.ndarray]) -> int | None:
+def bytes_of_an_image(g: Graph, watched: Sequence[Port], feeds: Feeds) -> int | None:
     """Of the watched tensors, in float32; None where it is not known, or the axis of the images is not found."""
+    sizes = _bytes_of_an_image(g, feeds)
+    found = [sizes.get(port) for port in dict.fromkeys(watched)]
+    return None if None in found else sum(size or 0 for size in found)
+
+
+def _bytes_of_an_image(g: Graph, feeds: Feeds) -> dict[Port, int | None]:
+    """Of each tensor."""
     try:
         one, two = (infer(g, {name: (count, *x.shape[1:]) for name, x in feeds.items()}) for count in (1, 2))
     except GraphError:  # such as a network with a batch size of its own
-        return None
-    total = 0
-    for port in dict.fromkeys(watched):
-        a, b = one.get(port), two.get(port)
-        if a is None or b is None or (a != b and not _grows(a, b)):
-            return None
-        total += FLOAT * int(np.prod(b) - np.prod(a))
-    return total
+        return {}
+    return {port: FLOAT * (math.prod(two[port]) - math.prod(shape)) if _grows(shape, two[port]) else None
+            for port, shape in one.items() if port in two}
 
 
 def _grows(one: Sequence[int], two: Sequence[int]) -> bool:
-    """Whether there is an axis of images, as shapes for one and for two of them tell: the first, or one of length 1."""
+    """Whether shapes for one and for two images tell the axis of images: the first, or one of length 1; or have none.
+    """
+    if one == two:
+        return True
     axes = [axis for axis, (a, b) in enumerate(zip(one, two)) if a != b]
     return len(one) == len(two) and len(axes) == 1 and two[axes[0]] == 2 * one[axes[0]] and (
         axes[0] == 0 or one[axes[0]] == 1)

@@ -10,7 +10,7 @@ from networks import Net
 from qgraph import Graph, Port
 from qgraph.calibration import pieces
 from qgraph.calibration.collect import collect
-from qgraph.calibration.pieces import bytes_of_an_image, in_pieces, piece_size, regrouped
+from qgraph.calibration.pieces import bytes_of_an_image, in_pieces, piece_size, regrouped, size_to_run
 from qgraph.data.batches import Batch
 from qgraph.data.open import open_data
 
@@ -38,6 +38,14 @@ def test_a_piece_is_a_power_of_two(room: int, size: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(pieces, "PIECE_BYTES", room)
     g = net()
     assert piece_size(g, layers(g)[:1], {"data": normal(2, 3, 12, 12)}) == size
+
+
+def test_what_is_run_holds_a_few_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, feeds = net(), {"data": normal(2, 3, 12, 12)}
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 9 * pieces.ALIVE * 4 * 8 * 144)  # the largest has 8 channels
+    assert size_to_run(g, feeds) == 8
+    g.heads = [Port(g.add("my_op", [layers(g)[0]], "unknown"))]
+    assert size_to_run(g, feeds) is None
 
 
 def batches(*counts: int, sizes: tuple[int, ...] = (4,) * 9) -> list[Batch]:
