@@ -171,8 +171,9 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         return Truth(lambda: network.truth(engine))
 
     steps.begin("check")
-    checked = checks.judge(g, network, judged, written, images, judge_data, target, engine,
-                           shared.once("truth", truth) if network.shares_float else truth())
+    wanted = shared.once("truth", truth) if network.shares_float else truth()
+    checked = checks.judge(g, network, judged, written, images, judge_data, target, engine, wanted)
+    wanted.rest()
     network.warn_of(checked["agreement"])
     steps.begin("report")
     noise = layer_noise(network, written, writing.feeds) if written.has_kernels else None
