@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli import console, judged
 from qgraph.cli.options import (
+    cluster_options,
     effort_option,
     exclude_option,
     float_check_option,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 @runtime_option
 @threads_option
 @float_check_option
+@cluster_options
 @click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
@@ -75,8 +77,8 @@ if TYPE_CHECKING:
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, targets: tuple[str, ...], threads: int | None, strict: bool, as_json: bool, quiet: bool,
-            verbose: bool, **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], threads: int | None, strict: bool, workers: int | None,
+            scheduler: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
@@ -97,6 +99,7 @@ def command(model: str, targets: tuple[str, ...], threads: int | None, strict: b
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose, passes=False)
+    from qgraph.cluster import open_workers
     from qgraph.commands.freeze import freeze_all
     from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
@@ -115,8 +118,8 @@ def command(model: str, targets: tuple[str, ...], threads: int | None, strict: b
         prefix = prefix.removesuffix(suffix)
     check_output(prefix, [prefix + suffix for suffix in (*suffixes, "-0000.params")],
                  [find_symbol(model)[0], *([wanted[0].params] if wanted[0].params else [])])
-    with console.Bars() as bars:
-        frozen, paths = freeze_all(model, wanted, prefix, progress=bars)
+    with open_workers(scheduler, workers) as group, console.Bars() as bars:
+        frozen, paths = freeze_all(model, wanted, prefix, progress=bars, workers=group)
     for found in frozen:
         if verbose:
             _tables(found.report)

@@ -39,6 +39,13 @@ image_options = _group(
     click.option("--decoders", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
 )
 
+cluster_options = _group(
+    click.option("--workers", type=click.IntRange(1), metavar="N",
+                 help="Run on N processes of this machine, of one thread each. Results do not depend on N."),
+    click.option("--scheduler", metavar="tcp://HOST:PORT",
+                 help="Run on the workers of this Dask scheduler, one thread each: dask worker --nthreads 1."),
+)
+
 judge_options = _group(
     click.option("--task", multiple=True, metavar="NAME[:OUTPUT]",
                  help="What the outputs mean: classification, embedding, detection, segmentation, keypoints, text or "

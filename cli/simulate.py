@@ -9,6 +9,7 @@ import click
 
 from qgraph.cli import console
 from qgraph.cli.options import (
+    cluster_options,
     effort_option,
     exclude_option,
     float_check_option,
@@ -82,10 +83,12 @@ _BITS = _Several(*map(str, range(2, 17)))
 @effort_option
 @runtime_option
 @float_check_option
+@cluster_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @output_options
 def command(model: str, data: str, output: str | None, restart: bool, plot: bool, calib_select: str | None,
-            as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+            workers: int | None, scheduler: str | None, as_json: bool, quiet: bool, verbose: bool,
+            **flags: Any) -> None:
     """What a network would lose under one strategy of quantization, or under each of many.
 
     Options that take a LIST make a grid: every combination is a row. Each row is what freeze --target mxnet-sim makes
@@ -102,6 +105,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
       qgraph simulate net --data val.rec --skip ::10 --preprocess imagenet --grid original
     """
     console.set_up(quiet, verbose, passes=False)
+    from qgraph.cluster import open_workers
     from qgraph.commands.open_model import find_symbol
     from qgraph.commands.plot import draw, need_matplotlib
     from qgraph.commands.simulate import PRESETS, grid, simulate
@@ -130,9 +134,9 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
         write_files(files)
 
     try:
-        with console.Bars() as bars:
+        with open_workers(scheduler, workers) as group, console.Bars() as bars:
             found = simulate(model, data, strategies, FreezeOptions(**flags), calib_select=calib_select, kept=kept,
-                             each=write, progress=bars)
+                             each=write, progress=bars, workers=group)
     except KeyboardInterrupt:
         kept_rows = f"finished rows are in {prefix}.json, and the same command goes on from there"
         raise KeyboardInterrupt(kept_rows if os.path.isfile(f"{prefix}.json") else "nothing was written") from None

@@ -11,7 +11,7 @@ from typing import Callable, Optional
 
 from qgraph.data.batches import Batch
 from qgraph.data.open import Data
-from qgraph.workers import Result, Workers
+from qgraph.workers import Item, Result, Workers
 
 log = logging.getLogger("qgraph")
 
@@ -108,21 +108,27 @@ class Told:
 
 def over_pieces(run: Callable[[Told, Piece], Result], pieces: Pieces, what: str,
                 progress: Progress | None) -> Iterator[Result]:
-    """``run(told, piece)`` of each piece, in their order; progress comes with each batch, or piece by piece.
+    """``run(told, piece)`` of each piece, in their order; see `run_all`."""
+    return run_all(run, pieces, pieces.workers, what, pieces.images, progress)
 
-    run: as of `Workers.map`; it says to `told` how many images are done.
+
+def run_all(run: Callable[[Told, Item], Result], items: Iterable[Item], workers: Workers, what: str,
+            images: int | None, progress: Progress | None) -> Iterator[Result]:
+    """``run(told, item)`` of each item, in their order; progress comes with each batch, from workers with each item.
+
+    run: as of `Workers.map`; it says to `told` how many images are done.  images: how many that will be.
     """
-    told = Told(what, pieces.images, progress)
-    if not pieces.apart:
-        yield from pieces.workers.map(partial(run, told), pieces, what)
+    told = Told(what, images, progress)
+    if not workers.apart:
+        yield from workers.map(partial(run, told), items, what)
         return
-    for images, result in pieces.workers.map(partial(_with_images, run), pieces, what):
-        told(images)
+    for done, result in workers.map(partial(_with_images, run), items, what):
+        told(done)
         yield result
 
 
-def _with_images(run: Callable[[Told, Piece], Result], piece: Piece) -> tuple[int, Result]:
-    """(images of the piece, what it gives)"""
+def _with_images(run: Callable[[Told, Item], Result], item: Item) -> tuple[int, Result]:
+    """(images that were run, what they give)"""
     told = Told()
-    result = run(told, piece)
+    result = run(told, item)
     return told.done, result
