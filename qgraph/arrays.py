@@ -16,6 +16,6 @@ else:
 
 
 @lru_cache(maxsize=64)
-def dtype_name(dtype: np.dtype) -> str:
+def dtype_name(dtype: np.dtype[Any]) -> str:
     """``str(dtype)``, which NumPy finds anew each time, and which a graph is asked for by the ten thousand."""
     return str(dtype)
