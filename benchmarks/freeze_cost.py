@@ -21,7 +21,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -101,7 +100,9 @@ def run(who: str, folder: Path, targets: list[str]) -> dict[str, Any]:
     """In a process of its own. Peaks are of the whole process, those of the steps of each."""
     import onnxruntime.quantization  # noqa: F401  (imports are not counted)
 
-    before, started = _peak(), time.process_time()
+    memory = ResidentSize()  # not `ru_maxrss`, which begins with the size of the parent
+    memory.restart()
+    before, started = (memory.now() or 0) / 2**20, time.process_time()
     steps: dict[str, list[float]] = {}
     if who.startswith("ours"):
         steps = freeze_ours(folder, who.split()[1], targets)
@@ -110,11 +111,7 @@ def run(who: str, folder: Path, targets: list[str]) -> dict[str, Any]:
         (folder / "theirs.onnx").write_bytes(model.to_bytes())
     cpu = time.process_time() - started
     return {"cpu": cpu, "steps": steps, "before": before,
-            "peak": max([_peak(), *(peak for _, peak in steps.values())])}
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            "peak": max([(memory.peak() or 0) / 2**20, *(peak for _, peak in steps.values())])}
 
 
 def network(name: str, count: int) -> tuple[Graph, np.ndarray] | None:

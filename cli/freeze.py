@@ -22,6 +22,7 @@ from qgraph.cli.options import (
     outputs_option,
     recipe_option,
     runtime_option,
+    threads_option,
 )
 from qgraph.cli.summary import summary
 from qgraph.cli.target_options import chosen_targets, targets_options
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 @image_options
 @effort_option
 @runtime_option
+@threads_option
 @float_check_option
 @cluster_options
 @click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")
@@ -75,8 +77,8 @@ if TYPE_CHECKING:
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, targets: tuple[str, ...], strict: bool, workers: int | None, scheduler: str | None,
-            as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], threads: int | None, strict: bool, workers: int | None,
+            scheduler: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
@@ -101,10 +103,13 @@ def command(model: str, targets: tuple[str, ...], strict: bool, workers: int | N
     from qgraph.commands.freeze import freeze_all
     from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
+    from qgraph.engines import set_thread_count
     from qgraph.files import check_output
     from qgraph.options import FreezeOptions
     from qgraph.targets.registry import get_target
 
+    if threads is not None:
+        set_thread_count(threads)
     chosen = chosen_targets(targets, flags)
     wanted = [FreezeOptions(target=target, **flags) for target in chosen]
     prefix = wanted[0].output or default_prefix(model)

@@ -76,6 +76,9 @@ model_runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", "mxnet", "onnxruntime", "openvino"]), default="auto", show_default=True,
     help="What runs the models; auto is MXNet where it is installed, and onnxruntime for .onnx files. openvino runs "
          ".onnx files; networks in MXNet's files then run as with auto.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads that compute; results do not depend on them.  "
+    "[default: one per core]")
 float_check_option = click.option(
     "--float-check/--no-float-check", default=True, show_default=True,
     help="Compare the float outputs before and behind what must not change them; without, a wrong model is not "

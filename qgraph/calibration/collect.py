@@ -50,9 +50,10 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
     ports = list(dict.fromkeys([*observed_ports(g), *ports]))
     if not ports:
         raise CalibrationError("nothing to calibrate: the graph has no layer with weights")
-    watched, workers = Watched(g, ports, runtime), workers or Here()
+    workers = workers or Here()
     ways = {port: (asked or {}).get(port.key, Asked(how.name, act_bits)) for port in ports}
     how_of = {port: method_named(way.method) for port, way in ways.items()}
+    watched = Watched(g, ports, runtime, as_batched=any(one.first is Ema for one in how_of.values()))
     needed = {port.key for port in ports} if wanted is None else set(wanted)
 
     def leave_out(port: Port, error: CalibrationError | FormatError, among: dict[Port, Any]) -> None:

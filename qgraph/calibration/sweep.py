@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Union
@@ -14,6 +14,7 @@ import numpy as np
 from qgraph import engines
 from qgraph.analysis.channels import channel_ends
 from qgraph.arrays import Array
+from qgraph.calibration.pieces import in_pieces
 from qgraph.data.open import Batch, Data
 from qgraph.data.pieces import Piece, Pieces, Told, over_pieces
 from qgraph.errors import CalibrationError
@@ -30,19 +31,27 @@ Observer = Union[MinMax, Ema, Histogram]
 
 @dataclass
 class Watched:
-    """A float graph that is run for these tensors. runtime: of `qgraph.engines`. It travels, and runs where it is."""
+    """A float graph that is run for these tensors. runtime: of `qgraph.engines`. It travels, and runs where it is.
+
+    as_batched: the batches stay as they are, instead of a size that bounds memory.
+    """
 
     g: Graph
     ports: Sequence[Port]
     runtime: str
+    as_batched: bool = False
 
     @cached_property
     def _executor(self) -> Executor:
         return engines.runtime("calibrating", self.runtime)(self.g, watch=self.ports, fused=True)
 
     def stream(self, piece: Piece, shared: Data | None) -> Iterator[tuple[Batch, list[Array]]]:
-        """(batch, values of the tensors) for every batch of a piece. shared: as of `Pieces`."""
-        return self._executor.stream(piece.of(shared))
+        """(batch, values of the tensors) for all images of a piece, few at a time. shared: as of `Pieces`."""
+        return self.run(piece.of(shared))
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Array]]]:
+        """The same of some images. Moving averages depend on the batches, and get them as they are."""
+        return self._executor.stream(batches if self.as_batched else in_pieces(batches, self.g, self.ports))
 
 
 def observe(watched: Watched, observers: Mapping[Port, Observer], needed: set[str], data: Data, workers: Workers,
@@ -106,6 +115,19 @@ def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Pro
     for part in over_pieces(partial(_ends, Watched(g, ports, runtime), pieces.shared), pieces, "channels", progress):
         found = _wider(found, part)
     return found
+
+
+def watched_pieces(g: Graph, batches: Iterable[Batch], ports: Sequence[Port], *, images: int | None = None,
+                   progress: Progress | None = None, runtime: str = "auto"
+                   ) -> Iterator[tuple[int, int, dict[Port, Array]]]:
+    """(number of the first image, how many, values of these tensors) of each piece: one sweep.
+
+    The arrays may be used again for the next piece.  images: how many there are, for the progress.
+    """
+    told = Told("channels", images, progress)
+    for batch, values in Watched(g, ports, runtime).run(batches):
+        yield told.done, len(batch), dict(zip(ports, values))
+        told(len(batch))
 
 
 def _ends(watched: Watched, shared: Data | None, told: Told, piece: Piece) -> list[Array]:

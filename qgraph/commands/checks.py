@@ -11,6 +11,7 @@ import numpy as np
 
 from qgraph import engines
 from qgraph.calibration.images import CalibrationImages
+from qgraph.calibration.pieces import in_pieces_to_run
 from qgraph.commands import departure
 from qgraph.commands.examples import Examples
 from qgraph.commands.judge import Judge
@@ -19,6 +20,7 @@ from qgraph.commands.shared import Truth
 from qgraph.data.open import Batch, Data
 from qgraph.engines import Engine
 from qgraph.ir.graph import Graph
+from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.targets.base import Executor, Feeds, Model, Target
 
@@ -47,7 +49,7 @@ def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: 
     examples = Examples(network.options.report_images)
 
     def agreement(found: Executor, batches: Iterable[Batch]) -> dict[str, Any]:
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(batches if _is_online(g) else in_pieces_to_run(batches, g)):
             got, want = found.run(batch.feeds), truth.outputs(number, batch)
             judged.add(batch.unlabelled(), got, want)
             examples.add(batch, got, want, judged.tasks)
@@ -90,7 +92,16 @@ def _kernels(g: Graph, model: Model, images: CalibrationImages, target: Target, 
     return departure.kernel_departure(g, model, reference_feeds(images), target.spec.rounding, run, engine.run_op)
 
 
+def _is_online(g: Graph) -> bool:
+    """Whether an activation has ranges of the running batch, so that batches count."""
+    return any(spec.online for spec in _of_activations(g))
+
+
 def _is_beyond_codes(g: Graph) -> bool:
     """Whether an activation has ranges of the running batch, or more than 8 bits."""
-    specs = [fq.quant for fq in g.nodes("fake_quantize") if g.param(g.inputs(fq)[0]) is None]
-    return any(spec is not None and (spec.online or spec.bits > 8) for spec in specs)
+    return any(spec.online or spec.bits > 8 for spec in _of_activations(g))
+
+
+def _of_activations(g: Graph) -> list[QSpec]:
+    return [fq.quant for fq in g.nodes("fake_quantize")
+            if fq.quant is not None and g.param(g.inputs(fq)[0]) is None]

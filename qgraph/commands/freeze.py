@@ -43,11 +43,13 @@ from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Shapes, Target, Writing
 from qgraph.targets.mxnet.model import MxnetModel
 from qgraph.targets.registry import get_target, no_open_sizes
+from qgraph.threads import one_for_linear_algebra
 from qgraph.workers import Workers
 
 log = logging.getLogger("qgraph")
 
 
+@one_for_linear_algebra()
 def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any = None,
            calib_table: CalibrationTable | str | None = None, progress: Progress | None = None,
            workers: Workers | None = None) -> Frozen:
@@ -62,6 +64,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options), workers)
 
 
+@one_for_linear_algebra()
 def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
                progress: Progress | None = None, workers: Workers | None = None) -> tuple[list[Frozen], list[str]]:
     """Freeze for several targets with one calibration, and write all or none; (frozen models, paths).
@@ -168,8 +171,9 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         return Truth(lambda: network.truth(engine))
 
     steps.begin("check")
-    checked = checks.judge(g, network, judged, written, images, judge_data, target, engine,
-                           shared.once("truth", truth) if network.shares_float else truth())
+    wanted = shared.once("truth", truth) if network.shares_float else truth()
+    checked = checks.judge(g, network, judged, written, images, judge_data, target, engine, wanted)
+    wanted.rest()
     network.warn_of(checked["agreement"])
     steps.begin("report")
     noise = layer_noise(network, written, writing.feeds) if written.has_kernels else None

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from qgraph.analysis.codes import quantizers_behind, ranged
-from qgraph.arrays import Array
 from qgraph.calibration.collect import Asked, collect
 from qgraph.calibration.images import CalibrationImages
-from qgraph.calibration.sweep import channel_ranges
+from qgraph.calibration.sweep import channel_ranges, watched_pieces
 from qgraph.data.open import Data
 from qgraph.engines import Engine
 from qgraph.errors import OptionError, suggest
@@ -19,6 +18,7 @@ from qgraph.ir.rewrite import Pass, PassManager, PassRecord, insert_after, load_
 from qgraph.options import ONLINE, FreezeOptions, Progress
 from qgraph.passes import PIPELINES
 from qgraph.passes._choices import check_choice, layer_choices
+from qgraph.passes._readings import Look
 from qgraph.passes.equalize import Equalize
 from qgraph.passes.winograd_weights import NONE, check_domain
 from qgraph.quant.ranges import method
@@ -147,11 +147,16 @@ def scaling(images: CalibrationImages | None, given: CalibrationTable | None, op
     if images is None:
         return {}
 
-    def ranges(g: Graph, ports: Sequence[Port]) -> list[Array]:
-        return channel_ranges(g, images.data, ports, progress=progress, runtime=options.runtime,
-                              workers=workers)
+    def sweep(g: Graph, ports: Sequence[Port], look: Look) -> None:
+        apart = workers is not None and workers.apart
+        for piece in watched_pieces(g, images.sampled() if apart else images.data, ports, progress=progress,
+                                    images=images.data.num_items, runtime=options.runtime):
+            look.add(piece)
+        if apart:  # values do not travel
+            look.widen(dict(zip(ports, channel_ranges(g, images.data, ports, progress=progress,
+                                                      runtime=options.runtime, workers=workers))))
 
-    return {"feeds": images.sample, "ranges": ranges, "run_op": engine.run_op}
+    return {"feeds": images.sample, "sweep": sweep, "run_op": engine.run_op}
 
 
 def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,

@@ -7,9 +7,11 @@ from typing import Any
 from qgraph.commands.compare import compare
 from qgraph.commands.network import FloatNetwork
 from qgraph.errors import QGraphError
+from qgraph.options import JudgeOptions
 from qgraph.targets.base import Feeds, Model
 
 IMAGES = 2
+_ONE_BY_ONE = JudgeOptions(batch_size=1)  # all layers of an image are held at once
 
 
 def layer_noise(network: FloatNetwork, model: Model, feeds: Feeds | None) -> dict[str, Any] | None:
@@ -22,7 +24,7 @@ def layer_noise(network: FloatNetwork, model: Model, feeds: Feeds | None) -> dic
         return None
     images = {name: array[:IMAGES] for name, array in feeds.items()}
     try:
-        found = compare(network.bare(), model, images, runtime=network.options.runtime)
+        found = compare(network.bare(), model, images, options=_ONE_BY_ONE, runtime=network.options.runtime)
     except QGraphError:  # models of some engines have no layers to compare
         return None
     names = {row["name"] for row in found["layers"]}

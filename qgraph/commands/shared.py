@@ -46,6 +46,10 @@ class Truth:
         self._kept: dict[int, tuple[Sequence[str], list[Array]]] = {}
         self._room = KEPT_BYTES
 
+    def rest(self) -> None:
+        """Let go of what computes; outputs that are not kept make it again."""
+        self._executor = None
+
     def outputs(self, number: int, batch: Batch) -> list[Array]:
         """Of the batch with that number; kept ones count if they are of the same images."""
         ids, found = self._kept.get(number, ((), []))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import gcd
 from typing import Callable, Optional
 
 from qgraph.data.batches import Batch
@@ -15,7 +16,7 @@ from qgraph.workers import Item, Result, Workers
 log = logging.getLogger("qgraph")
 
 Progress = Callable[[str, int, Optional[int]], None]  # as of `qgraph.options`
-PIECE_IMAGES = 16  # a piece has the least number of whole batches that hold so many
+PIECE_IMAGES = 16  # a piece is the least number of whole batches that hold a multiple of so many
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Pieces:
 
 def _batches(batch_size: int) -> int:
     """Of a piece."""
-    return -(-PIECE_IMAGES // batch_size)
+    return PIECE_IMAGES // gcd(PIECE_IMAGES, batch_size)
 
 
 def _seen(data: Data, workers: Workers) -> bool:

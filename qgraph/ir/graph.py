@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import networkx as nx
 import numpy as np
 
-from qgraph.arrays import Array
+from qgraph.arrays import Array, dtype_name
 from qgraph.errors import GraphError
 from qgraph.ir import ops
 from qgraph.ir.node import ChannelOrder, ChannelScales, Fused, Node, Port, Rounded, Value, as_port
@@ -66,10 +66,8 @@ class Graph:
 
     def inputs(self, node: Node) -> list[Port]:
         """What the node reads, in slot order."""
-        by_slot = [(slot, Port(u, data["out"])) for u, edges in self._pred[node].items()
-                   for slot, data in edges.items()]
-        by_slot.sort(key=lambda item: item[0])
-        return [port for _, port in by_slot]
+        by_slot = {slot: Port(u, data["out"]) for u, edges in self._pred[node].items() for slot, data in edges.items()}
+        return list(by_slot.values()) if len(by_slot) < 2 else [by_slot[slot] for slot in sorted(by_slot)]
 
     def uses(self, value: Value) -> list[tuple[Node, int]]:
         """(reader, slot) of every edge that reads this output, by reader's name and slot."""
@@ -325,7 +323,7 @@ class Graph:
         h = hashlib.blake2b(self.text().encode(), digest_size=16)
         for name in sorted(self.params):
             array = np.ascontiguousarray(self.params[name])
-            h.update(f"{name}{array.dtype}{array.shape}".encode())
+            h.update(f"{name}{dtype_name(array.dtype)}{array.shape}".encode())
             h.update(array.data if array.size else b"")
         return h.hexdigest()
 

@@ -21,7 +21,7 @@ import zlib
 
 import numpy as np
 
-from qgraph.arrays import Array
+from qgraph.arrays import Array, dtype_name
 from qgraph.errors import FormatError
 from qgraph.ir import attributes
 from qgraph.ir.graph import Graph, Node, Port
@@ -86,7 +86,8 @@ def format_graph(g: Graph) -> str:
         line = f"{_name(node.name)} = "
         if node.op == "null":
             array = g.params.get(node.name)
-            line += "input" if array is None else f"param {array.dtype} ({', '.join(map(str, array.shape))})"
+            line += ("input" if array is None
+                     else f"param {dtype_name(array.dtype)} ({', '.join(map(str, array.shape))})")
         else:
             line += f"{node.op}({', '.join(map(_ref, g.inputs(node)))})"
             line += f" -> {node.n_out}" if node.n_out != 1 else ""

@@ -1,21 +1,26 @@
-"""The number of threads reaches every engine."""
+"""The number of threads reaches every engine, and changes no bit."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers import DIGITS, ROOT
+from threadpoolctl import threadpool_limits
 
 from qgraph import engines
 from qgraph.commands.evaluate import runnable
 from qgraph.commands.open_model import open_model
 from qgraph.engines import set_thread_count, thread_count
 from qgraph.errors import OptionError
+from qgraph.quant.adaptive import second_moment
 from qgraph.targets.registry import get_target
+from qgraph.threads import one_for_linear_algebra, side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +73,32 @@ def test_ncnn_takes_it():
     for count in (2, 3):
         engines.set_thread_count(count)
         assert model.executor()._net.opt.num_threads == count
+
+
+def test_linear_algebra_rounds_as_on_one_core():
+    """A mean of products, as rounding takes it: two threads would add in another order."""
+    x = np.random.default_rng(7).normal(size=(1, 4096, 576)).astype(np.float32)
+    found = []
+    for count in (1, 2):
+        with threadpool_limits(count, user_api="blas"), one_for_linear_algebra():
+            found.append(second_moment(x, x))
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_work_is_done_side_by_side(monkeypatch, count):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(count))
+    meeting = threading.Barrier(count, timeout=30)
+    done = []
+
+    def run(item):
+        meeting.wait()  # nobody goes on before all are there
+        done.append(item)
+
+    side_by_side(run, range(6))
+    assert sorted(done) == list(range(6))
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda item: 1 / item, [1, 0, 2])
 
 
 CONVOLVE = """
