@@ -14,6 +14,7 @@ from qgraph.cli.options import (
     model_options,
     model_runtime_option,
     output_options,
+    threads_option,
 )
 from qgraph.errors import CheckFailed, DataError
 
@@ -29,8 +30,7 @@ _LABELS = "labels come from --labels FILE, a .rec, the sub-folders of a folder, 
               help="Exit with 3 if the top-1 accuracy is below X percent.")
 @click.option("--pairs", metavar="FILE", help="Lines of two images and 1 where they show the same, 0 where not: what "
               "embeddings are judged by, instead of labels.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the engines.  [default: their own "
-              "choice]")
+@threads_option
 @gate_options
 @judge_options
 @image_options

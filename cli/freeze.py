@@ -19,7 +19,9 @@ from qgraph.cli.options import (
     model_options,
     output_options,
     outputs_option,
+    recipe_option,
     runtime_option,
+    threads_option,
 )
 from qgraph.cli.summary import summary
 from qgraph.cli.target_options import chosen_targets, targets_options
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
               "[default: MODEL-calib.npz, else images distilled from the BatchNorms]")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
+@recipe_option
 @click.option("--judge-data", metavar="PATH", help="Images to judge the result on.  [default: those of the calibration "
               "data that calibration does not take, where there are any]")
 @click.option("--report-images", type=click.IntRange(0, 48), default=0, show_default=True, metavar="N",
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
 @image_options
 @effort_option
 @runtime_option
+@threads_option
 @float_check_option
 @click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
@@ -71,15 +75,16 @@ if TYPE_CHECKING:
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, quiet: bool, verbose: bool,
-            **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], threads: int | None, strict: bool, as_json: bool, quiet: bool,
+            verbose: bool, **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
     Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, or PREFIX.param, .bin,
     .table and .ncnn.md (how to run it), or PREFIX.tmfile, .scale and .tengine.md, and PREFIX.calib.json (the ranges,
-    for --calib-table), PREFIX.report.json and PREFIX.report.html, a page to look at
-    (with several targets PREFIX.TARGET.report.json and .html). -v prints layers, ranges and ops as tables.
+    for --calib-table), PREFIX.recipe.yaml (what was chosen, for --recipe), PREFIX.report.json and PREFIX.report.html,
+    a page to look at (with several targets PREFIX.TARGET.report.json and .html). -v prints layers, ranges and ops as
+    tables.
 
     \b
     Examples:
@@ -95,10 +100,13 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
     from qgraph.commands.freeze import freeze_all
     from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
+    from qgraph.engines import set_thread_count
     from qgraph.files import check_output
     from qgraph.options import FreezeOptions
     from qgraph.targets.registry import get_target
 
+    if threads is not None:
+        set_thread_count(threads)
     chosen = chosen_targets(targets, flags)
     wanted = [FreezeOptions(target=target, **flags) for target in chosen]
     prefix = wanted[0].output or default_prefix(model)

@@ -30,6 +30,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "report": "The page of an earlier freeze, from its PREFIX.report.json.",
     "inspect": "What a model is made of, and what would be quantized.",
     "passes": "List the graph passes, or explain one.",
+    "targets": "List the targets, and what they make of the bits of a layer.",
     "ops": "List the ops and where each is carried, or explain one.",
 }
 

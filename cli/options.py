@@ -36,7 +36,7 @@ image_options = _group(
     click.option("--std", metavar="A,B,C", help="Divided by."),
     click.option("--scale", type=float, metavar="X", help="Pixels 0..255 are multiplied by it first."),
     click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N"),
-    click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
+    click.option("--decoders", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
 )
 
 judge_options = _group(
@@ -69,6 +69,9 @@ model_runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", "mxnet", "onnxruntime", "openvino"]), default="auto", show_default=True,
     help="What runs the models; auto is MXNet where it is installed, and onnxruntime for .onnx files. openvino runs "
          ".onnx files; networks in MXNet's files then run as with auto.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads that compute; results do not depend on them.  "
+    "[default: one per core]")
 float_check_option = click.option(
     "--float-check/--no-float-check", default=True, show_default=True,
     help="Compare the float outputs before and behind what must not change them; without, a wrong model is not "
@@ -77,6 +80,9 @@ effort_option = click.option(
     "--effort", type=click.Choice(["fast", "standard", "best"]), default="standard", show_default=True,
     help="fast: nothing is measured, and weights are rounded to the nearest codes; standard: channels are equalized, "
          "and weights rounded to codes that keep the layers' outputs, on 16 calibration images; best: on 64.")
+recipe_option = click.option(
+    "--recipe", metavar="FILE",
+    help="What is quantized, and how, layer by layer: PREFIX.recipe.yaml of an earlier run, or one written by hand.")
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")

@@ -18,6 +18,7 @@ from qgraph.cli.options import (
     model_options,
     output_options,
     outputs_option,
+    recipe_option,
     runtime_option,
 )
 
@@ -72,6 +73,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @outputs_option
 @input_shape_option
 @exclude_option
+@recipe_option
 @click.option("--calib-data", metavar="PATH", help="[default: the images that --skip leaves out, else as for freeze]")
 @click.option("--calib-select", metavar="START:STOP:STEP", help="Calibrate on these of them.")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
@@ -91,7 +93,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
 
     \b
     Writes PREFIX.md, .csv and .json after every row. The same command goes on where it was stopped, and adds the rows
-    that are not in PREFIX.json yet.
+    that are not in PREFIX.json yet. --recipe gives what the lists do not, and the choices for single layers.
 
     \b
     Examples:
@@ -115,7 +117,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
     else:
         axes.update({name: tuple(map(int, axes[name])) for name in ("weight_bits", "act_bits")})
         axes.update({name: _YES[axes[name]] for name in ("merge_bn", "exclude_first")})
-        strategies = grid(**axes)
+        strategies = grid(**{**axes, **_of_recipe(flags["recipe"], axes)})
     prefix = output or find_symbol(model)[1] + "-simulated"
     check_output(prefix, [f"{prefix}.json"], [find_symbol(model)[0]])
     kept = None if restart else _finished(f"{prefix}.json")
@@ -142,6 +144,17 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
         return
     click.echo(found.to_markdown(), nl=False)
     click.echo("\n".join(f"wrote       {prefix}.{kind}" for kind in ("json", "md", "csv", *(["png"] if plot else []))))
+
+
+def _of_recipe(path: str | None, axes: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """What a recipe says of all layers, where the command line does not say it."""
+    if path is None:
+        return {}
+    from qgraph.quant.recipe import Recipe
+
+    said, source = Recipe.load(path), click.get_current_context().get_parameter_source
+    return {name: (getattr(said, name),) for name in axes if getattr(said, name, None) is not None
+            and source(name) is not click.core.ParameterSource.COMMANDLINE}
 
 
 def _finished(path: str) -> Simulation | None:

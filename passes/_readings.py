@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from qgraph.passes._affine import own_weights, per_input, scale_outputs
 from qgraph.quant.spec import QSpec, fake_quantize, with_range
 from qgraph.quant.weights import weight_params
 from qgraph.semantics.interpreter import Executor, RunOp
-from qgraph.semantics.sampling import draw_windows, patches
+from qgraph.semantics.sampling import patches, window_count
 
 HALVES = CHOOSING, JUDGING = 0, 1
 _POSITIONS = 512  # sampled output positions of a layer, for each half of the images
@@ -87,51 +87,120 @@ class Reading:
         return np.matmul(x.reshape(len(x), groups, -1).transpose(1, 0, 2), rows)
 
 
-def read_sample(g: Graph, layers: Mapping[Node, QSpec], act: QSpec, feeds: Mapping[str, np.ndarray],
-                ranges: Mapping[Port, np.ndarray], signed_limit: int, run_op: RunOp | None) -> dict[Node, Reading]:
+Piece = tuple[int, int, Mapping[Port, np.ndarray]]
+"""(number of the first image, how many, the values of tensors as far as they are known)"""
+
+
+class Look:
+    """What layers read in some images, and the ranges of channels in all: one sweep, piece by piece.
+
+    ports: the tensors whose ranges are taken.  sampled: how many images, the first ones, are sampled for `layers`.
+    """
+
+    def __init__(self, g: Graph, layers: Iterable[Node], ports: Sequence[Port], sampled: int) -> None:
+        self.ranges: dict[Port, np.ndarray] = {}
+        self._ports, self._readers = ports, [(node, g.inputs(node)[0]) for node in layers]
+        self._draws = {node: [_Draw(node, (sampled + 1 - half) // 2, (number, half)) for half in HALVES]
+                       for number, (node, _) in enumerate(self._readers)}
+
+    def add(self, piece: Piece) -> None:
+        """Numbers of images ascend without a gap."""
+        first, count, values = piece
+        self.widen({port: channel_ends(values[port], count, first) for port in self._ports if port in values})
+        for node, port in self._readers:
+            if (value := values.get(port)) is None:
+                continue
+            for half, draw in zip(HALVES, self._draws[node]):
+                skipped = (half - first) % 2
+                if len(value) == count:
+                    draw.add(value[skipped::2], (first + skipped) // 2)
+                elif first == 0:  # images in another axis
+                    draw.all_of(value[half::2])
+
+    def widen(self, ranges: Mapping[Port, np.ndarray]) -> None:
+        """Take in the ranges of other images, each as of `channel_ends`."""
+        for port, seen in ranges.items():
+            before = self.ranges.get(port)
+            self.ranges[port] = seen if before is None else np.stack(
+                [np.minimum(before[:, 0], seen[:, 0]), np.maximum(before[:, 1], seen[:, 1])], axis=1)
+
+    def read(self, node: Node) -> tuple[np.ndarray, np.ndarray] | None:
+        """(positions, columns, taps) of each half, None if there are none."""
+        choosing, judging = (draw.found for draw in self._draws[node])
+        return (choosing, judging) if len(choosing) and len(judging) else None
+
+
+class _Draw:
+    """What a layer reads at positions drawn from so many images."""
+
+    def __init__(self, node: Node, images: int, seed: tuple[int, ...]) -> None:
+        self._node, self._images, self._seed = node, images, seed
+        self._windows: np.ndarray | None = None
+        self._parts: list[np.ndarray] = []
+
+    @property
+    def found(self) -> np.ndarray:
+        return np.concatenate(self._parts) if self._parts else np.empty(0, np.float32)
+
+    def all_of(self, value: np.ndarray) -> None:
+        """Draw from this tensor alone."""
+        self._images = len(value)
+        self.add(value, 0)
+
+    def add(self, value: np.ndarray, first: int) -> None:
+        """first: the number of its first image."""
+        value = value[:max(0, self._images - first)]
+        if not len(value):
+            return
+        each = _window_count(self._node, (1, *value.shape[1:]))
+        if self._windows is None:
+            rng, windows = np.random.default_rng(self._seed), each * self._images
+            wanted = min(_positions(value.shape[1] * _taps(self._node)), windows)
+            self._windows = np.sort(rng.choice(windows, wanted, replace=False))
+        low, high = np.searchsorted(self._windows, [first * each, (first + len(value)) * each])
+        self._parts.append(_columns(self._node, value, self._windows[low:high] - first * each))
+
+
+def read_sample(g: Graph, layers: Mapping[Node, QSpec], act: QSpec, look: Look, signed_limit: int
+                ) -> dict[Node, Reading]:
     """Layer -> what it reads, without those whose input is unknown. layers: with how their weights are quantized.
 
-    ranges: tensor -> (halves, 2, channels), lowest and highest values.  signed_limit: largest code of a weight whose
-    layer reads signed codes; 0 sets no limit.
+    signed_limit: largest code of a weight whose layer reads signed codes; 0 sets no limit.
     """
-    readers: dict[Port, list[Node]] = {}
-    for node in layers:
-        readers.setdefault(g.inputs(node)[0], []).append(node)
-    rng = np.random.default_rng(0)
     found: dict[Node, Reading] = {}
-    for source, _, outputs in Executor(g, list(readers), run_op=run_op).walk(feeds):
-        for index, tensor in enumerate(outputs):
-            port = Port(source, index)
-            for node in readers.get(port, ()):
-                bounds = ranges.get(port)
-                if bounds is None or not np.isfinite(bounds).all():
-                    continue
-                weight, _ = own_weights(g, node)
-                x = [_columns(node, tensor.real[half::2], rng) for half in HALVES]
-                columns, spec = x[0].shape[1], layers[node]
-                if signed_limit and bounds.min() < 0:
-                    spec = dataclasses.replace(spec, limit=min(spec.qmax, signed_limit))
-                found[node] = Reading(node, (x[0], x[1]), np.repeat(bounds, columns // bounds.shape[2], axis=2),
-                                      weight, act, spec)
+    for node, spec in layers.items():
+        x, bounds = look.read(node), look.ranges.get(g.inputs(node)[0])
+        if x is None or bounds is None or not np.isfinite(bounds).all():
+            continue
+        weight, _ = own_weights(g, node)
+        columns = x[0].shape[1]
+        if signed_limit and bounds.min() < 0:
+            spec = dataclasses.replace(spec, limit=min(spec.qmax, signed_limit))
+        found[node] = Reading(node, x, np.repeat(bounds, columns // bounds.shape[2], axis=2), weight, act, spec)
     return found
 
 
-def _columns(node: Node, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(positions, columns, taps) of what a layer reads; a transposed convolution reads single pixels."""
+def _taps(node: Node) -> int:
+    return int(np.prod(ops.attr(node, "kernel"))) if node.op == "Convolution" else 1
+
+
+def _window_count(node: Node, shape: tuple[int, ...]) -> int:
+    """A transposed convolution reads single pixels."""
+    return int(np.prod((shape[0], *shape[2:]))) if node.op == "Deconvolution" else window_count(node, shape)
+
+
+def _columns(node: Node, value: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """(positions, columns, taps) of what a layer reads at these positions."""
     if node.op == "Deconvolution":
-        pixels = np.moveaxis(value, 1, -1).reshape(-1, value.shape[1], 1)
-        count = _positions(pixels.shape[1])
-        return pixels[np.sort(rng.choice(len(pixels), min(count, len(pixels)), replace=False))]
-    taps = int(np.prod(ops.attr(node, "kernel"))) if node.op == "Convolution" else 1
-    return patches(node, value, draw_windows(node, value.shape, rng, _positions(value.shape[1] * taps)))
+        return np.moveaxis(value, 1, -1).reshape(-1, value.shape[1], 1)[windows]
+    return patches(node, value, windows)
 
 
 def _positions(width: int) -> int:
     return max(1, min(_POSITIONS, _VALUES // width))
 
 
-def sample_ranges(g: Graph, ports: Sequence[Port], feeds: Mapping[str, np.ndarray],
-                  run_op: RunOp | None) -> dict[Port, np.ndarray]:
-    """The ranges of these tensors' channels in the sample itself, of those that are known."""
+def on_the_reference(g: Graph, ports: Sequence[Port], feeds: Mapping[str, np.ndarray], run_op: RunOp | None) -> Piece:
+    """All images in one piece, by the reference."""
     known = Executor(g, ports, run_op=run_op).known_tensors(feeds)
-    return {port: channel_ends(tensor.real, len(tensor.real)) for port, tensor in known.items()}
+    return 0, min(map(len, feeds.values())), {port: tensor.real for port, tensor in known.items()}

@@ -32,13 +32,13 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes._affine import out_channels, own_weights, per_input, scale_outputs, set_weights
-from qgraph.passes._readings import CHOOSING, HALVES, JUDGING, Reading, read_sample, sample_ranges
+from qgraph.passes._readings import CHOOSING, HALVES, JUDGING, Look, Reading, on_the_reference, read_sample
 from qgraph.passes.insert_fake_quantize import weight_spec
 from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import RunOp
 
-Ranges = Callable[[Graph, Sequence[Port]], Sequence[np.ndarray]]
-"""(graph, tensors) -> the ranges of their channels in all calibration images, as `channel_ends` gives them."""
+Sweep = Callable[[Graph, Sequence[Port], Look], None]
+"""(graph, tensors, look): shows `look` what these are in all calibration images, those of `feeds` first."""
 
 HEADROOM = 1.4  # of what the calibration shows of a channel
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
@@ -56,7 +56,7 @@ class Equalize(Pass):
     act_bits, weight_bits, granularity: what is quantized later.  between: whether the operands of sums and
     activations are quantized, too.  signed_input_limit: as of `calibrate`.
     factors: layer -> factors of its output channels, of an earlier run; nothing is measured then.
-    feeds: some calibration images.  ranges: of all of them [default: of those in feeds].
+    feeds: some calibration images.  sweep: runs all of them [default: those in feeds, by the reference].
     run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     Without factors and images the pass does nothing, nor to channels that were scaled before.
     """
@@ -70,7 +70,7 @@ class Equalize(Pass):
     signed_input_limit: int = 0
     factors: Optional[Mapping[str, Sequence[float]]] = None
     feeds: Optional[Mapping[str, np.ndarray]] = None
-    ranges: Optional[Ranges] = None
+    sweep: Optional[Sweep] = None
     run_op: Optional[RunOp] = None
 
     def run(self, g: Graph) -> int:
@@ -89,11 +89,13 @@ class Equalize(Pass):
         operands = {order: _operands(g, order) if self.between else [] for order in orders}
         ports = list(dict.fromkeys([*(g.inputs(node)[0] for node in layers),
                                     *(port for found in operands.values() for port, _ in found)]))
-        ranges = (sample_ranges(g, ports, self.feeds, self.run_op) if self.ranges is None
-                  else dict(zip(ports, self.ranges(g, ports))))
-        act = QSpec(self.act_bits, True)
-        readings = read_sample(g, layers, dataclasses.replace(act, signed=None), self.feeds, ranges,
-                               self.signed_input_limit, self.run_op)
+        look = Look(g, layers, ports, min(map(len, self.feeds.values())))
+        if self.sweep is None:
+            look.add(on_the_reference(g, ports, self.feeds, self.run_op))
+        else:
+            self.sweep(g, ports, look)
+        ranges, act = look.ranges, QSpec(self.act_bits, True)
+        readings = read_sample(g, layers, dataclasses.replace(act, signed=None), look, self.signed_input_limit)
         search = _Search(readings, orders, shared=self.granularity != "channel")
         search.steps = {order: [np.abs(ranges[port][CHOOSING, :, part]).max(axis=0) / act.qmax for port, part in found
                                 if port in ranges] for order, found in operands.items()}

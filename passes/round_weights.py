@@ -13,7 +13,7 @@ from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes._float_reads import FloatReads
 from qgraph.quant.adaptive import best_factors, damped, round_together, second_moment, shifted
-from qgraph.quant.spec import QParams, per_axis, quantize
+from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.interpreter import Executor, RunOp, Tensor
 from qgraph.semantics.sampling import draw_windows, patches, window_count
 
@@ -65,25 +65,25 @@ class RoundWeights(Pass):
             own = g.inputs(node)[1:3] if _has_own_bias(g, node) else g.inputs(node)[1:2]
             params.update((port.node, node) for port in own)
 
-        def windows(node: Node, value: np.ndarray) -> np.ndarray:  # the same in both networks
-            return draw_windows(node, value.shape, np.random.default_rng(seeds[node.name]), _POSITIONS)
+        def windows(node: Node, shape: tuple[int, ...]) -> np.ndarray:  # the same in both networks
+            return draw_windows(node, shape, np.random.default_rng(seeds[node.name]), _POSITIONS)
 
+        coarse = {node.name for node in layers if _is_coarse(g.inputs(node)[1].node.quant)}
         float_reads = None if self.original is None else FloatReads(
-            self.original, seeds, self.feeds, self.run_op,
-            lambda node, value: patches(node, value, windows(node, value)))
+            self.original, coarse, self.feeds, self.run_op,
+            lambda node, value: patches(node, value, windows(node, value.shape)))
         read: dict[Node, _Reading] = {}
         changed: set[Node] = set()
         for source, _, outputs in Executor(g, [*map(Port, layers)], self.rounding, self.run_op).walk(self.feeds):
             for index, tensor in enumerate(outputs):
                 for node in readers.get(Port(source, index), ()):
-                    value = tensor.centered if tensor.small else tensor.real
-                    at = windows(node, value)
-                    step = float(tensor.qp.scale) if tensor.small and tensor.qp is not None else 1.0
-                    wanted = None if float_reads is None else float_reads.of(node.name)
+                    at = windows(node, tensor.shape)
+                    x, step = _in_steps(node, tensor, at)
+                    wanted = float_reads.of(node.name) if float_reads is not None and node.name in coarse else None
                     if wanted is not None and source.layout is not None:
                         wanted = wanted[:, list(source.layout)]
-                    read[node] = _Reading(node, patches(node, value, at), wanted, step,
-                                          at // (window_count(node, value.shape) // len(value)))
+                    read[node] = _Reading(node, x, wanted, step,
+                                          at // (window_count(node, tensor.shape) // tensor.shape[0]))
             if (layer := params.get(source)) is not None:
                 if layer in read and _settle(g, layer, read.pop(layer)):
                     changed.add(layer)
@@ -101,6 +101,19 @@ def _concerned(g: Graph, node: Node) -> bool:
         return False
     source = g.inputs(fq.node)[0]
     return g.param(source) is not None and g.has_one_use(fq) and g.has_one_use(source)
+
+
+def _in_steps(node: Node, tensor: Tensor, windows: np.ndarray) -> tuple[np.ndarray, float]:
+    """(what the layer reads there in steps, the step); a tensor without codes is in steps of 1."""
+    if not tensor.small:
+        return patches(node, tensor.real, windows), 1.0
+    assert tensor.qp is not None
+    zero = int(tensor.qp.zero_point)
+    return patches(node, tensor.kept, windows, zero).astype(np.float32) - np.float32(zero), float(tensor.qp.scale)
+
+
+def _is_coarse(spec: QSpec | None) -> bool:
+    return spec is not None and (spec.bits < _FINE_BITS or spec.granularity != "channel")
 
 
 class _Reading:
@@ -131,7 +144,7 @@ def _settle(g: Graph, node: Node, read: _Reading) -> bool:
     exact = (weight / _steps(qp, weight)).reshape(shape)
     if np.abs(exact - np.rint(exact)).max(initial=0) < _ON_GRID:
         return False
-    coarse = qp.bits < _FINE_BITS or qp.granularity != "channel"
+    coarse = _is_coarse(qp)
     if coarse:
         diagonal = np.square(read.x).mean(axis=1)
         factors = best_factors(exact, diagonal, qp.scale.size, qp.qmin, qp.qmax)

@@ -16,7 +16,7 @@ from qgraph.arrays import Array
 from qgraph.errors import OptionError, UnsupportedError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.targets.base import Executor, Model
-from qgraph.targets.threads import set_thread_count, thread_count
+from qgraph.threads import set_thread_count, thread_count
 
 __all__ = ["MODEL_RUNTIMES", "RUNTIMES", "Engine", "check_runtime", "executor", "runtime", "set_thread_count",
            "thread_count"]

@@ -68,6 +68,11 @@ class CalibrationImages:
             return self.first.feeds
         return {name: np.concatenate([b.feeds[name] for b in self._head])[:self.count] for name in self.first.feeds}
 
+    def sampled(self) -> list[Batch]:
+        """The images of `sample` as one batch."""
+        names = self.first.ids if self.single else [name for batch in self._head for name in batch.ids][:self.count]
+        return [Batch(dict(self.sample), None, names)]
+
     def left_out(self, count: int) -> Data | None:
         """At most so many images of the same data that are not calibrated on, None if there are none."""
         found = self.data.rest(count)

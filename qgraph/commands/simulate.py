@@ -19,7 +19,7 @@ from qgraph.calibration.images import find_images
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import open_for, runnable
 from qgraph.commands.judge import Judge
-from qgraph.commands.line import bound, collect_table, pipeline, quantize, scaling, split
+from qgraph.commands.line import asked_ranges, bound, collect_table, pipeline, quantize, scaling, split
 from qgraph.commands.open_model import open_model
 from qgraph.commands.strategies import Simulation, Strategy
 from qgraph.commands.trained import is_trained
@@ -29,9 +29,11 @@ from qgraph.engines import runtime
 from qgraph.errors import DataError, OptionError
 from qgraph.ir.graph import Graph
 from qgraph.ir.select import select_nodes
-from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes
+from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, with_recipe
+from qgraph.passes._choices import check_choices
 from qgraph.passes.canonicalize import Canonicalize
 from qgraph.quant.ranges import method
+from qgraph.quant.recipe import LayerChoice, Recipe
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Executor, Feeds
 from qgraph.targets.mxnet.model import MxnetModel
@@ -72,13 +74,13 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
 
     model: what `qgraph.freeze` takes.  data: labelled images, what `qgraph.open_data` takes; without labels there is
     the agreement with the float model alone.
-    options: of `qgraph freeze`; those that a strategy decides are not looked at, and what it excludes stays in float in
-    every row.  Its select and skip are for `data`.
+    options: of `qgraph freeze`; those that a strategy decides are not looked at, and what it excludes, and its recipe
+    says of single layers, holds in every row.  Its select and skip are for `data`.
     calib_data: [default: the images that skip leaves out, else as for freezing], calib_select chooses from them.
     kept: rows of an earlier run, which are not computed again.  each: is called with all rows after each new one.
     Raises OptionError, UnsupportedError before any work for a strategy that is not one.
     """
-    options = dataclasses.replace(options or FreezeOptions(), target=TARGET)
+    options = with_recipe(dataclasses.replace(options or FreezeOptions(), target=TARGET))
     parse_slice(calib_select, "--calib-select")
     strategies = list(strategies)
     for strategy in strategies:
@@ -157,6 +159,10 @@ class _Bench:
         bare = self.source.copy()
         Canonicalize().run(bare)
         select_nodes(bare, options.exclude)  # a wrong name is told before the first row is computed
+        if isinstance(options.recipe, Recipe):
+            options.recipe.check(self.source.digest())
+            for s in strategies:
+                check_choices(bare, get_target(TARGET), options.layers, LayerChoice(s.weight_bits, s.act_bits))
         self.data: Data = open_for(self.original, data, options)
         self.truth = _Remembered(self.engine(self.original.graph, fused=True))
         if calib_data is None and options.calib_data is None and options.skip is not None:
@@ -184,6 +190,7 @@ class _Bench:
                 "calibration_images": None if self.calib is None else self.calib.num_items,
                 "calibration_digest": None if self.calib is None else self.calib.fingerprint(),
                 "exclude": list(options.exclude), "batch_size": options.batch_size, "seed": options.seed,
+                "recipe": options.recipe.to_dict() if isinstance(options.recipe, Recipe) else None,
                 "runtime": self.engine.name}
 
     def float_row(self) -> dict[str, Any]:
@@ -227,11 +234,13 @@ class _Bench:
             if options.calib == ONLINE:
                 return None
             how, signed = method(options.calib), get_target(TARGET).spec.signed(options.act_signed)
-            key = (variant, how.name, options.act_bits if how.per_bits else 0, signed if how.bound else None)
+            asked = asked_ranges(quantized, options)
+            key = (variant, how.name, options.act_bits if how.per_bits or asked else 0,
+                   signed if how.bound or asked else None, tuple(sorted(asked.items())))
             if key not in self._tables:
                 assert self.calib is not None
                 self._tables[key] = collect_table(float_graph, self.calib, options, signed, self.progress,
-                                                  wanted_ranges(quantized))
+                                                  wanted_ranges(quantized), asked)
             return self._tables[key]
 
         g = float_graph.copy()

@@ -42,12 +42,36 @@ def round_together(exact: Array, moment: Array, qmin: int, qmax: int) -> Array:
     Weights at the ends of the range keep their codes, as engines find the scale by them.
     """
     order = np.argsort(np.einsum("gii->gi", moment), axis=1, kind="stable")  # what weighs most is rounded first
-    placed = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
-    factor = np.linalg.cholesky(placed.astype(np.float64)).astype(np.float32)
+    factor = _factor(np.stack([one.take(at, axis=0).take(at, axis=1) for one, at in zip(moment, order)]))
     found = _nearest_plane(np.take_along_axis(exact, order[:, None, :], 2), factor, qmin, qmax)
     codes = np.empty_like(found)
     np.put_along_axis(codes, order[:, None, :], found, 2)
     return codes
+
+
+def _factor(moment: Array) -> Array:
+    """Lower triangular F with F F^T = moment (Cholesky), float32.
+
+    Block by block, with products of fixed shapes: the same bits for any number of threads.  Where float32 loses what
+    makes the moment positive, it is done again in float64.
+    """
+    try:
+        return _cholesky(moment)
+    except np.linalg.LinAlgError:
+        return _cholesky(moment.astype(np.float64)).astype(np.float32)
+
+
+def _cholesky(moment: Array) -> Array:
+    found = np.zeros_like(moment)
+    for start in range(0, moment.shape[2], _BLOCK):
+        stop = min(start + _BLOCK, moment.shape[2])
+        done = found[:, start:, :start]
+        panel = moment[:, start:, start:stop] - np.matmul(done, done[:, :stop - start].transpose(0, 2, 1))
+        corner = np.linalg.cholesky(panel[:, :stop - start].astype(np.float64))
+        found[:, start:stop, start:stop] = corner
+        inverse = np.linalg.inv(corner).transpose(0, 2, 1).astype(moment.dtype)
+        found[:, stop:, start:stop] = np.matmul(panel[:, stop - start:], inverse)
+    return found
 
 
 def _nearest_plane(exact: Array, factor: Array, qmin: int, qmax: int) -> Array:

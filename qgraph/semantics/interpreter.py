@@ -1,6 +1,6 @@
 """The reference interpreter: a graph, node by node, in NumPy, with exact integers where the graph says so.
 
-A value is a `Tensor`: float32 reals and, behind a `fake_quantize`, the integer codes that stand for them.
+A value is a `Tensor`: float32 reals or, behind a `fake_quantize`, the integer codes that stand for them.
 Convolution, Deconvolution and FullyConnected of codes with codes accumulate exactly::
 
     acc  = sum (q_x - z_x) * (q_w - z_w)   [+ bias codes]         whole numbers, no rounding, no overflow
@@ -25,66 +25,31 @@ from qgraph.data.open import Batch
 from qgraph.errors import DataError, GraphError, QGraphError, UnsupportedError
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
-from qgraph.quant.spec import ROUNDER, QParams, dequantize, online_params, per_axis, quantize
+from qgraph.quant.spec import ROUNDER, QParams, online_params, per_axis, quantize
 from qgraph.semantics.infer import infer, value_inputs
 from qgraph.semantics.inputs import inputs_of
 from qgraph.semantics.kernels import KERNELS, activate
-from qgraph.semantics.linear import BLOCK, LINEAR, along_channels
-
-
-class Tensor:
-    """A value: float32 `real`, and with `qp` the int32 `codes` behind it. Each form is computed when first asked for.
-
-    centered: codes minus zero point, as whole float32 numbers (exact up to 16 bits).
-    follows: a bias that is rounded to the steps of the sum that it meets.
-    """
-
-    __slots__ = ("qp", "follows", "_real", "_codes", "_centered")
-
-    def __init__(self, real: np.ndarray | None = None, *, codes: np.ndarray | None = None,
-                 centered: np.ndarray | None = None, qp: QParams | None = None, follows: bool = False) -> None:
-        self.follows = follows
-        self.qp, self._real, self._codes, self._centered = qp, real, codes, centered
-
-    @property
-    def real(self) -> np.ndarray:
-        if self._real is None:
-            assert self.qp is not None
-            self._real = dequantize(self.codes, self.qp)
-        return self._real
-
-    @property
-    def codes(self) -> np.ndarray:
-        if self._codes is None:
-            assert self.qp is not None and self._centered is not None, "this tensor carries no codes"
-            zero = per_axis(self.qp.zero_point, self.qp, self._centered.shape).astype(np.int32)
-            self._codes = self._centered.astype(np.int32) + zero
-        return self._codes
-
-    @property
-    def centered(self) -> np.ndarray:
-        if self._centered is None:
-            assert self.qp is not None
-            self._centered = self.codes.astype(np.float32)
-            if self.qp.zero_point.any():
-                self._centered -= per_axis(self.qp.zero_point, self.qp, self.codes.shape).astype(np.float32)
-        return self._centered
-
-    @property
-    def small(self) -> bool:
-        """Carries codes of at most 16 bits, which `centered` holds exactly."""
-        return self.qp is not None and self.qp.bits <= 16
-
+from qgraph.semantics.linear import LINEAR, along_channels
+from qgraph.semantics.tensor import Tensor, code_dtype, in_blocks
 
 # ---- exact integers -------------------------------------------------------------------------------------------------
 
 def partial_sum_bound(node: Node, data: Tensor, weight: Tensor) -> float:
     """No partial sum of the accumulation, in whatever order, is larger in magnitude than this."""
-    high, low = max(0.0, float(data.centered.max())), min(0.0, float(data.centered.min()))
+    low, high = data.ends
+    low, high = min(0.0, low), max(0.0, high)
     w = weight.centered.astype(np.float64)
     axes = tuple(i for i in range(w.ndim) if i != ops.info(node.op).out_axis)
     plus, minus = np.maximum(w, 0).sum(axes), np.maximum(-w, 0).sum(axes)
     return float(max((plus * high - minus * low).max(), (minus * high - plus * low).max()))
+
+
+def _sum_dtype(node: Node, data: Tensor, weight: Tensor) -> np.dtype:
+    """The smallest float dtype whose whole numbers hold every partial sum."""
+    bound = partial_sum_bound(node, data, weight)
+    if bound >= 2.0 ** 53:
+        raise UnsupportedError(f"{node}: found sums of up to {bound:.3g}, want below 2**53: use fewer bits")
+    return np.dtype(np.float32 if bound < 2.0 ** 24 else np.float64)
 
 
 def accumulate(node: Node, data: Tensor, weight: Tensor) -> np.ndarray:
@@ -92,37 +57,36 @@ def accumulate(node: Node, data: Tensor, weight: Tensor) -> np.ndarray:
 
     Whole numbers, shaped as the op's output: float32 where no partial sum can reach 2**24, else float64; both exact.
     """
-    bound = partial_sum_bound(node, data, weight)
-    if bound >= 2.0 ** 53:
-        raise UnsupportedError(f"{node}: found sums of up to {bound:.3g}, want below 2**53: use fewer bits")
-    dtype = np.float32 if bound < 2.0 ** 24 else np.float64
+    dtype = _sum_dtype(node, data, weight)
     return LINEAR[node.op](node, data.centered.astype(dtype, copy=False), weight.centered.astype(dtype, copy=False))
 
 
 def _integer_linear(node: Node, inputs: list[Tensor]) -> Tensor | None:
-    """The op on codes, or None if it has to run in float."""
+    """The op on codes, a few images at a time; None if it has to run in float."""
     data, weight = inputs[:2]
     if not (data.small and weight.small) or data.qp.granularity != "tensor":  # type: ignore[union-attr]
         return None
-    weight_scale = channel_scales(node, weight.qp, weight.codes.shape)  # type: ignore[arg-type]
+    weight_scale = channel_scales(node, weight.qp, weight.shape)  # type: ignore[arg-type]
     if weight_scale is None:
         return None
     scale = np.float64(data.qp.scale) * weight_scale  # type: ignore[union-attr]
-    out = accumulate(node, data, weight)
     bias = inputs[2] if len(inputs) > 2 else None
     whole = None if bias is None else _whole_bias(bias, scale)
-    factor = along_channels(node, scale.astype(np.float32), out.ndim)
-    real = np.empty(out.shape, np.float32)
-    rows = max(1, BLOCK * len(out) // max(out.size, 1))
-    for start in range(0, len(out), rows):  # pieces that stay in the cache
-        part = out[start:start + rows]
+    dtype, factor = _sum_dtype(node, data, weight), scale.astype(np.float32)
+    codes = weight.centered.astype(dtype, copy=False)
+
+    def run(rows: slice) -> np.ndarray:
+        part = LINEAR[node.op](node, data.part(rows).centered.astype(dtype, copy=False), codes)
+        rank = part.ndim
         if whole is not None:
-            part = part + along_channels(node, whole, out.ndim)
-        part = part.astype(np.float32) * factor
+            part = part + along_channels(node, whole, rank)
+        part = part.astype(np.float32, copy=False)
+        part *= along_channels(node, factor, rank)
         if bias is not None and whole is None:
-            part += along_channels(node, bias.real, out.ndim)
-        real[start:start + rows] = activate(node, part)
-    return Tensor(real)
+            part += along_channels(node, bias.real, rank)
+        return activate(node, part)
+
+    return Tensor(in_blocks(run, data.shape))
 
 
 def _whole_bias(bias: Tensor, scale: np.ndarray) -> np.ndarray | None:
@@ -133,7 +97,7 @@ def _whole_bias(bias: Tensor, scale: np.ndarray) -> np.ndarray | None:
             return (steps - np.float32(ROUNDER)).astype(np.float64)
     if bias.qp is None or not are_bias_steps(bias.qp, scale):
         return None
-    return bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.codes.shape)
+    return bias.codes.astype(np.float64) - per_axis(bias.qp.zero_point, bias.qp, bias.shape)
 
 
 # ---- one node -------------------------------------------------------------------------------------------------------
@@ -151,6 +115,20 @@ def _shared(inputs: list[Tensor]) -> QParams | None:
     return first if len({_numbers(t.qp) for t in inputs if t.qp is not None}) == 1 else None
 
 
+def _codes(value: Tensor, qp: QParams, rounding: str) -> np.ndarray:
+    """In their smallest dtype, a few images at a time where no scale belongs to an image."""
+    if qp.bits > 16 or not value.shape or (qp.granularity != "tensor" and qp.axis == 0):
+        return quantize(value.real, qp, rounding)
+    dtype = code_dtype(qp)
+    return in_blocks(lambda rows: quantize(value.part(rows).real, qp, rounding).astype(dtype), value.shape)
+
+
+def _adds_alike(node: Node, inputs: list[Tensor]) -> bool:
+    """A sum of tensors of one shape with the images in front, which needs no more than a few images of each at once."""
+    return (ops.info(node.op).combines == ops.SUM and len({t.shape for t in inputs}) == 1 and inputs[0].shape != ()
+            and all(t.qp is None or t.qp.granularity == "tensor" for t in inputs))
+
+
 def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[Tensor]:
     """Outputs of one node. Raises UnsupportedError for an op without a kernel."""
     if node.op == "fake_quantize":
@@ -161,7 +139,7 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
             qp = online_params(qp, inputs[0].real)
         if not isinstance(qp, QParams):  # a decision without numbers yet: float passes through
             return [inputs[0]]
-        return [Tensor(codes=quantize(inputs[0].real, qp, rounding), qp=qp)]
+        return [Tensor(codes=_codes(inputs[0], qp, rounding), qp=qp)]
     if node.op not in KERNELS:
         raise UnsupportedError(f"{node}: the reference interpreter has no kernel for this op; add one with "
                                f"@qgraph.semantics.kernels.kernel({node.op!r})")
@@ -173,6 +151,9 @@ def evaluate(node: Node, inputs: list[Tensor], rounding: str = "mxnet") -> list[
     passes = ops.kind(node) == ops.PASS or node.op in ops.IDENTITIES or node.op == "Concat"
     values = inputs[:1] if node.op in ("slice_like", "Crop") else inputs  # the others only lend their shape
     shared = _shared(values) if passes else None
+    if _adds_alike(node, inputs):
+        return [Tensor(in_blocks(lambda rows: np.asarray(run_kernel(node, *(t.part(rows).real for t in inputs)),
+                                                         np.float32), inputs[0].shape))]
     if shared is not None:
         out = run_kernel(node, *(t.centered if t.small else t.real for t in inputs))
         return [Tensor(centered=array, qp=shared) for array in (out if isinstance(out, list) else [out])]

@@ -20,9 +20,7 @@ from qgraph.ir.graph import Node
 from qgraph.semantics.geometry import Shape, check_work, conv_output, deconv_geometry, need, spatial_attrs
 from qgraph.semantics.infer import rule
 from qgraph.semantics.kernels import activate, kernel
-
-BLOCK = 1 << 20  # elements of one unfolded block: small enough for the second-level caches
-
+from qgraph.semantics.tensor import BLOCK, in_blocks
 
 # ---- plain arrays ---------------------------------------------------------------------------------------------------
 
@@ -34,6 +32,11 @@ def convolve(x: np.ndarray, w: np.ndarray, stride: Shape, dilate: Shape, groups:
         return _depthwise(x, w, stride, dilate, out)
     result = np.empty((len(x), w.shape[0], *out), x.dtype)
     matrix = w.reshape(groups, w.shape[0] // groups, -1)
+    if out == x.shape[2:]:  # a kernel of one tap that reads every place: nothing to unfold
+        for image, found in zip(x, result):
+            columns = image.reshape(groups, x.shape[1] // groups, -1)
+            np.matmul(matrix, columns, out=found.reshape(groups, matrix.shape[1], -1))
+        return result
     # unfolded: every tap of every window as a view, (N, C, *kernel, *out)
     inner = x.strides[2:]
     steps = (*(t * d for t, d in zip(inner, dilate)), *(t * s for t, s in zip(inner, stride)))
@@ -173,11 +176,16 @@ def _fully_connected_shape(node: Node, shapes: list[Shape]) -> Shape:
 
 @kernel(*LINEAR)
 def _linear(node: Node, x: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> np.ndarray:
-    dtype = np.float64 if node.wide else np.float32
-    out = LINEAR[node.op](node, x.astype(dtype, copy=False), w.astype(dtype, copy=False))
-    if bias:
-        out += along_channels(node, bias[0], out.ndim)
-    return activate(node, out.astype(np.float32, copy=False))
+    dtype = np.dtype(np.float64 if node.wide else np.float32)
+    weight = w.astype(dtype, copy=False)
+
+    def run(images: slice) -> np.ndarray:
+        out = LINEAR[node.op](node, x[images].astype(dtype, copy=False), weight)
+        if bias:
+            out += along_channels(node, bias[0], out.ndim)
+        return activate(node, out.astype(np.float32, copy=False))
+
+    return run(slice(None)) if node.op == "FullyConnected" else in_blocks(run, x.shape)
 
 
 @rule("_contrib_DeformableConvolution", "_contrib_ModulatedDeformableConvolution")

@@ -28,9 +28,13 @@ def patches(node: Node, value: np.ndarray, windows: np.ndarray, zero: int = 0) -
         rows = value.reshape(len(value), -1) if ops.attr(node, "flatten") else value.reshape(-1, value.shape[-1])
         return rows[windows, :, None]
     kernel, stride, dilate, pad = spatial_attrs(node, value.ndim - 2)
-    padded = np.pad(value, [(0, 0), (0, 0), *((p, p) for p in pad)], constant_values=zero)
     image, *at = np.unravel_index(windows, (len(value), *conv_output(node, value.shape[2:])))
+    found = np.empty((len(windows), value.shape[1], int(np.prod(kernel))), value.dtype)
     channels = np.arange(value.shape[1])
-    taps = [padded[(image[:, None], channels, *((place * s + t * d)[:, None] for place, s, t, d in
-                                                zip(at, stride, tap, dilate)))] for tap in np.ndindex(*kernel)]
-    return np.stack(taps, axis=2)
+    for number in np.unique(image):  # one image is padded at a time
+        here = image == number
+        padded = np.pad(value[number], [(0, 0), *((p, p) for p in pad)], constant_values=zero)
+        for column, tap in enumerate(np.ndindex(*kernel)):
+            places = [(place[here] * s + t * d)[:, None] for place, s, t, d in zip(at, stride, tap, dilate)]
+            found[here, :, column] = padded[(channels, *places)]
+    return found

@@ -22,13 +22,14 @@ from qgraph.semantics.sampling import draw_windows, patches
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
 POSITIONS = 1024  # sampled output positions a layer
+WIDEST = 8  # bits that kernels of integers read
 
 
 @dataclass
 class Layer:
     """A dense layer that reads unsigned codes, with a sample of what it reads.
 
-    x: codes (positions, C, taps).  w: codes (O, C, taps).  unit: codes of the output per unit of the accumulator,
+    x: codes (positions, C, taps), uint8 if they fit.  w: codes (O, C, taps).  unit: of the accumulator, in codes of the
     (O,): s_x s_w / s_y, where s_y is the step of what is written (of 8 bits over the sample, if that is in float).
     rows: which output channels these are, of how many; all but for a convolution with groups.  top: the largest code
     that it can read.  tap_major: how neighbours are counted, see `pairs`.
@@ -117,7 +118,7 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
     for source, _, outputs in Executor(g, list(readers), rounding, run_op).walk(feeds):
         for index, tensor in enumerate(outputs):
             for node in readers.get(Port(source, index), ()):
-                if tensor.qp is not None and not tensor.qp.signed:
+                if tensor.qp is not None and not tensor.qp.signed and tensor.qp.bits <= WIDEST:
                     rng = np.random.default_rng((seed, numbers[node]))
                     found[node] = _layers_of(g, node, tensor, tensor.qp, rng, mlas)
     return [layer for node in numbers for layer in found.get(node, ())]
@@ -130,8 +131,8 @@ def _layers_of(g: Graph, node: Node, tensor: Tensor, act: QParams, rng: np.rando
     assert isinstance(qp, QParams)
     w = quantize(g.params[g.inputs(weight)[0].node.name], qp)
     w = w.reshape(len(w), -1, 1) if node.op == "FullyConnected" else w.reshape(*w.shape[:2], -1)
-    windows = draw_windows(node, tensor.codes.shape, rng, POSITIONS)
-    x = patches(node, tensor.codes, windows, int(act.zero_point)).astype(np.uint8 if act.qmax < 256 else np.int32)
+    windows = draw_windows(node, tensor.shape, rng, POSITIONS)
+    x = patches(node, tensor.kept, windows, int(act.zero_point))
     unit = float(act.scale) * np.repeat(np.ravel(qp.scale), len(w) // qp.scale.size).astype(np.float64)
     groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
     step = _output_step(g, node, x, w, unit) if groups == 1 else None

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import qgraph
-from qgraph import FreezeOptions, Graph, Port
+from qgraph import FreezeOptions, Graph, Port, engines
 from qgraph.analysis.observed import observed_ports, wanted_ranges
-from qgraph.calibration.collect import channel_ranges, collect
+from qgraph.calibration.collect import collect
+from qgraph.calibration.sweep import watched_pieces
 from qgraph.data.open import Data, open_data
 from qgraph.errors import CalibrationError
 
@@ -109,24 +110,17 @@ def test_what_quantizers_ask_for() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
-def test_ranges_of_channels_in_two_halves(batch_size: int) -> None:
-    """Whatever the batches: images of even numbers are one half, those of odd ones the other."""
+def test_watched_images_are_numbered(batch_size: int) -> None:
+    """Whatever the batches: all images come once, in their order."""
     g, feeds = network(DECODED)
     images = open_data(dict(feeds), input_names=("data",), batch_size=batch_size)
-    ports = [Port(g.find("data")), Port(g.find("c")), Port(g.find("here"))]
-    found = channel_ranges(g, images, ports, runtime="onnxruntime")
-    pixels = feeds["data"]
-    want = [[half.min(axis=(0, 2, 3)), half.max(axis=(0, 2, 3))] for half in (pixels[::2], pixels[1::2])]
-    assert np.array_equal(found[0], np.array(want, np.float64))
-    assert found[1].shape == (2, 2, 4) and (found[1][0] != found[1][1]).any()
-    everywhere = g.params["places"][:, :, :4, :4]
-    assert np.allclose(found[2], [[everywhere.min(axis=(0, 2, 3)), everywhere.max(axis=(0, 2, 3))]] * 2)
-
-
-def test_one_image_has_no_second_half() -> None:
-    g, feeds = network(DECODED)
-    found = channel_ranges(g, data({"data": feeds["data"][:1]}), [Port(g.find("c"))], runtime="onnxruntime")
-    assert np.isfinite(found[0][0]).all() and not np.isfinite(found[0][1]).any()
+    ports = [Port(g.find("data")), Port(g.find("c"))]
+    pieces = [(first, count, values[ports[0]].copy(), values[ports[1]].copy())
+              for first, count, values in watched_pieces(g, images, ports, runtime="onnxruntime")]
+    assert [first for first, *_ in pieces] == np.cumsum([0, *(count for _, count, *_ in pieces)])[:-1].tolist()
+    assert np.array_equal(np.concatenate([pixels for *_, pixels, _ in pieces]), feeds["data"])
+    want = engines.runtime("testing", "onnxruntime")(g, watch=ports[1:]).run(feeds)[0]
+    assert np.array_equal(np.concatenate([conv for *_, conv in pieces]), want)
 
 
 def test_auto_looks_at_the_channels_that_weights_read() -> None:

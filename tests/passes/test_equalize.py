@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networks
@@ -17,7 +17,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.passes import PIPELINES
-from qgraph.passes._readings import read_sample, sample_ranges
+from qgraph.passes._readings import Look, on_the_reference, read_sample
 from qgraph.passes.equalize import Equalize
 from qgraph.quant.spec import QSpec
 from qgraph.semantics.interpreter import run
@@ -231,6 +231,43 @@ def test_dead_channels_stay_and_factors_are_bounded() -> None:
     assert scales[3] == 1 and 1 <= scales.min() < scales.max() == 256
 
 
+def with_another(feeds: dict[str, np.ndarray], channel: int, largest: Callable[[np.ndarray], float]) -> Any:
+    """A sweep over the sample and one image more, in pieces of three; a channel of "first" is larger in that one."""
+    def sweep(g: Graph, ports: Sequence[Port], look: Look) -> None:
+        values = dict(zip(ports, run(g, feeds, list(ports))))
+        count = len(feeds["data"])
+        assert count % 2 == 0
+        for start in range(0, count, 3):
+            look.add((start, min(3, count - start), {port: x[start:start + 3] for port, x in values.items()}))
+        look.add((count, 1, {port: value[:1] for port, value in values.items()}))
+        more = {port: value[:1].copy() for port, value in values.items()}
+        for port, value in more.items():
+            if port.node.name == "first":
+                value[:, channel].flat[0] = largest(values[port][:, channel])
+        look.add((count + 1, 1, more))
+
+    return sweep
+
+
+def test_a_sample_does_not_depend_on_the_pieces() -> None:
+    g, feeds = uneven()
+    layers = [node for node in g.toposort() if node.op in ("Convolution", "FullyConnected")]
+    ports = [g.inputs(node)[0] for node in layers]
+    values = dict(zip(ports, run(g, feeds, ports)))
+    found = []
+    for size in (1, 3, 16):
+        look = Look(g, layers, ports, 15)
+        for start in range(0, 16, size):
+            look.add((start, min(size, 16 - start), {port: x[start:start + size] for port, x in values.items()}))
+        found.append(look)
+    for node, port in zip(layers, ports):
+        for half in range(2):
+            reads = [(look.read(node) or ())[half] for look in found]
+            assert all(np.array_equal(reads[0], other) for other in reads) and reads[0].std() > 0
+            assert np.isin(reads[0], np.append(values[port][:15][half::2], 0)).all()
+        assert all(np.array_equal(look.ranges[port], channel_ends(values[port], 16)) for look in found)
+
+
 def test_ranges_that_only_other_images_show_are_respected() -> None:
     """A channel that is small in the sample and large elsewhere is not made large."""
     g, feeds = uneven()
@@ -238,14 +275,7 @@ def test_ranges_that_only_other_images_show_are_respected() -> None:
     Equalize(feeds=feeds).run(alone)
     small = int(np.argmax(named(alone, "first").scales))
 
-    def ranges(graph: Graph, ports: Any) -> list[np.ndarray]:
-        found = [channel_ends(value, len(value)) for value in run(graph, feeds, list(ports))]
-        for port, ends in zip(ports, found):
-            if port.node.name == "first":
-                ends[1, 1, small] = 1e3
-        return found
-
-    Equalize(feeds=feeds, ranges=ranges).run(g)
+    Equalize(feeds=feeds, sweep=with_another(feeds, small, lambda values: 1e3)).run(g)
     scales = named(g, "first").scales
     assert scales is None or scales[small] < 2
 
@@ -278,8 +308,10 @@ def test_weights_on_signed_data_have_fewer_codes(act: str, limit: int) -> None:
     n = small()
     g, feeds = finished(n, n.conv(n.conv(n.x, 4, act=act, name="first"), 4, name="second"))
     second, spec = named(g, "second"), QSpec(8, True, narrow=True, granularity="channel")
-    ranges = sample_ranges(g, [g.inputs(second)[0]], feeds, None)
-    assert read_sample(g, {second: spec}, QSpec(8), feeds, ranges, 64, None)[second].spec.limit == limit
+    ports = [g.inputs(second)[0]]
+    look = Look(g, [second], ports, 16)
+    look.add(on_the_reference(g, ports, feeds, None))
+    assert read_sample(g, {second: spec}, QSpec(8), look, 64)[second].spec.limit == limit
 
 
 def test_channels_that_differ_between_the_halves_get_more_room() -> None:
@@ -290,14 +322,7 @@ def test_channels_that_differ_between_the_halves_get_more_room() -> None:
     before = np.array(named(alone, "first").scales)
     channel = int(np.argmax((before > 8) & (before < 64)))
 
-    def ranges(graph: Graph, ports: Any) -> list[np.ndarray]:
-        found = [channel_ends(value, len(value)) for value in run(graph, feeds, list(ports))]
-        for port, ends in zip(ports, found):
-            if port.node.name == "first":
-                ends[1, 1, channel] = 3 * ends[:, 1, channel].max()
-        return found
-
-    Equalize(feeds=feeds, ranges=ranges).run(g)
+    Equalize(feeds=feeds, sweep=with_another(feeds, channel, lambda values: 3 * values.max())).run(g)
     after = np.array(named(g, "first").scales)
     assert 6 < before[channel] / after[channel] < 14
     assert np.array_equal(np.delete(after, channel), np.delete(before, channel))

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from qgraph.quant import adaptive
 from qgraph.quant.adaptive import best_factors, damped, round_together, second_moment, shifted
 
 
@@ -52,6 +53,24 @@ def test_it_beats_the_nearest_codes(groups: int, rows: int, inputs: int) -> None
     nearest = np.clip(np.rint(exact), -8, 7)
     assert errors(exact, codes, moment).sum() < 0.35 * errors(exact, nearest, moment).sum()
     assert codes.min() >= -8 and codes.max() <= 7 and (codes == np.rint(codes)).all()
+
+
+@pytest.mark.parametrize(("groups", "inputs"), [(1, 300), (3, 128), (40, 9)])
+def test_factors_are_those_of_the_moment(groups: int, inputs: int) -> None:
+    _, moment = problem(groups, 1, inputs)
+    want = np.linalg.cholesky(moment.astype(np.float64))
+    assert np.abs(adaptive._factor(moment) - want).max() < 1e-5 * np.abs(want).max()
+
+
+def test_a_moment_that_float32_cannot_factor() -> None:
+    """Inputs that are nearly one another's multiples: the rest is below the last bit of float32."""
+    rng = np.random.default_rng(3)
+    low = rng.normal(size=(1, 200, 3))
+    moment = (low @ low.transpose(0, 2, 1) + 1e-5 * np.eye(200)).astype(np.float32)
+    with pytest.raises(np.linalg.LinAlgError):
+        adaptive._cholesky(moment)
+    found = adaptive._factor(moment).astype(np.float64)
+    assert np.abs(found @ found.transpose(0, 2, 1) - moment).max() < 1e-5 * moment.max()
 
 
 def test_whole_weights_keep_their_codes() -> None:

@@ -13,7 +13,7 @@ from qgraph.data.open import Batch
 from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
 from qgraph.quant.spec import QParams, quantize
 from qgraph.targets.base import Feeds, check_feeds
-from qgraph.targets.threads import thread_count
+from qgraph.threads import thread_count
 
 
 def import_ncnn(what_for: str = "running an ncnn model") -> Any:

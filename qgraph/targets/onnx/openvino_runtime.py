@@ -12,7 +12,7 @@ from qgraph.data.open import Batch
 from qgraph.errors import DataError, MissingDependencyError, UnsupportedError
 from qgraph.targets.base import Feeds, check_feeds
 from qgraph.targets.onnx.runtime import Runnable, first_line, with_outputs
-from qgraph.targets.threads import thread_count
+from qgraph.threads import thread_count
 
 NAME = "openvino"  # as in --runtime
 

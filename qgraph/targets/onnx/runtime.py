@@ -12,7 +12,7 @@ import numpy as np
 from qgraph.data.open import Batch
 from qgraph.errors import DataError, UnsupportedError
 from qgraph.targets.base import Feeds, check_feeds
-from qgraph.targets.threads import thread_count
+from qgraph.threads import thread_count
 
 EXACT = "session.x64quantprecision"  # CPUs without VNNI: slower kernels that do not saturate
 
