@@ -62,35 +62,6 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         del among[port]
         log.debug("a tensor without a range, which nothing here quantizes: %s", error)
 
-<<<<<<< HEAD
-    fed: dict[str, tuple[int, ...]] = {}  # shapes of the inputs
-
-    def sweep(observers: dict[Port, Any], what: str) -> None:
-        done = 0
-        for batch, values in executor.stream(data):
-            fed.update({name: array.shape for name, array in batch.feeds.items() if not done})
-            for port, value in zip(ports, values):
-                if port in observers:
-                    try:
-                        observers[port].update(_by_image(value, len(batch)), batch.ids)
-                    except CalibrationError as error:
-                        leave_out(port, error, observers)
-            done += len(batch)
-            if progress:
-                progress(what, done, data.num_items)
-
-    first: dict[Port, MinMax | Ema] = {port: how.first(port.key) for port in ports}
-    sweep(first, "ranges")
-    images = max((seen.images for seen in first.values()), default=0)
-    if first and not images:
-        raise CalibrationError(f"{data.name}: no image was read")
-    stats: dict[Port, Any] = dict(first)
-    if how.sweeps == 2:
-        importance = channel_importance(g, _shapes(g, fed)) if how.weighs_channels else {}
-        stats = {port: Histogram.after(seen, importance=importance.get(port))  # type: ignore[arg-type]
-                 for port, seen in first.items()}
-        sweep(stats, "histograms")
-=======
     blank: dict[Port, Observer] = {port: how_of[port].first(port.key) for port in ports}
     first: dict[Port, Any] = observe(watched, blank, needed, data, workers, "ranges", progress)
     images = max((seen.images for seen in first.values()), default=0)
@@ -106,7 +77,6 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         seen_again = observe(watched, empty, needed, data, workers, "histograms", progress)
         stats = {port: seen_again.get(port, seen) for port, seen in first.items()
                  if port in seen_again or how_of[port].sweeps == 1}
->>>>>>> efda9d0207771008616b0505febe5a67537093ad
     entries, histograms = {}, {}
     for port, stat in [*stats.items()]:
         way = ways[port]
@@ -122,34 +92,10 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
                             entries, factors_of(g), histograms)
 
 
-<<<<<<< HEAD
-def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Progress | None = None,
-                   runtime: str = "auto") -> list[Array]:
-    """The ranges of the channels (axis 1) of these tensors, for two halves of the images: one sweep over `data`.
-
-    Each as of `qgraph.analysis.channels.channel_ends`, whatever the batch size; infinite for a half without images.
-    """
-    executor = runtimes.runtime("calibrating", runtime)(g, watch=ports, fused=True)
-    found: list[Array] = []
-    done = 0
-    for batch, values in executor.stream(data):
-        seen = [channel_ends(value, len(batch), done) for value in values]
-        found = [np.stack([np.minimum(a[:, 0], b[:, 0]), np.maximum(a[:, 1], b[:, 1])], axis=1)
-                 for a, b in zip(found, seen)] or seen
-        done += len(batch)
-        if progress:
-            progress("channels", done, data.num_items)
-    return found
-
-
-def _shapes(g: Graph, inputs: Mapping[str, Sequence[int]]) -> Mapping[Port, Sequence[int]]:
-    """Shapes of the tensors for these of the inputs, as far as they can be told."""
-=======
 def _shapes(g: Graph, data: Data) -> Mapping[Port, Sequence[int]]:
     """Shapes of the tensors on the first batch, as far as they can be told."""
->>>>>>> efda9d0207771008616b0505febe5a67537093ad
     try:
-        return infer(g, inputs)
+        return infer(g, {name: array.shape for name, array in next(iter(data)).feeds.items()})
     except GraphError:  # an engine may run what the rules of shapes refuse
         return {}
 
