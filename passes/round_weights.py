@@ -12,7 +12,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes._float_reads import FloatReads
-from qgraph.quant.adaptive import best_factors, damped, round_together, second_moment, shifted
+from qgraph.quant.adaptive import Lattice, damped, nearest_factors, second_moment, shifted
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.interpreter import Executor, RunOp, Tensor
 from qgraph.semantics.sampling import draw_windows, patches, window_count
@@ -147,17 +147,21 @@ def _settle(g: Graph, node: Node, read: _Reading) -> bool:
     coarse = _is_coarse(qp)
     if coarse:
         diagonal = np.square(read.x).mean(axis=1)
-        factors = best_factors(exact, diagonal, qp.scale.size, qp.qmin, qp.qmax)
-        qp = dataclasses.replace(qp, scale=(qp.scale.ravel() * factors).astype(np.float32).reshape(qp.scale.shape))
+        qp = _rescaled(qp, nearest_factors(exact, diagonal, qp.scale.size, qp.qmin, qp.qmax))
         exact = (weight / _steps(qp, weight)).reshape(shape)
     codes = np.empty_like(exact)
     for start in range(0, shape[2], _WIDEST):
         part = slice(start, start + _WIDEST)
         x, own = read.x[:, :, part], exact[:, :, part]
-        moment = damped(second_moment(x, x), _COARSE_DAMPING if coarse else _DAMPING)
+        lattice = Lattice(damped(second_moment(x, x), _COARSE_DAMPING if coarse else _DAMPING))
         if coarse:
-            own = shifted(own, moment, second_moment(read.wanted[:, :, part] - x, x))
-        codes[:, :, part] = round_together(own, moment, qp.qmin, qp.qmax)
+            own = shifted(own, lattice.moment, second_moment(read.wanted[:, :, part] - x, x))
+            if start == 0 and qp.granularity == "channel":  # of a wider layer, the first part chooses the scale
+                factors = lattice.best_factors(own, qp.qmin, qp.qmax)
+                qp = _rescaled(qp, factors)
+                exact /= factors.reshape(shape[0], -1, 1)
+                own = own / factors.reshape(shape[0], -1, 1)
+        codes[:, :, part] = lattice.round(own, qp.qmin, qp.qmax)
     rounded = (codes.reshape(weight.shape) * _steps(qp, weight)).astype(np.float32)
     fq.quant, g.params[name] = qp, rounded
     if coarse and _has_own_bias(g, node):
@@ -169,6 +173,11 @@ def _settle(g: Graph, node: Node, read: _Reading) -> bool:
         bias = g.inputs(node)[2].node.name
         g.params[bias] = g.params[bias] + added
     return True
+
+
+def _rescaled(qp: QParams, factors: np.ndarray) -> QParams:
+    """factors: (scales,)"""
+    return dataclasses.replace(qp, scale=(qp.scale.ravel() * factors).astype(np.float32).reshape(qp.scale.shape))
 
 
 def _steps(qp: QParams, weight: np.ndarray) -> np.ndarray:

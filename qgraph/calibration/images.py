@@ -83,6 +83,12 @@ class CalibrationImages:
         return {name: (min(len(self.first), CHECK_IMAGES), *self.first.feeds[name].shape[1:]) for name in names}
 
 
+def sample_count(options: FreezeOptions) -> int:
+    """On how many images passes may measure. Weights of few bits gain from more of them, as with the best effort."""
+    few_bits = options.effort == "standard" and options.weight_bits < 8
+    return SAMPLE_IMAGES["best" if few_bits else options.effort]
+
+
 def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: object, needed: bool,
                 progress: Progress | None) -> tuple[CalibrationImages | None, dict[str, tuple[int, ...]]]:
     """(calibration images, shapes of a small batch). prefix: of the model's files, or "". bare: it, without labels.
@@ -95,7 +101,7 @@ def find_images(prefix: str, bare: Graph, options: FreezeOptions, calib_data: ob
     if source is None and prefix and os.path.isfile(beside):
         source = beside
         log.info("calibration data: %s", beside)
-    limit, count = options.num_calib or DEFAULT_IMAGES, SAMPLE_IMAGES[options.effort]
+    limit, count = options.num_calib or DEFAULT_IMAGES, sample_count(options)
     if source is not None:
         try:
             images = CalibrationImages(options.open(source, wanted_shapes(bare, options), limit), count)

@@ -18,6 +18,7 @@ from qgraph.arrays import Array
 
 _BLOCK = 128  # inputs that are rounded before their errors reach those of other blocks
 _END = 1e-3  # of a step
+_NEAR = np.array([1, 0.7, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4], np.float32)  # of a scale found so
 _FACTORS = np.linspace(1.0, 0.4, 25, dtype=np.float32)  # tried on a scale that covers all weights
 
 
@@ -36,17 +37,35 @@ def damped(moment: Array, damping: float) -> Array:
     return found
 
 
-def round_together(exact: Array, moment: Array, qmin: int, qmax: int) -> Array:
-    """Codes (float32) with a small error of the output. moment: damped, float32.
+class Lattice:
+    """What rounding together needs to know of a moment. moment: damped, float32."""
 
-    Weights at the ends of the range keep their codes, as engines find the scale by them.
-    """
-    order = np.argsort(np.einsum("gii->gi", moment), axis=1, kind="stable")  # what weighs most is rounded first
-    factor = _factor(np.stack([one.take(at, axis=0).take(at, axis=1) for one, at in zip(moment, order)]))
-    found = _nearest_plane(np.take_along_axis(exact, order[:, None, :], 2), factor, qmin, qmax)
-    codes = np.empty_like(found)
-    np.put_along_axis(codes, order[:, None, :], found, 2)
-    return codes
+    def __init__(self, moment: Array) -> None:
+        self.moment = moment
+        # what weighs most is rounded first
+        self._order = np.argsort(np.einsum("gii->gi", moment), axis=1, kind="stable")[:, None, :]
+        self._factor = _factor(np.stack([one.take(at[0], axis=0).take(at[0], axis=1)
+                                         for one, at in zip(moment, self._order)]))
+
+    def round(self, exact: Array, qmin: int, qmax: int) -> Array:
+        """Codes (float32) with a small error of the output.
+
+        Weights at the ends of the range keep their codes, as engines find the scale by them.
+        """
+        found = _nearest_plane(np.take_along_axis(exact, self._order, 2), self._factor, qmin, qmax)
+        codes = np.empty_like(found)
+        np.put_along_axis(codes, self._order, found, 2)
+        return codes
+
+    def best_factors(self, exact: Array, qmin: int, qmax: int) -> Array:
+        """(groups * rows,): by what to multiply the scale of each row, so that its codes have the smallest error."""
+        errors = []
+        for factor in _NEAR:
+            scaled = exact / factor
+            lost = (scaled - self.round(scaled, qmin, qmax)) * factor
+            errors.append((np.matmul(lost, self.moment) * lost).sum(axis=2, dtype=np.float64).ravel())
+        found: Array = _NEAR[np.argmin(errors, axis=0)]
+        return found
 
 
 def _factor(moment: Array) -> Array:
@@ -108,7 +127,7 @@ def shifted(exact: Array, moment: Array, difference: Array) -> Array:
     return found
 
 
-def best_factors(exact: Array, diagonal: Array, scales: int, qmin: int, qmax: int) -> Array:
+def nearest_factors(exact: Array, diagonal: Array, scales: int, qmin: int, qmax: int) -> Array:
     """(scales,): by what to multiply each scale, so that rounding to the nearest code has the smallest error.
 
     diagonal: (groups, inputs), of the moment.  scales: how many neighbouring rows share; rows of all groups in order.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qgraph.quant import adaptive
-from qgraph.quant.adaptive import best_factors, damped, round_together, second_moment, shifted
+from qgraph.quant.adaptive import Lattice, damped, nearest_factors, second_moment, shifted
 
 
 def smooth(rng: np.random.Generator, groups: int, positions: int, inputs: int) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_second_moment_is_the_mean_of_products() -> None:
 
 def test_small_problems_are_solved_nearly_as_well_as_by_trying_everything() -> None:
     exact, moment = problem(1, 40, 5)
-    found = errors(exact, round_together(exact, moment, -128, 127), moment)[0]
+    found = errors(exact, Lattice(moment).round(exact, -128, 127), moment)[0]
     nearest = errors(exact, np.rint(exact), moment)[0]
     best = np.min([errors(exact, np.floor(exact) + np.array(steps, np.float32), moment)[0]
                    for steps in itertools.product((-1, 0, 1, 2), repeat=5)], axis=0)
@@ -49,7 +49,7 @@ def test_small_problems_are_solved_nearly_as_well_as_by_trying_everything() -> N
 @pytest.mark.parametrize(("groups", "rows", "inputs"), [(1, 16, 300), (24, 1, 9), (4, 8, 36)])
 def test_it_beats_the_nearest_codes(groups: int, rows: int, inputs: int) -> None:
     exact, moment = problem(groups, rows, inputs)
-    codes = round_together(exact, moment, -8, 7)
+    codes = Lattice(moment).round(exact, -8, 7)
     nearest = np.clip(np.rint(exact), -8, 7)
     assert errors(exact, codes, moment).sum() < 0.35 * errors(exact, nearest, moment).sum()
     assert codes.min() >= -8 and codes.max() <= 7 and (codes == np.rint(codes)).all()
@@ -76,13 +76,13 @@ def test_a_moment_that_float32_cannot_factor() -> None:
 def test_whole_weights_keep_their_codes() -> None:
     exact, moment = problem(2, 3, 12)
     whole = np.clip(np.rint(exact), -8, 7)
-    assert np.array_equal(round_together(whole, moment, -8, 7), whole)
+    assert np.array_equal(Lattice(moment).round(whole, -8, 7), whole)
 
 
 def test_weights_at_the_ends_of_the_range_keep_their_codes() -> None:
     exact, moment = problem(1, 30, 40)
     exact[0, :, 7], exact[0, ::2, 3] = 7, -8
-    codes = round_together(exact, moment, -8, 7)
+    codes = Lattice(moment).round(exact, -8, 7)
     assert (codes[0, :, 7] == 7).all() and (codes[0, ::2, 3] == -8).all()
     assert errors(exact, codes, moment).sum() < 0.5 * errors(exact, np.clip(np.rint(exact), -8, 7), moment).sum()
 
@@ -90,7 +90,7 @@ def test_weights_at_the_ends_of_the_range_keep_their_codes() -> None:
 def test_inputs_that_tell_nothing_leave_the_nearest_codes() -> None:
     exact, _ = problem(1, 4, 6)
     moment = damped(np.zeros((1, 6, 6), np.float32), 0.1)
-    assert np.array_equal(round_together(exact, moment, -128, 127), np.rint(exact))
+    assert np.array_equal(Lattice(moment).round(exact, -128, 127), np.rint(exact))
 
 
 def test_shifted_weights_give_on_wrong_inputs_what_the_others_give_on_right_ones() -> None:
@@ -105,6 +105,17 @@ def test_shifted_weights_give_on_wrong_inputs_what_the_others_give_on_right_ones
 def test_the_scale_with_the_least_error_is_found() -> None:
     exact = np.array([[[5.2, *[0.74] * 40]], [[7.0, 3.0, *[0.0] * 39]]], np.float32)
     diagonal = np.ones((2, 41), np.float32)
-    apart = best_factors(exact, diagonal, 2, -7, 7)
+    apart = nearest_factors(exact, diagonal, 2, -7, 7)
     assert 0.7 < apart[0] < 0.8 and apart[1] == 1
-    assert len(best_factors(exact, diagonal, 1, -7, 7)) == 1
+    assert len(nearest_factors(exact, diagonal, 1, -7, 7)) == 1
+
+
+def test_the_scale_that_suits_the_codes_is_found() -> None:
+    """Codes that are rounded together err otherwise than the nearest ones, so that another scale may suit them."""
+    exact, moment = problem(2, 20, 30)
+    lattice = Lattice(moment)
+    factors = lattice.best_factors(exact, -7, 7)
+    scaled = exact / factors.reshape(2, 20, 1)
+    found = errors(exact, lattice.round(scaled, -7, 7) * factors.reshape(2, 20, 1), moment)
+    before = errors(exact, lattice.round(exact, -7, 7), moment)
+    assert (found <= before * 1.001).all() and found.sum() < 0.8 * before.sum() and len({*factors.tolist()}) > 3
