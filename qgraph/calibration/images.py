@@ -68,6 +68,10 @@ class CalibrationImages:
             return self.first.feeds
         return {name: np.concatenate([b.feeds[name] for b in self._head])[:self.count] for name in self.first.feeds}
 
+    def of_count(self, count: int) -> CalibrationImages:
+        """The same images, of which passes may measure on so many."""
+        return CalibrationImages(self.data, count, self.single)
+
     def sampled(self) -> list[Batch]:
         """The images of `sample` as one batch."""
         names = self.first.ids if self.single else [name for batch in self._head for name in batch.ids][:self.count]

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from qgraph.arrays import Array
+from qgraph.calibration.images import sample_count
 from qgraph.commands.judge import Judge
 from qgraph.commands.line import pipeline, quantize, split
 from qgraph.commands.strategies import Strategy
@@ -60,7 +61,7 @@ class Rows:
     """What rows have in common. It travels, and computes rows where it is.
 
     original: the float model.  float_graphs: what the float passes of strategies made of it, by number.
-    sample: images that passes may measure on.  images, shared: those that judge, as `Pieces.whole` and `Pieces.shared`.
+    sample: images that passes may measure on, as many as the most demanding row.  images, shared: those that judge, as `Pieces.whole` and `Pieces.shared`.
     """
 
     original: MxnetModel
@@ -88,10 +89,12 @@ class Rows:
 
     def quantized(self, strategy: Strategy, job: Job) -> Graph:
         """The graph of this strategy, ready to be simulated."""
-        float_graph = self.float_graphs[job.variant]
+        float_graph, options = self.float_graphs[job.variant], strategy.apply(self.options)
+        count = sample_count(options)
+        sample = None if self.sample is None else {name: array[:count] for name, array in self.sample.items()}
         g = float_graph.copy()
-        quantize(g, split(pipeline(strategy.apply(self.options)))[1], lambda _: job.table, feeds=self.sample,
-                 run_op=self._engine.run_op, original=float_graph)
+        quantize(g, split(pipeline(options))[1], lambda _: job.table, feeds=sample, run_op=self._engine.run_op,
+                 original=float_graph)
         return g
 
     def _judged(self, run: Executor | None, told: Told) -> Judge:

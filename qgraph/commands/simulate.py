@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any, Callable
 
 from qgraph.analysis.observed import wanted_ranges
-from qgraph.calibration.images import find_images
+from qgraph.calibration.images import find_images, sample_count
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import open_for, runnable
 from qgraph.commands.line import asked_ranges, bound, collect_table, pipeline, scaling, split, split_at_table
@@ -156,16 +156,17 @@ class _Bench:
         images, shapes = find_images(
             opened.prefix, bare, dataclasses.replace(options, select=calib_select, skip=None), calib_data,
             needed=len(online) < len(strategies), progress=progress)
+        self.images = images
         self.calib = images.data if images is not None else None
         like = images.first.feeds if images is not None else None
         self.feeds = floatcheck.random_feeds(bare, shapes, options.seed, like)
-        self.scaling = scaling(images, None, options, self.engine, progress, workers)
         self._variants: dict[Any, int] = {}
         self._float_graphs: list[Graph] = []
         self._tables: dict[Any, CalibrationTable] = {}
         pieces = Pieces(self.data, workers)
-        self.rows = Rows(self.original, options, self._float_graphs, images.sample if images is not None else None,
-                         pieces.whole(), pieces.shared)
+        most = max((sample_count(s.apply(options)) for s in strategies), default=0)
+        self.rows = Rows(self.original, options, self._float_graphs,
+                         images.of_count(most).sample if images is not None else None, pieces.whole(), pieces.shared)
 
     def about(self) -> dict[str, Any]:
         """What the rows depend on besides their strategies."""
@@ -188,7 +189,9 @@ class _Bench:
         variant = tuple(float_steps)
         if variant not in self._variants:
             g = self.source.copy()
-            steps = tuple(bound(step, **self.scaling) for step in float_steps)
+            images = None if self.images is None else self.images.of_count(sample_count(options))
+            known = scaling(images, None, options, self.engine, self.progress, self.workers)
+            steps = tuple(bound(step, **known) for step in float_steps)
             floatcheck.run_checked(steps, g, self.feeds, self.engine, check=self.options.float_check)
             self._variants[variant] = len(self._float_graphs)
             self._float_graphs.append(g)

@@ -41,4 +41,4 @@ def test_freezing_starts_reading_as_often_as_it_sweeps(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(type(data), "__iter__", counted)
     qgraph.freeze(str(DIGITS / "digits"), qgraph.FreezeOptions(target="onnx", runtime="onnxruntime"), calib_data=data)
-    assert len(started) == 7
+    assert len(started) == 6
