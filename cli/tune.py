@@ -81,7 +81,8 @@ def command(model: str, data: str, judge_data: str | None, output: str | None, r
 
     \b
     Writes the frozen model, PREFIX.recipe.yaml and what else freeze writes, PREFIX.tune.json (every candidate, after
-    each; the same command goes on where it was stopped), PREFIX.tune.md (tables) and PREFIX.sensitivity.json.
+    each; the same command goes on where it was stopped), PREFIX.tune.md and .html (tables, and the chart), and
+    PREFIX.sensitivity.json.
     Exit code 3: nothing keeps the bounds, or the result breaks one on the images put aside.
 
     \b

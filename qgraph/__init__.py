@@ -30,6 +30,7 @@ _HOME = {
     "convert": "commands.convert", "Converted": "commands.convert",
     "to_onnx": "targets.onnx.emit", "OnnxModel": "targets.onnx.model",
     "simulate": "commands.simulate", "Strategy": "commands.strategies",
+    "Recipe": "quant.recipe", "tune": "commands.tune", "Goal": "commands.goal",
     "evaluate": "commands.evaluate", "compare": "commands.compare", "QGraphError": "errors",
 }
 

@@ -24,6 +24,7 @@ log = logging.getLogger("qgraph")
 
 METHODS = ("naive", "kl", "mse", "auto", "percentile")  # in the order of what they have shown
 MOST = "best"  # effort
+ALIKE = 0.02  # two costs that differ by less are one
 PATIENCE = 4  # steps in a row that could not be taken back end the backtracking
 Measure = Callable[[Sequence[Candidate]], Iterator[Row]]  # each as it is asked for; stops where time is up
 
@@ -68,15 +69,19 @@ class Search:
 
     def _rows(self, candidates: Iterable[Candidate]) -> Iterator[Row]:
         for row in self.measure(list(candidates)):
-            if row.holds and self._fits(row) and (self.best is None or self._key(row) < self._key(self.best)):
+            if row.holds and self._fits(row) and (self.best is None or self._is_better(row, self.best)):
                 self.best = row
             yield row
 
     def _fits(self, row: Row) -> bool:
         return self.max_size is None or row.size <= self.max_size
 
-    def _key(self, row: Row) -> tuple[float, float]:
-        return row.cost(self.minimize), row.beyond
+    def _is_better(self, row: Row, best: Row) -> bool:
+        """Cheaper; of two that are as cheap as the other, as far as times can tell, the smaller one."""
+        own, other = row.cost(self.minimize), best.cost(self.minimize)
+        if abs(own - other) > ALIKE * max(own, other):
+            return own < other
+        return (row.size, row.beyond) < (best.size, best.beyond)
 
     def candidate(self, recipe: Recipe, chosen: Mapping[str, Rung], what: str) -> Candidate:
         """chosen: the rung of every layer."""

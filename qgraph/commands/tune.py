@@ -23,12 +23,13 @@ from qgraph.commands.tune_rows import Row, Rows, markdown
 from qgraph.errors import CheckFailed, ClusterError, OptionError
 from qgraph.files import check_output, size_text, write_files
 from qgraph.options import RECIPE_FIELDS, FreezeOptions, Progress, recipe_of
+from qgraph.pages.tune import tune_page
 from qgraph.targets.registry import get_target
 from qgraph.workers import Here, Workers
 
 log = logging.getLogger("qgraph")
 
-ROWS, TABLE, SENSITIVITY = ".tune.json", ".tune.md", ".sensitivity.json"
+ROWS, TABLE, PAGE, SENSITIVITY = ".tune.json", ".tune.md", ".tune.html", ".sensitivity.json"
 
 
 @dataclass(frozen=True)
@@ -221,16 +222,22 @@ def _finish(job: Job, bench: Bench, rows: Rows, best: Row, rungs: Sequence[Rung]
         times = side_by_side({"float": float_run(bench, feeds), "integers": bench.runs(*all_integers), "result": run},
                              feeds)
     paths = frozen.save(prefix)
-    tuned = Tuned(best, rows, judged, images, times, [*paths, rows.path, f"{prefix}{TABLE}"], ended, frozen.model.size,
-                  rows.front(job.goal.minimize))
+    paths += [rows.path, f"{prefix}{TABLE}", f"{prefix}{PAGE}"]
+    tuned = Tuned(best, rows, judged, images, times, paths, ended, frozen.model.size, rows.front(job.goal.minimize))
     rows.result = tuned.to_dict()
     rows.write()
-    write_files({f"{prefix}{TABLE}": _page(tuned, best)})
+    write_files({f"{prefix}{TABLE}": _tables(tuned, best), f"{prefix}{PAGE}": _page(tuned, best, job.goal, prefix)})
     if os.path.isfile(f"{prefix}{SENSITIVITY}"):
         tuned.paths.append(f"{prefix}{SENSITIVITY}")
     return tuned
 
 
-def _page(tuned: Tuned, best: Row) -> str:
+def _page(tuned: Tuned, best: Row, goal: Goal, prefix: str) -> str:
+    plain = {row.recipe: row.to_dict() for row in tuned.rows.found.values()}
+    return tune_page([*plain.values()], plain[best.recipe], [plain[row.recipe] for row in tuned.front], goal.minimize,
+                     os.path.basename(prefix))
+
+
+def _tables(tuned: Tuned, best: Row) -> str:
     return (f"# Candidates that no other one beats in cost and accuracy\n\n{markdown(tuned.front, best)}\n"
             f"# All {len(tuned.rows.found)} candidates, as measured\n\n{markdown([*tuned.rows.found.values()], best)}")

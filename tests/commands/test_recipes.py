@@ -82,7 +82,7 @@ def test_the_recipe_that_is_written_freezes_the_same(mixed: Frozen, tmp_path: Pa
 
 def test_a_table_that_a_recipe_made_serves_it_again(mixed: Frozen) -> None:
     assert mixed.recipe is not None and mixed.table is not None
-    again = freeze(mixed.recipe, calib="naive", calib_table=mixed.table)
+    again = freeze(mixed.recipe, calib_table=mixed.table)
     assert again.model.files("")[".onnx"] == mixed.model.files("")[".onnx"]
     other = Recipe(calib="mse", layers=(*mixed.recipe.layers, ("res1_conv2", LayerChoice(calib="kl"))))
     with pytest.raises(CalibrationError, match="was chosen by naive, and the recipe says kl"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,14 @@ def test_backtracking_finds_what_bisection_missed() -> None:
     search.steps = lambda: steps
     assert in_float(search.run()) == {"b"}
     assert network.asked[-1].what.endswith("back to 8-bit weights")
+
+
+def test_of_two_that_are_as_fast_the_smaller_one_is_taken() -> None:
+    search = Network(0).search()
+    fast, small, slow = (replace(row("a", HOLDS, ms, -1.0), size=size) for ms, size in ((1.0, 500), (1.01, 100),
+                                                                                       (1.1, 50)))
+    assert search._is_better(small, fast) and not search._is_better(fast, small)
+    assert not search._is_better(slow, small)
 
 
 def test_nothing_holds() -> None:

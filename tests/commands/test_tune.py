@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,9 @@ def test_it_is_smaller_than_in_8_bits_and_keeps_the_bound(small: tuple[Tuned, st
     assert written.layers == tuned.row.recipe.layers and written.graph
     assert Path(f"{prefix}.onnx").stat().st_size == tuned.size
     assert "| **>** |" in Path(f"{prefix}.tune.md").read_text()
+    page = Path(f"{prefix}.tune.html").read_text()
+    assert page.count("<circle") == len(tuned.rows.found) and page.count('r="7"') == 1
+    assert f"<strong>{tuned.row.what}</strong>" in page
 
 
 def test_a_run_goes_on_without_measuring_again(small: tuple[Tuned, str], data: str, tmp_path: Path,
@@ -80,6 +85,12 @@ def test_a_hopeless_candidate_sees_few_images(small: tuple[Tuned, str]) -> None:
     rows = small[0].rows.found.values()
     assert {row.images for row in rows if row.state != HOPELESS} == {64}
     assert all(row.images < 64 for row in rows if row.state == HOPELESS)
+
+
+def test_what_workers_are_sent_can_be_sent(data: str) -> None:
+    job = tuning.Job(MODEL, OPTIONS, Goal(max_drop=1.0), data)
+    run = pickle.loads(pickle.dumps(partial(tuning.measure, job)))  # noqa: S301  (our own)
+    assert run.func is tuning.measure and run.args == (job,)
 
 
 def test_time_is_up(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
