@@ -114,8 +114,9 @@ class Sensitivity:
         return found
 
     def to_json(self) -> str:
+        flow = {tensor: found._asdict() for tensor, found in self.readings.items()}
         return json.dumps({"format": FORMAT, "about": self.about, "weights": self.weights, "tensors": self.tensors,
-                           "flow": {tensor: found._asdict() for tensor, found in self.readings.items()}}, indent=1) + "\n"
+                           "flow": flow}, indent=1) + "\n"
 
 
 def sensitivity(bench: Bench, rungs: Sequence[Rung], path: str) -> Sensitivity:
