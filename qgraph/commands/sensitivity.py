@@ -57,12 +57,12 @@ class Reading(NamedTuple):
 
 @dataclass
 class Sensitivity:
-    """weights: bits -> layer -> noise.  tensors: tensor -> noise, in `ACT_BITS`.  flow: by tensor."""
+    """weights: bits -> layer -> noise.  tensors: tensor -> noise, in `ACT_BITS`.  readings: by tensor."""
 
     about: dict[str, Any]
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
     tensors: dict[str, float] = field(default_factory=dict)
-    flow: dict[str, Reading] = field(default_factory=dict)
+    readings: dict[str, Reading] = field(default_factory=dict)
 
     def noise(self, chosen: Mapping[str, Rung], between: bool) -> float:
         """Of the outputs, as predicted. between: the target quantizes between layers."""
@@ -74,7 +74,7 @@ class Sensitivity:
 
     def _keepers(self, tensor: str, chosen: Mapping[str, Rung], between: bool) -> list[str]:
         """The layers for which a tensor is rounded."""
-        found = self.flow[tensor]
+        found = self.readings[tensor]
         return [*(layer for layer in found.readers if layer in chosen and chosen[layer].act_bits != IN_FLOAT),
                 *(layer for layer in found.writers if between and layer in chosen and chosen[layer].integers)]
 
@@ -82,7 +82,7 @@ class Sensitivity:
         """All steps from the cheapest rung to the dearest, in the order of noise by cost, each behind those before."""
         top = len(rungs) - 1
         level = dict.fromkeys(costs.weights, 0)
-        touched = {layer: [tensor for tensor, found in self.flow.items() if layer in found.readers + found.writers]
+        touched = {layer: [tensor for tensor, found in self.readings.items() if layer in found.readers + found.writers]
                    for layer in level}
         ends = [costs.of(minimize, dict.fromkeys(level, rungs[at])) for at in (0, top)]
         floor = max(_FLOOR * abs(ends[1] - ends[0]) / max(len(level), 1), 1e-9)
@@ -91,7 +91,7 @@ class Sensitivity:
 
         def moves() -> Iterator[tuple[str, ...]]:
             yield from ((layer,) for layer in level if level[layer] < top)
-            for tensor in self.flow:
+            for tensor in self.readings:
                 keepers = tuple(dict.fromkeys(layer for layer in self._keepers(tensor, chosen, between)
                                               if level[layer] < top))
                 if len(keepers) > 1:
@@ -114,8 +114,9 @@ class Sensitivity:
         return found
 
     def to_json(self) -> str:
+        flow = {tensor: found._asdict() for tensor, found in self.readings.items()}
         return json.dumps({"format": FORMAT, "about": self.about, "weights": self.weights, "tensors": self.tensors,
-                           "flow": {tensor: found._asdict() for tensor, found in self.flow.items()}}, indent=1) + "\n"
+                           "flow": flow}, indent=1) + "\n"
 
 
 def sensitivity(bench: Bench, rungs: Sequence[Rung], path: str) -> Sensitivity:
@@ -125,8 +126,8 @@ def sensitivity(bench: Bench, rungs: Sequence[Rung], path: str) -> Sensitivity:
     found = _kept(path, about)
     if not found.tensors:
         trial = _trial(bench, LayerChoice())
-        found.flow = flow_of(trial.quantized, bench.layers)
-        found.tensors = _arriving(trial, _tensor_errors(trial, found.flow), bench, "noise of tensors")
+        found.readings = flow_of(trial.quantized, bench.layers)
+        found.tensors = _arriving(trial, _tensor_errors(trial, found.readings), bench, "noise of tensors")
         write_files({path: found.to_json()})
     for bits in sorted({rung.weight_bits for rung in rungs} - {FLOAT_BITS}):
         if str(bits) not in found.weights:

@@ -125,6 +125,8 @@ def tune(model: Any, data: Any, goal: Goal, options: FreezeOptions | None = None
     job = Job(model, options, goal, data, judge_data, calib_data)
     bench = job.bench(progress)
     check_output(prefix, [f"{prefix}{ROWS}", prefix + target.suffix], bench.opened.files)
+    workers = workers or Here()
+    shared = job.elsewhere(bench.opened.files, bench.opened.prefix, workers) if workers.apart else job
     _BENCHES[:] = [(job, bench)]
     rows = Rows(f"{prefix}{ROWS}", {**bench.about(), "rungs": [str(rung) for rung in rungs], "base": base.to_dict()})
     if not restart and (count := rows.take()):
@@ -132,8 +134,6 @@ def tune(model: Any, data: Any, goal: Goal, options: FreezeOptions | None = None
     bench.truth(bench.tuning)
     costs = _costs(bench, rows, goal.minimize)
     _check_size(costs, rungs, goal)
-    workers = workers or Here()
-    shared = job.elsewhere(bench.opened.files, bench.opened.prefix, workers) if workers.apart else job
     tuning = _Tuning(shared, rows, workers, None if budget is None else time.monotonic() + 60 * budget, progress)
     search = Search(list(bench.layers), rungs, costs, goal.minimize, tuning.measure,
                     lambda: sensitivity(bench, rungs, f"{prefix}{SENSITIVITY}").steps(rungs, costs, goal.minimize,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from qgraph.commands.goal import SIZE, Goal
 from qgraph.commands.tune import Tuned, tune
 from qgraph.commands.tune_bench import Bench
 from qgraph.commands.tune_rows import HOPELESS
-from qgraph.errors import CheckFailed, OptionError
+from qgraph.errors import CheckFailed, ClusterError, OptionError
 from qgraph.options import FreezeOptions
 from qgraph.quant.recipe import Recipe
+from qgraph.workers import Here
 
 MODEL = str(DIGITS / "digits-symbol.json")
 OPTIONS = FreezeOptions(target="onnx", effort="fast", runtime="onnxruntime", float_check=False, num_calib=16,
@@ -118,3 +121,24 @@ def test_what_cannot_be_is_one_line(flags: list[str], code: int, said: str, data
     assert main(["tune", MODEL, "--data", data, "--runtime", "onnxruntime", "--output", str(tmp_path / "x"),
                  "--no-float-check", *flags]) == code
     assert said in capsys.readouterr().err
+
+
+def test_workers_read_the_same_files(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are absolute on workers, and what not all of them find is told before anything is measured."""
+    class Elsewhere(Here):
+        apart, seeing, asked = True, True, ()
+
+        def see(self, paths: Sequence[Path]) -> bool:
+            self.asked = paths
+            return self.seeing
+
+    monkeypatch.chdir(Path(data).parent)
+    job = tuning.Job(MODEL, dataclasses.replace(OPTIONS, labels="labels.csv"), Goal(max_drop=1.0), "test.npz")
+    workers = Elsewhere()
+    there = job.elsewhere(["net.params"], "net", workers)
+    assert (there.model, there.data, there.judge_data) == (MODEL, data, None)
+    folder = Path(data).parent
+    assert [*workers.asked] == [folder / "net.params", folder / "net-calib.npz", Path(data), folder / "labels.csv"]
+    workers.seeing = False
+    with pytest.raises(ClusterError, match="not every worker finds the model and the images"):
+        tune(MODEL, data, Goal(max_drop=1.0), OPTIONS, prefix=str(folder / "t"), workers=workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
@@ -10,13 +9,13 @@ from qgraph.analysis.codes import combines_codes
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.targets.onnx.model import OnnxModel
+from qgraph.targets.onnx.profile import node_of
 from qgraph.targets.onnx.runtime import optimized
 
 INTEGER_OPS = frozenset({
     "QLinearConv", "QGemm", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool",
     "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QLinearMatMul",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "NhwcMaxPool"})
-_SUFFIX = re.compile(r"(_token_\d+|_quant|_nchwc)+$")
 
 
 def fusion(g: Graph, model: OnnxModel) -> dict[str, Any]:
@@ -41,11 +40,6 @@ def fusion(g: Graph, model: OnnxModel) -> dict[str, Any]:
                 "not found in onnxruntime's optimized graph")
     integer = sum(count for op, count in counts.items() if op in INTEGER_OPS)
     return {"ops": dict(sorted(counts.items())), "integer": integer, "float": left}
-
-
-def node_of(name: str) -> str:
-    """The node of the graph that an operator of onnxruntime's optimized graph was made for, by its name."""
-    return _SUFFIX.sub("", name).split("/")[0]
 
 
 def _quantized(g: Graph, node: Node) -> bool:

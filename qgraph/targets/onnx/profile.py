@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 
 import numpy as np
 
 from qgraph.errors import UnsupportedError
 from qgraph.targets.base import Feeds
-from qgraph.targets.onnx.fusion import node_of
 from qgraph.targets.onnx.runtime import Runnable, first_line, session_options
 
 _TIME = "_kernel_time"
+_SUFFIX = re.compile(r"(_token_\d+|_quant|_nchwc)+$")
 
 
 def operator_seconds(model: Runnable, feeds: Feeds, runs: int) -> dict[str, float]:
@@ -46,3 +47,7 @@ def operator_seconds(model: Runnable, feeds: Feeds, runs: int) -> dict[str, floa
         found[node] = found.get(node, 0.0) + float(np.median(seconds[1:]))
     return found
 
+
+def node_of(name: str) -> str:
+    """The node of the graph that an operator of onnxruntime's optimized graph was made for, by its name."""
+    return _SUFFIX.sub("", name).split("/")[0]
