@@ -14,6 +14,11 @@ def command(as_json: bool) -> None:
 
     A row is a combination of bits of weights and activations that a recipe may give a layer. What computes in integers
     is faster; where the rest is float and a weight is stored in fewer than 32 bits, the files alone are smaller.
+
+    \b
+    Examples:
+      qgraph targets
+      qgraph targets --json
     """
     from qgraph.commands.targets import target_rows
 
