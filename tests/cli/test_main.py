@@ -369,7 +369,8 @@ def test_flags_are_the_fields_of_the_options() -> None:
     fields = {f.name: f for f in dataclasses.fields(FreezeOptions)}
     of_targets = option_fields()
     assert {"isa", "int4", "fast"} <= of_targets.keys()
-    rest = {"model", "as_json", "quiet", "verbose", "strict", "targets", "threads", "workers", "scheduler", *of_targets}
+    rest = {"model", "as_json", "quiet", "verbose", "strict", "targets", "threads", "workers", "scheduler",
+            *of_targets}
     assert set(flags) - rest == set(fields) - {"target"}
     with freeze_command.make_context("freeze", ["x"]) as ctx:
         assert ctx.params.pop("targets") == (fields.pop("target").default,)

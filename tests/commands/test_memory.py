@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 import tracemalloc
 from typing import Callable
 
@@ -42,14 +45,20 @@ def concatenated(n: Net) -> Graph:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [chain, residual, concatenated])
-def test_no_step_holds_all_tensors(make: Callable[[Net], Graph], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few tensors of a batch at once; all that are watched are `DEPTH` or more, and engines hand over copies."""
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident size in /proc")
+@pytest.mark.parametrize(("make", "most"), [(chain, 17), (residual, 16), (concatenated, 12)])
+def test_no_step_holds_all_tensors(make: Callable[[Net], Graph], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few tensors of a batch at once; all that are watched are `DEPTH` or more, and engines hand over copies.
+
+    most: of resident tensors of a batch; without pieces 24, 24 and 15 were found, with them 13, 11 and 9.
+    """
     monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * TENSOR)
     g = make(Net(3, channels=3, size=SIZE))
     images = np.random.default_rng(4).normal(size=(BATCH, 3, SIZE, SIZE)).astype(np.float32)
     options = FreezeOptions(target="onnx", runtime="onnxruntime", batch_size=BATCH)
     qgraph.freeze(g, options, calib_data=images[:1])  # imports, and what engines keep
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free, and was used before, would hide what is used
     resident = ResidentSize()
     before = resident.now() or 0
     resident.restart()
@@ -60,7 +69,7 @@ def test_no_step_holds_all_tensors(make: Callable[[Net], Graph], monkeypatch: py
     finally:
         tracemalloc.stop()
     assert ours < 8 * BATCH * TENSOR
-    assert (resident.peak() or 0) - before < 13 * BATCH * TENSOR
+    assert (resident.peak() or 0) - before < most * BATCH * TENSOR
 
 
 def wide(n: Net) -> Graph:
