@@ -68,7 +68,7 @@ def test_no_step_holds_all_tensors(make: Callable[[Net], Graph], most: int, monk
         ours = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert ours < 8 * BATCH * TENSOR
+    assert ours < 9 * BATCH * TENSOR  # one of them for the histograms
     assert (resident.peak() or 0) - before < most * BATCH * TENSOR
 
 
