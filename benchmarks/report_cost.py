@@ -1,10 +1,10 @@
 """What the report and its page cost of the time of `qgraph freeze`, and how large the page is.
 
-    python benchmarks/report_cost.py [--calib kl] [--target onnx] [--images 100]
+    python benchmarks/report_cost.py [--calib METHOD] [--target onnx] [--images 100]
 
 Of the CPU time of a freeze with its defaults: the noise along the network, histograms that are shown with the ranges of
 other methods, and the page.  MobileNet v1 and a detector of $QGRAPH_CASES, and a ResNet-50 with random weights where
-GluonCV is installed (its page is the largest; two images, least effort).
+GluonCV is installed (its page is the largest; 32 images, least effort).
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def cases(images: int) -> Iterator[tuple[str, Any, dict[str, Any], Any]]:
     net = get_model("resnet50_v1", pretrained=False)
     net.initialize()
     yield ("ResNet-50", net, {"effort": "fast", "input_shape": "data:1,3,224,224"},
-           np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32))
+           np.random.default_rng(0).standard_normal((32, 3, 224, 224)).astype(np.float32))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--calib", default="kl")
+    parser.add_argument("--calib", default=FreezeOptions.calib)
     parser.add_argument("--target", default="onnx")
     parser.add_argument("--images", type=int, default=100)
     args = parser.parse_args()

@@ -28,7 +28,7 @@ from qgraph.cli.target_options import target_option
 @click.option("--data", metavar="PATH", help=".rec, folder of images, .npz or .npy.  [default: MODEL-calib.npz]")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Look at so many images.  [default: 32]")
 @click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "auto", "minmax", "entropy"]),
-              default="naive", show_default=True, help="How ranges are chosen.")
+              default="auto", show_default=True, help="How ranges are chosen.")
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
 @target_option
 @exclude_option

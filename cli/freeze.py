@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--act-bits", type=int, default=8, show_default=True, metavar="N", help="The same.")
 @click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True)
 @click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "auto", "minmax", "entropy",
-                                             "online"]), default="naive", show_default=True,
+                                             "online"]), default="auto", show_default=True,
               help="How ranges are chosen (minmax is naive, entropy is kl; online: from each batch as it runs, "
               "mxnet-sim).")
 @click.option("--merge-bn/--no-merge-bn", default=True, show_default=True,

@@ -56,7 +56,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @click.option("--act-signed", type=_Several("auto", "signed", "unsigned", true="signed", false="unsigned"),
               default="auto", show_default=True)
 @click.option("--calib", type=_Several("naive", "ema", "kl", "percentile", "mse", "auto", "online", minmax="naive",
-              entropy="kl"), default="naive", show_default=True, help="online: ranges of the batch that is being run.")
+              entropy="kl"), default="auto", show_default=True, help="online: ranges of the batch that is being run.")
 @click.option("--weight-bits", type=_BITS, default="8", show_default=True)
 @click.option("--act-bits", type=_BITS, default="8", show_default=True)
 @click.option("--merge-bn", type=click.Choice(list(_YES)), default="yes", show_default=True,

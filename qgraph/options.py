@@ -98,7 +98,7 @@ class FreezeOptions(JudgeOptions):
     weight_bits: int = 8
     act_bits: int = 8
     act_signed: str = "auto"
-    calib: str = "naive"
+    calib: str = "auto"
     merge_bn: bool = True
     effort: str = "standard"
     winograd: str = "none"

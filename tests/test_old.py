@@ -107,7 +107,7 @@ def test_a_simulation_goes_on(tmp_path: Path) -> None:
     shutil.copy(OLD / "simulated.json", written)
     old = json.loads(written.read_text())
     command = ["simulate", f"{NET}-symbol.json", "--data", IMAGES, "--calib-data", IMAGES, "--runtime", "onnxruntime",
-               "--output", str(tmp_path / "simulated"), "-q", "--weight-bits"]
+               "--output", str(tmp_path / "simulated"), "-q", "--calib", "naive", "--weight-bits"]
     assert main([*command, "8,3"]) == 0
     kept = json.loads(written.read_text())
     numbers = ("images", "top1", "top5", "agreement")

@@ -52,9 +52,12 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         del among[port]
         log.debug("a tensor without a range, which nothing here quantizes: %s", error)
 
+    fed: dict[str, tuple[int, ...]] = {}  # shapes of the inputs
+
     def sweep(observers: dict[Port, Any], what: str) -> None:
         done = 0
         for batch, values in executor.stream(data):
+            fed.update({name: array.shape for name, array in batch.feeds.items() if not done})
             for port, value in zip(ports, values):
                 if port in observers:
                     try:
@@ -72,7 +75,7 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
         raise CalibrationError(f"{data.name}: no image was read")
     stats: dict[Port, Any] = dict(first)
     if how.sweeps == 2:
-        importance = channel_importance(g, _shapes(g, data)) if how.weighs_channels else {}
+        importance = channel_importance(g, _shapes(g, fed)) if how.weighs_channels else {}
         stats = {port: Histogram.after(seen, importance=importance.get(port))  # type: ignore[arg-type]
                  for port, seen in first.items()}
         sweep(stats, "histograms")
@@ -108,10 +111,10 @@ def channel_ranges(g: Graph, data: Data, ports: Sequence[Port], *, progress: Pro
     return found
 
 
-def _shapes(g: Graph, data: Data) -> Mapping[Port, Sequence[int]]:
-    """Shapes of the tensors on the first batch, as far as they can be told."""
+def _shapes(g: Graph, inputs: Mapping[str, Sequence[int]]) -> Mapping[Port, Sequence[int]]:
+    """Shapes of the tensors for these of the inputs, as far as they can be told."""
     try:
-        return infer(g, {name: array.shape for name, array in next(iter(data)).feeds.items()})
+        return infer(g, inputs)
     except GraphError:  # an engine may run what the rules of shapes refuse
         return {}
 

@@ -7,21 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qgraph import engines
 from qgraph.analysis.budget import decibels
 from qgraph.analysis.importance import channel_importance
-from qgraph.calibration.images import find_images
 from qgraph.commands.history import carriers, history, told
 from qgraph.commands.line import bound, pipeline, split
 from qgraph.commands.open_model import open_model
 from qgraph.commands.report import quantized_layers
-from qgraph.commands.trained import is_trained
-from qgraph.commands.trial import Trial
-from qgraph.errors import CalibrationError, GraphError, OptionError, suggest
+from qgraph.commands.trial import Trial, open_trial
+from qgraph.errors import GraphError, OptionError, suggest
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import FreezeOptions, Progress, block_shapes
-from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.quant.observers import Histogram
 from qgraph.quant.ranges import METHODS, choose_range, method
@@ -50,20 +46,11 @@ def explain(model: Any, name: str, data: Any = None, *, tensor: bool = False, op
     """
     options = options or FreezeOptions()
     options = dataclasses.replace(options, num_calib=options.num_calib or IMAGES, effort="fast")
-    engine = engines.runtime("measuring", options.runtime)
     opened = open_model(model, options.params, options.epoch, block_shapes(options.input_shape))
     source = opened.float_graph("an explanation", options.outputs)
-    if is_trained(source):
-        raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph inspect shows it")
     asked = None if tensor else _find(source, name)
-    bare = source.copy()
-    Canonicalize().run(bare)
-    images, _ = find_images(opened.prefix, bare, options, data, needed=False, progress=progress)
-    if images is None:
-        raise CalibrationError(f"explain measures on images: give --data PATH, or put {opened.prefix or 'MODEL'}"
-                               "-calib.npz beside the model")
     table = None if options.calib_table is None else CalibrationTable.load(os.fspath(options.calib_table))
-    trial = Trial(source, images.data, options, engine, table, progress, JUDGED)
+    trial = open_trial(opened, source, options, "explain", data, table, progress, JUDGED)
     label = _tensor(trial, name) if asked is None else asked.name
     final, steps = _through_the_line(source, trial, options, label)
     layer = next((node.name for node in carriers(final, label) if node.name in trial.layers), "")
@@ -99,7 +86,8 @@ def _find(g: Graph, text: str) -> Node:
                               + (f", or --tensor {text}" if what == "an input" else ""))
     if len(ends) > 1:
         raise OptionError(f"{text}: could be {', '.join(node.name for node in ends[:6])}; write the whole name")
-    hint = suggest(text, [*nodes, *(name.removesuffix("_fwd") for name in nodes)], count=3, cutoff=0.5)
+    names = dict.fromkeys([*nodes, *(name.removesuffix("_fwd") for name in nodes)])
+    hint = suggest(text, [*names], count=3, cutoff=0.5)
     raise OptionError(f"{text}: no node is called so; {hint or 'qgraph inspect MODEL lists the layers'}")
 
 

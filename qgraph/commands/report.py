@@ -40,7 +40,7 @@ def build(*, files: Sequence[str], original: Graph, float_graph: Graph, graph: G
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": [{"file": os.path.basename(path), "sha256": _sha256(path)} for path in files],
+        "model": [{"file": os.path.basename(path), "sha256": sha256_of(path)} for path in files],
         "target": target.name,
         "rounding": target.spec.rounding,
         "options": options,
@@ -64,7 +64,7 @@ def build(*, files: Sequence[str], original: Graph, float_graph: Graph, graph: G
     }
 
 
-def _sha256(path: str) -> str:
+def sha256_of(path: str) -> str:
     found = hashlib.sha256()
     with open(path, "rb") as stream:
         while piece := stream.read(_PIECE):

@@ -62,7 +62,7 @@ _SHAPE: Mapping[str, Any] = {
                        "layers": [{"name": _TEXT, "op": _TEXT, "sqnr_db": _DB, "added_noise": _DB}]}),
     "ruin": Optional({"outputs": [{"names": [_TEXT], "metric": _TEXT, "value": _DB, "least": _NUMBER}],
                       "layers": [_TEXT], "try": [_TEXT]}),
-    "budget": Optional({"shares": {"*": _NUMBER}}),
+    "budget": Optional({"images": _NUMBER, "measured_db": _DB, "predicted_db": _DB, "shares": {"*": _NUMBER}}),
     "examples": Optional([{"id": _TEXT, "float": _TEXT, "int8": _TEXT, "png": _TEXT}]),
 }
 

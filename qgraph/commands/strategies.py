@@ -26,7 +26,7 @@ class Strategy:
 
     granularity: str = "channel"
     act_signed: str = "auto"
-    calib: str = "naive"
+    calib: str = "auto"
     weight_bits: int = 8
     act_bits: int = 8
     merge_bn: bool = True

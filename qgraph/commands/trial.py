@@ -14,16 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from qgraph import engines
 from qgraph.analysis.budget import Account, Budget, judged_ports, noise_of, with_noise_inputs
 from qgraph.arrays import Array
+from qgraph.calibration.images import find_images
 from qgraph.commands.line import bound, collect_table, pipeline, split
+from qgraph.commands.open_model import Opened
+from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
 from qgraph.engines import Engine
-from qgraph.errors import OptionError
+from qgraph.errors import CalibrationError, OptionError
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import run_pass
 from qgraph.options import FreezeOptions, Progress
 from qgraph.passes.calibrate import Calibrate
+from qgraph.passes.canonicalize import Canonicalize
 from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.quant.spec import QParams, with_range
 from qgraph.quant.table import CalibrationTable
@@ -203,6 +208,25 @@ class Trial:
     def _copy(self, layer: str) -> tuple[Graph, Node]:
         g = self.quantized.copy()
         return g, next(node for node in g.toposort() if node.name == layer)
+
+
+def open_trial(opened: Opened, source: Graph, options: FreezeOptions, what_for: str, data: Any = None,
+               table: CalibrationTable | None = None, progress: Progress | None = None, images: int = IMAGES) -> Trial:
+    """The trial of an opened model. source: its float graph.  what_for: the command that measures.
+
+    data: [default: the options', MODEL-calib.npz].  Raises CalibrationError without images, OptionError for a network
+    that was trained with quantizers.
+    """
+    if is_trained(source):
+        raise OptionError(f"{opened.name}: was trained with a quantization of its own; qgraph inspect shows it")
+    bare = source.copy()
+    Canonicalize().run(bare)
+    found, _ = find_images(opened.prefix, bare, options, data, needed=False, progress=progress)
+    if found is None:
+        raise CalibrationError(f"{what_for} measures on images: give --data PATH, or put {opened.prefix or 'MODEL'}"
+                               "-calib.npz beside the model")
+    engine = engines.runtime("measuring", options.runtime)
+    return Trial(source, found.data, options, engine, table, progress, images)
 
 
 def _first(data: Data, count: int) -> dict[str, Array]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -144,6 +145,7 @@ class Histogram:
         symmetric grid represents it exactly, and in the first bin it would outweigh everything else.
     importance: (channels,) what the error of a channel (axis 1) counts beside that of the others; None is all alike.
     weighted: int64 (bins,), the same values by their importance, in units of 1 / `IMPORTANCE` of the largest one.
+    bounds: what was found from the counts, by method and what is quantized; empty again when values are added.
     """
 
     def __init__(self, low: float, high: float, bins: int = DEFAULT_BINS, name: str = "",
@@ -159,6 +161,7 @@ class Histogram:
         self.width = self.bound * (2 if self.two_sided else 1) / self.bins
         self.counts = np.zeros(self.bins, np.int64)
         self.zeros = self.images = 0
+        self.bounds: dict[tuple[str, Any], float] = {}
         self._parts = None if importance is None else _whole_parts(importance)
         self.weighted = self.counts if self._parts is None else np.zeros(self.bins, np.int64)
         # bins per unit; 0, which puts all in the zero bin, when float32 cannot express it (a range below 1e-35)
@@ -231,6 +234,7 @@ class Histogram:
             self.weighted += weighted
         self.zeros += zeros
         self.images += images
+        self.bounds.clear()
 
 
 def _whole_parts(importance: Array) -> Array:

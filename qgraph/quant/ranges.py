@@ -213,7 +213,7 @@ def auto_bound(hist: Histogram, spec: QSpec) -> float:
     """
     if not hist.weighted.any() or not hist.bound:
         return hist.bound
-    methods = [kl_bound(hist, spec), mse_bound(hist, spec), percentile_bound(hist, spec)]
+    methods = [bound_of(name, hist, spec) for name in ("kl", "mse", "percentile")]
     bounds = np.array([hist.bound, *methods, *(hist.bound * np.linspace(_FLOOR, 1, _SEARCHED, endpoint=False))])
     bounds = bounds[bounds > 0]
     errors = auto_errors(hist, bounds, spec)
@@ -272,6 +272,15 @@ def method(name: str) -> Method:
     return found
 
 
+def bound_of(name: str, hist: Histogram, spec: QSpec) -> float:
+    """The bound by one of the methods that read a histogram; each is looked for once."""
+    find = METHODS[name].bound
+    assert find is not None
+    if (name, spec) not in hist.bounds:
+        hist.bounds[name, spec] = find(hist, spec)
+    return hist.bounds[name, spec]
+
+
 def choose_range(name: str, stats: Stats, spec: QSpec) -> tuple[float, float]:
     """(low, high) for a tensor with `stats` that is quantized by `spec`; low <= high, finite.
 
@@ -286,5 +295,5 @@ def choose_range(name: str, stats: Stats, spec: QSpec) -> tuple[float, float]:
     if how.bound is None:
         return stats.low, stats.high
     assert isinstance(stats, Histogram)
-    bound = how.bound(stats, spec)
+    bound = bound_of(how.name, stats, spec)
     return min(max(stats.low, -bound), bound), max(min(stats.high, bound), -bound)

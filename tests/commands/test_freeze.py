@@ -262,7 +262,7 @@ def test_without_data_images_are_distilled(tmp_path: Path, caplog: pytest.LogCap
     seen = set()
     options = FreezeOptions(input_shape="data:1,1,24,24", num_calib=16)
     found = qgraph.freeze(tmp_path / "n-symbol.json", options, progress=lambda what, *_: seen.add(what))
-    assert seen == {"distilling images", "channels", "ranges"}
+    assert seen == {"distilling images", "channels", "ranges", "histograms"}
     assert "WARNING: no calibration data" in caplog.text
     assert found.report["calibration"]["data"].startswith("distilled") and found.report["calibration"]["images"] == 16
     judged = qgraph.evaluate(found, str(DIGITS / "digits-test.npz"), reference=MODEL)

@@ -177,7 +177,7 @@ def test_a_face_detector_says_how_each_head_is(folder: Path, monkeypatch: pytest
                    str(case / case.name), "--decode", "retinaface_boxes:boxes")["judged"]
     boxes = next(row for row in found["tasks"] if row["task"] == "detection")
     assert boxes["metrics"]["ap50"] > 90 and found["agreement"] == boxes["metrics"]["ap50"]
-    assert found["sqnr_db"] < 25 < max(row["sqnr_db"] for row in found["outputs"])
+    assert found["sqnr_db"] < 27 < max(row["sqnr_db"] for row in found["outputs"])
 
 
 def test_a_ruined_model_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -271,3 +271,27 @@ def contrast(a: str, b: str) -> float:
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
     low, high = sorted((light(a), light(b)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_the_budget_goes_into_the_report(prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = tmp_path / "q.report.json"
+    written.write_bytes(Path(f"{prefix}.report.json").read_bytes())
+    assert "Share of error" not in page_of(written)[1]
+    assert main(["report", str(written), "--budget", MODEL]) == 0
+    told = capsys.readouterr().out.splitlines()
+    budget = json.loads(written.read_text())["budget"]
+    assert budget["shares"].keys() == {row["name"] for row in json.loads(written.read_text())["quantized"]}
+    assert 0.5 < sum(budget["shares"].values()) < 1.5
+    largest = max(budget["shares"], key=lambda layer: budget["shares"][layer])
+    assert told[0].startswith("budget ") and told[1].endswith(f" % of {largest}")
+    assert "Share of error" in (tmp_path / "q.report.html").read_text()
+
+
+def test_a_budget_of_another_model_is_refused(prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (DIGITS / "digits-symbol.json", DIGITS / "digits-0000.params", DIGITS / "digits-calib.npz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "digits-symbol.json").write_text((DIGITS / "digits-symbol.json").read_text() + "\n")
+    assert main(["report", f"{prefix}.report.json", "--budget", str(tmp_path / "digits")]) == 1
+    assert "is of another model, digits-symbol.json, digits-0000.params" in capsys.readouterr().err
+    assert main(["report", f"{prefix}.report.json", "--data", "x"]) == 1
+    assert "--budget MODEL-symbol.json" in capsys.readouterr().err
