@@ -3,14 +3,16 @@
 # make test-core the tests that need no MXNet, on the newest Python there is and NumPy 2, in .venv-core
 # make bench    the scripts that print the figures of docs/figures
 # make docs     the pages of docs/ as a site that needs no network, in site/
-# make docs-test the commands of the pages that take long, and the links
+# make docs-test what takes long: pages, notebooks, the site, a release built twice
+# make dist     the wheel and the sdist, in dist/
+# make coverage which lines the tests run
 # make digits   train the demo's network again (about a minute)
 # Each makes .venv first, when there is none or when setup.cfg changed.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types imports view bench digits venv clean docs docs-test
+.PHONY: help demo test test-core lint types imports view bench digits venv clean docs docs-test dist coverage
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -76,11 +78,24 @@ imports: $(STAMP) view
 
 # ---- docs -----------------------------------------------------------------------------------------------------------
 
+# MkDocs Material wants Python 3.11
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@if $(BIN)/python -c 'import material' 2>/dev/null; then NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build \
+	    --strict; else echo 'mkdocs-material is not in this .venv: the pages are not built'; fi
 
 docs-test: $(STAMP)
-	$(BIN)/python -m pytest -m docs tests/docs tests/examples
+	$(BIN)/python -m pytest -m docs tests/docs tests/examples tests/test_release.py
+
+# ---- release --------------------------------------------------------------------------------------------------------
+
+dist: $(STAMP)
+	$(BIN)/python .ci/release
+	$(BIN)/python -m twine check --strict dist/*
+
+# processes that tests start are not seen; the figure is a lower bound
+coverage: $(STAMP)
+	$(BIN)/python -m coverage run --source qgraph,passes,cli -m pytest -m 'not docs'
+	$(BIN)/python -m coverage report --skip-covered --sort cover
 
 # ---- bench ----------------------------------------------------------------------------------------------------------
 
@@ -90,4 +105,4 @@ bench: $(STAMP)
 	done
 
 clean:
-	rm -rf demo site .typecheck .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf demo site dist .coverage .typecheck .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
