@@ -76,7 +76,8 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
     every row.  Its select and skip are for `data`.
     calib_data: [default: the images that skip leaves out, else as for freezing], calib_select chooses from them.
     kept: rows of an earlier run, which are not computed again.  each: is called with all rows after each new one.
-    Raises OptionError, UnsupportedError before any work for a strategy that is not one.
+    Raises OptionError, UnsupportedError before any work for a strategy that is not one, and DataError where `kept` was
+    judged on another number of images.
     """
     options = dataclasses.replace(options or FreezeOptions(), target=TARGET)
     parse_slice(calib_select, "--calib-select")

@@ -77,11 +77,12 @@ class CalibrationTable:
         return data
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bytes of `to_json` to a file."""
         Path(path).write_bytes(self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationTable:
-        """Read a file of at most 64 MB."""
+        """Read a file of at most 64 MB. Raises FormatError for a file that is no such table."""
         try:
             data = read_at_most(path, MAX_BYTES)
         except OSError as error:
@@ -123,20 +124,20 @@ class CalibrationTable:
         )
 
     def check(self, graph_hash: str) -> None:
-        """Refuse the table of another model."""
+        """Raise CalibrationError for the table of another model."""
         if self.graph_hash != graph_hash:
             raise CalibrationError(f"table belongs to another model: its graph is {self.graph_hash}, "
                                    f"this one is {graph_hash}; {_AGAIN}")
 
     def check_bits(self, bits: int) -> None:
-        """Refuse ranges that were chosen for another number of bits; naive, ema and percentile fit any."""
+        """Raise CalibrationError if ranges were chosen for another number of bits; naive, ema, percentile fit any."""
         names = sorted(n for n, e in self.entries.items() if METHODS[e.method].per_bits)
         if bits != self.bits and names:
             raise CalibrationError(f"table: {len(names)} ranges (first {names[0]}, by {self.entries[names[0]].method}) "
                                    f"were chosen for {self.bits} bits, want {bits}; {_AGAIN}")
 
     def require(self, names: Iterable[str]) -> None:
-        """Every one of `names` must have an entry."""
+        """Raise CalibrationError unless every one of `names` has an entry."""
         missing = [n for n in names if n not in self.entries]
         if missing:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
