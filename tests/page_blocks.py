@@ -14,7 +14,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
          for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))}
 _BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
 _NUMBER = re.compile(r"(?<![\w.-])([-+]?\d[\d.]*(?:e[-+]?\d+)?)(?: ?(%|dB|KB|MB|ms|s)(?![\w]))?")
-_FILE = re.compile(r"# ([\w.]+\.(?:py|cfg|toml))\n")
+_FILE = re.compile(r"# ([\w.]+\.(?:py|cfg|toml|yaml))\n")
 
 
 class Block(NamedTuple):
@@ -26,7 +26,7 @@ class Block(NamedTuple):
     @property
     def file(self) -> str:
         """The name of the file that the block is, "" if it is none."""
-        named = _FILE.match(self.text) if self.kind in ("python", "ini", "toml") else None
+        named = _FILE.match(self.text) if self.kind in ("python", "ini", "toml", "yaml") else None
         return named.group(1) if named else ""
 
     def commands(self) -> list[tuple[str, list[str]]]:

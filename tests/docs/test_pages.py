@@ -28,7 +28,7 @@ from qgraph.cli.main import COMMANDS, cli
 
 RENEW = "QGRAPH_RENEW" in os.environ  # write the numbers that are printed today into the pages, and compare nothing
 FIRST = "README.md"
-KINDS = {"console", "python", "sh", "ini", "toml", "text", "cpp", ""}  # C++ is not compiled, text is no program
+KINDS = {"console", "python", "sh", "ini", "toml", "yaml", "text", "cpp", ""}  # C++ is not compiled, text is no program
 RUN = [page for page, text in PAGES.items() if page != FIRST and any(b.kind in ("console", "python")
                                                                      for b in blocks(text))]
 LONG = {"docs/guides/simulate.md", "docs/guides/qat.md", "docs/targets/tengine.md", "docs/getting-started/gluoncv.md"}
