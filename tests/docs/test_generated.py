@@ -120,6 +120,20 @@ def test_a_bad_figure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             figures.read(name)
 
 
+def test_benchmarks_write_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import _common
+
+    monkeypatch.setattr(sys, "argv", ["/elsewhere/benchmarks/speed.py", "--batch", "1"])
+    assert "| net | 0.5 |" in _common.table("Speed, AVX2", ["network", "ratio"], [["net", "0.5"]])
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setenv("QGRAPH_FIGURES", str(tmp_path))
+    _common.table("Speed, AVX2", ["network", "ratio"], [["net", "0.5"]])
+    monkeypatch.setattr(figures, "FIGURES", tmp_path)
+    assert figures.read("speed-avx2") == {
+        "title": "Speed, AVX2", "command": "python benchmarks/speed.py --batch 1", "note": "", "older": "",
+        "head": ["network", "ratio"], "rows": [["net", "0.5"]]}
+
+
 def test_tables_of_readme_are_those_of_today() -> None:
     text = PAGES["README.md"]
     assert readme.renewed(text) == text, "run `python -m _generate.readme` in docs/"
