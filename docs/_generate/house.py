@@ -20,7 +20,7 @@ def layers() -> list[list[str]]:
 def rooms() -> str:
     """An SVG: a row for each layer, each of which imports only those below it."""
     found = layers()
-    parts = [f'<svg viewBox="0 0 {WIDTH} {len(found) * (HEIGHT + GAP)}" role="img" '
+    parts = [f'<svg viewBox="-1 -1 {WIDTH + 2} {len(found) * (HEIGHT + GAP) + 2}" role="img" '
              'aria-label="The rooms of qgraph, from the top; each imports only those below it">']
     for row, names in enumerate(found):
         width = (WIDTH - GAP * (len(names) - 1)) / len(names)
