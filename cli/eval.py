@@ -8,6 +8,7 @@ import click
 
 from qgraph.cli import console, judged
 from qgraph.cli.options import (
+    cluster_options,
     gate_options,
     image_options,
     judge_options,
@@ -35,16 +36,18 @@ _LABELS = "labels come from --labels FILE, a .rec, the sub-folders of a folder, 
 @judge_options
 @image_options
 @model_runtime_option
+@cluster_options
 @output_options
 def command(models: tuple[str, ...], data: str, params: str | None, epoch: int | None, reference: str | None,
             pairs: str | None, threads: int | None, min_top1: float | None, min_agreement: float | None,
-            min_sqnr: float | None, min_metrics: tuple[str, ...], runtime: str, as_json: bool, quiet: bool,
-            verbose: bool, **flags: Any) -> None:
+            min_sqnr: float | None, min_metrics: tuple[str, ...], runtime: str, workers: int | None,
+            scheduler: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """How good a model is, float or frozen, by labels and by its nearness to another model, and how fast.
 
     MODEL is a -symbol.json or its prefix, or an .onnx, .tmfile (of Tengine) or .param (of ncnn) file. What is counted
     depends on the task of the outputs: top-1 and top-5, mAP, mIoU, verification accuracy, ... Several models, and the
-    reference, run in alternation, so that their times can be compared.
+    reference, run in alternation, so that their times can be compared; with --workers or --scheduler here, on the first
+    batch alone.
 
     \b
     Examples:
@@ -55,6 +58,7 @@ def command(models: tuple[str, ...], data: str, params: str | None, epoch: int |
       qgraph eval ssd-quantized --data val.rec --preprocess imagenet --reference ssd --min-metric ap50=95
     """
     console.set_up(quiet, verbose)
+    from qgraph.cluster import open_workers
     from qgraph.commands.evaluate import evaluate_all
     from qgraph.commands.open_model import open_model
     from qgraph.engines import set_thread_count
@@ -62,9 +66,10 @@ def command(models: tuple[str, ...], data: str, params: str | None, epoch: int |
 
     if threads is not None:
         set_thread_count(threads)
-    with console.Bars() as bars:
+    with open_workers(scheduler, workers) as group, console.Bars() as bars:
         every = evaluate_all({model: open_model(model, params, epoch) for model in models}, data, reference,
-                             options=JudgeOptions(**flags), pairs=pairs, progress=bars, runtime=runtime)
+                             options=JudgeOptions(**flags), pairs=pairs, progress=bars, runtime=runtime,
+                             workers=group)
     lines = []
     for name, found in every.items():
         if min_top1 is not None and found["top1"] is None:

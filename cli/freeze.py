@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli import console, judged
 from qgraph.cli.options import (
+    cluster_options,
     effort_option,
     exclude_option,
     float_check_option,
@@ -19,6 +20,7 @@ from qgraph.cli.options import (
     model_options,
     output_options,
     outputs_option,
+    recipe_option,
     runtime_option,
 )
 from qgraph.cli.summary import summary
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
               "[default: MODEL-calib.npz, else images distilled from the BatchNorms]")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
 @click.option("--calib-table", metavar="FILE", help="Ranges of an earlier run (PREFIX.calib.json).")
+@recipe_option
 @click.option("--judge-data", metavar="PATH", help="Images to judge the result on.  [default: those of the calibration "
               "data that calibration does not take, where there are any]")
 @click.option("--report-images", type=click.IntRange(0, 48), default=0, show_default=True, metavar="N",
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
 @effort_option
 @runtime_option
 @float_check_option
+@cluster_options
 @click.option("--strict", is_flag=True, help="Exit with 3 if int8 has ruined an output.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @click.option("--passes", metavar="SPEC", help="A whole pipeline of your own: \"fold-bn,insert-fake-quantize,...\"")
@@ -71,15 +75,16 @@ if TYPE_CHECKING:
               help="A pass of your own, behind the pass AFTER.")
 @click.option("--dump-passes", metavar="DIR", help="Write the graph as text after every pass.")
 @output_options
-def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, quiet: bool, verbose: bool,
-            **flags: Any) -> None:
+def command(model: str, targets: tuple[str, ...], strict: bool, workers: int | None, scheduler: str | None,
+            as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """Quantize a model and write the frozen checkpoint.
 
     \b
     Writes PREFIX-symbol.json, PREFIX-0000.params (mx.mod.Module loads them), or PREFIX.onnx, or PREFIX.param, .bin,
     .table and .ncnn.md (how to run it), or PREFIX.tmfile, .scale and .tengine.md, and PREFIX.calib.json (the ranges,
-    for --calib-table), PREFIX.report.json and PREFIX.report.html, a page to look at
-    (with several targets PREFIX.TARGET.report.json and .html). -v prints layers, ranges and ops as tables.
+    for --calib-table), PREFIX.recipe.yaml (what was chosen, for --recipe), PREFIX.report.json and PREFIX.report.html,
+    a page to look at (with several targets PREFIX.TARGET.report.json and .html). -v prints layers, ranges and ops as
+    tables.
 
     \b
     Examples:
@@ -92,6 +97,7 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
       qgraph freeze net-symbol.json --calib-table net-quantized.calib.json --exclude last --output net-b
     """
     console.set_up(quiet, verbose, passes=False)
+    from qgraph.cluster import open_workers
     from qgraph.commands.freeze import freeze_all
     from qgraph.commands.frozen import report_text
     from qgraph.commands.open_model import default_prefix, find_symbol
@@ -107,8 +113,8 @@ def command(model: str, targets: tuple[str, ...], strict: bool, as_json: bool, q
         prefix = prefix.removesuffix(suffix)
     check_output(prefix, [prefix + suffix for suffix in (*suffixes, "-0000.params")],
                  [find_symbol(model)[0], *([wanted[0].params] if wanted[0].params else [])])
-    with console.Bars() as bars:
-        frozen, paths = freeze_all(model, wanted, prefix, progress=bars)
+    with open_workers(scheduler, workers) as group, console.Bars() as bars:
+        frozen, paths = freeze_all(model, wanted, prefix, progress=bars, workers=group)
     for found in frozen:
         if verbose:
             _tables(found.report)

@@ -71,7 +71,7 @@ def check(found: Mapping[str, Any] | None, scores: Mapping[str, float | None], m
 
     found: an agreement, None without a reference.  scores: by labels.
     """
-    wanted = [_wanted(text) for text in min_metrics]
+    wanted = [wanted_metric(text) for text in min_metrics]
     if found is None and (min_agreement is not None or min_sqnr is not None):
         raise DataError("--min-agreement and --min-sqnr want a model to compare with: --reference MODEL")
     values = [*_values(found), *((name, value, "the labels") for name, value in scores.items())]
@@ -115,7 +115,8 @@ def _least(rows: Sequence[tuple[str, float | None, str]], least: float) -> None:
                           f"{_value(name, least)}")
 
 
-def _wanted(text: str) -> tuple[str, float]:
+def wanted_metric(text: str) -> tuple[str, float]:
+    """``NAME=X`` of --min-metric."""
     name, equals, number = text.partition("=")
     try:
         if not equals:

@@ -21,6 +21,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "freeze": "Quantize a model and write the frozen checkpoint.",
     "convert": "Carry a float model to ONNX, ncnn or Tengine, or to MXNet's newest files.",
     "simulate": "What strategies of quantization would cost, one or a table of them.",
+    "tune": "The cheapest form of a network that keeps its accuracy.",
     "eval": "Accuracy of a model, and its agreement with another.",
     "compare": "Where a frozen model departs from the float one.",
     "diff": "What changed between two frozen models, tables or reports.",
@@ -29,6 +30,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "report": "The page of an earlier freeze, from its PREFIX.report.json.",
     "inspect": "What a model is made of, and what would be quantized.",
     "passes": "List the graph passes, or explain one.",
+    "targets": "List the targets, and what they make of the bits of a layer.",
     "ops": "List the ops and where each is carried, or explain one.",
     "info": "Versions, engines and processor, for a report of a bug.",
 }

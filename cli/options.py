@@ -36,7 +36,14 @@ image_options = _group(
     click.option("--std", metavar="A,B,C", help="Divided by."),
     click.option("--scale", type=float, metavar="X", help="Pixels 0..255 are multiplied by it first."),
     click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N"),
-    click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
+    click.option("--decoders", type=click.IntRange(1), metavar="N", help="Threads that decode images."),
+)
+
+cluster_options = _group(
+    click.option("--workers", type=click.IntRange(1), metavar="N",
+                 help="Run on N processes of this machine, of one thread each. Results do not depend on N."),
+    click.option("--scheduler", metavar="tcp://HOST:PORT",
+                 help="Run on the workers of this Dask scheduler, one thread each: dask worker --nthreads 1."),
 )
 
 judge_options = _group(
@@ -77,6 +84,9 @@ effort_option = click.option(
     "--effort", type=click.Choice(["fast", "standard", "best"]), default="standard", show_default=True,
     help="fast: nothing is measured, and weights are rounded to the nearest codes; standard: channels are equalized, "
          "and weights rounded to codes that keep the layers' outputs, on 16 calibration images; best: on 64.")
+recipe_option = click.option(
+    "--recipe", metavar="FILE",
+    help="What is quantized, and how, layer by layer: PREFIX.recipe.yaml of an earlier run, or one written by hand.")
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN",
     help="Layers left in float: a name, a glob, op:TYPE, first or last. Can be repeated.")

@@ -9,6 +9,7 @@ import click
 
 from qgraph.cli import console
 from qgraph.cli.options import (
+    cluster_options,
     effort_option,
     exclude_option,
     float_check_option,
@@ -18,6 +19,7 @@ from qgraph.cli.options import (
     model_options,
     output_options,
     outputs_option,
+    recipe_option,
     runtime_option,
 )
 
@@ -72,6 +74,7 @@ _BITS = _Several(*map(str, range(2, 17)))
 @outputs_option
 @input_shape_option
 @exclude_option
+@recipe_option
 @click.option("--calib-data", metavar="PATH", help="[default: the images that --skip leaves out, else as for freeze]")
 @click.option("--calib-select", metavar="START:STOP:STEP", help="Calibrate on these of them.")
 @click.option("--num-calib", type=click.IntRange(1), metavar="N", help="Use so many images.  [default: at most 512]")
@@ -80,10 +83,12 @@ _BITS = _Several(*map(str, range(2, 17)))
 @effort_option
 @runtime_option
 @float_check_option
+@cluster_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
 @output_options
 def command(model: str, data: str, output: str | None, restart: bool, plot: bool, calib_select: str | None,
-            as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
+            workers: int | None, scheduler: str | None, as_json: bool, quiet: bool, verbose: bool,
+            **flags: Any) -> None:
     """What a network would lose under one strategy of quantization, or under each of many.
 
     Options that take a LIST make a grid: every combination is a row. Each row is what freeze --target mxnet-sim makes
@@ -91,7 +96,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
 
     \b
     Writes PREFIX.md, .csv and .json after every row. The same command goes on where it was stopped, and adds the rows
-    that are not in PREFIX.json yet.
+    that are not in PREFIX.json yet. --recipe gives what the lists do not, and the choices for single layers.
 
     \b
     Examples:
@@ -100,6 +105,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
       qgraph simulate net --data val.rec --skip ::10 --preprocess imagenet --grid original
     """
     console.set_up(quiet, verbose, passes=False)
+    from qgraph.cluster import open_workers
     from qgraph.commands.open_model import find_symbol
     from qgraph.commands.plot import draw, need_matplotlib
     from qgraph.commands.simulate import PRESETS, grid, simulate
@@ -115,7 +121,7 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
     else:
         axes.update({name: tuple(map(int, axes[name])) for name in ("weight_bits", "act_bits")})
         axes.update({name: _YES[axes[name]] for name in ("merge_bn", "exclude_first")})
-        strategies = grid(**axes)
+        strategies = grid(**{**axes, **_of_recipe(flags["recipe"], axes)})
     prefix = output or find_symbol(model)[1] + "-simulated"
     check_output(prefix, [f"{prefix}.json"], [find_symbol(model)[0]])
     kept = None if restart else _finished(f"{prefix}.json")
@@ -128,9 +134,9 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
         write_files(files)
 
     try:
-        with console.Bars() as bars:
+        with open_workers(scheduler, workers) as group, console.Bars() as bars:
             found = simulate(model, data, strategies, FreezeOptions(**flags), calib_select=calib_select, kept=kept,
-                             each=write, progress=bars)
+                             each=write, progress=bars, workers=group)
     except KeyboardInterrupt:
         kept_rows = f"finished rows are in {prefix}.json, and the same command goes on from there"
         raise KeyboardInterrupt(kept_rows if os.path.isfile(f"{prefix}.json") else "nothing was written") from None
@@ -142,6 +148,17 @@ def command(model: str, data: str, output: str | None, restart: bool, plot: bool
         return
     click.echo(found.to_markdown(), nl=False)
     click.echo("\n".join(f"wrote       {prefix}.{kind}" for kind in ("json", "md", "csv", *(["png"] if plot else []))))
+
+
+def _of_recipe(path: str | None, axes: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """What a recipe says of all layers, where the command line does not say it."""
+    if path is None:
+        return {}
+    from qgraph.quant.recipe import Recipe
+
+    said, source = Recipe.load(path), click.get_current_context().get_parameter_source
+    return {name: (getattr(said, name),) for name in axes if getattr(said, name, None) is not None
+            and source(name) is not click.core.ParameterSource.COMMANDLINE}
 
 
 def _finished(path: str) -> Simulation | None:

@@ -146,7 +146,7 @@ class Images:
             step = int(self.skip.rpartition(":")[2])
             rows = [step * row for row in rows]
         return qgraph.open_data(source, preprocess, select=rows, batch_size=self.options.batch_size,
-                                workers=self.options.workers, input_names=[input_name])
+                                decoders=self.options.decoders, input_names=[input_name])
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def run(flags: dict[str, Any]) -> None:
     options = qgraph.FreezeOptions(
         target="mxnet-sim", params=flags["params"], input_shape=() if flags["symbol"] else (f"data:1,3,{size},{size}",),
         preprocess=flags["preprocess"] or flags["dataset"], crop=flags["size"], batch_size=flags["batch_size"],
-        workers=flags["num_data_workers"], seed=flags["fixed_random_seed"])
+        decoders=flags["num_data_workers"], seed=flags["fixed_random_seed"])
     exclude_first = flags["exclude_first_conv"] == "true"
     images = Images(flags, options)
     if flags["symbol"]:

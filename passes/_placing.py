@@ -9,11 +9,16 @@ from qgraph.analysis.codes import quantizer_name
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 
+KERNEL_BITS = 8
+"""No engine has kernels that run on wider codes; a tensor that has them is read in float."""
+
 
 def activation_spec(g: Graph) -> QSpec | None:
-    """How `insert-fake-quantize` quantizes activations, of the first one; None where it quantized none."""
-    specs = [fq.quant for fq in g.nodes("fake_quantize") if g.param(g.inputs(fq)[0]) is None]
-    return dataclasses.replace(specs[0], source=()) if specs and specs[0] is not None else None
+    """How `insert-fake-quantize` quantizes what kernels of integers read, of the widest; None where it quantized none.
+    """
+    specs = [fq.quant for fq in g.nodes("fake_quantize") if g.param(g.inputs(fq)[0]) is None and fq.quant is not None
+             and fq.quant.bits <= KERNEL_BITS]
+    return dataclasses.replace(max(specs, key=lambda spec: spec.bits), source=()) if specs else None
 
 
 def quantizer_of(g: Graph, port: Port) -> Node | None:

@@ -11,7 +11,7 @@ from qgraph.analysis.observed import observed_ports
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
-from qgraph.passes._placing import activation_spec, ensure_quantizer, share_range
+from qgraph.passes._placing import KERNEL_BITS, activation_spec, ensure_quantizer, share_range
 from qgraph.quant.spec import QSpec
 
 
@@ -91,7 +91,7 @@ class _Between:
         for node in self.order:
             if node.op == "fake_quantize":
                 source = self.g.inputs(node)[0]
-                carries[node] = self.g.param(source) is None
+                carries[node] = self.g.param(source) is None and _fits_kernels(node)
             elif ops.kind(node) == ops.COMPUTE:
                 carries[node] = self._is_integer_layer(node)
             elif combines_codes(node):
@@ -114,7 +114,7 @@ class _Between:
 
     def _is_integer_layer(self, node: Node) -> bool:
         inputs = self.g.inputs(node)
-        return len(inputs) > 1 and all(p.node.op == "fake_quantize" for p in inputs[:2])
+        return len(inputs) > 1 and all(p.node.op == "fake_quantize" and _fits_kernels(p.node) for p in inputs[:2])
 
     def _moves(self, node: Node) -> bool:
         """One input, one output, of values from the input's range."""
@@ -162,3 +162,7 @@ class _Between:
             names = tuple(name for name in dict.fromkeys(self.g.inputs(fq)[0].key for fq in group)
                           if name in self.observed)
             self.count += share_range(group, names)
+
+
+def _fits_kernels(fq: Node) -> bool:
+    return fq.quant is not None and fq.quant.bits <= KERNEL_BITS and not fq.quant.alone

@@ -8,6 +8,7 @@ wanted, where (node, file), and what to do.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST_MESSAGE = 2000  # a message quotes what it found, and a hostile file can hold anything
 
@@ -19,6 +20,10 @@ class QGraphError(Exception):
         text = super().__str__()
         half = LONGEST_MESSAGE // 2
         return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes, whatever the constructor takes."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class GraphError(QGraphError):
@@ -62,6 +67,10 @@ class MissingDependencyError(QGraphError):
 
     def __init__(self, package: str, what_for: str, extra: str, instead: str = "") -> None:
         super().__init__(f'{what_for} needs {package}, which is not installed: {instead}pip install "qgraph[{extra}]"')
+
+
+class ClusterError(QGraphError):
+    """Workers cannot be reached, are not like this process, or died."""
 
 
 class CheckFailed(QGraphError):

@@ -13,6 +13,9 @@ import numpy as np
 from qgraph.data.open import Data, open_data
 from qgraph.data.preprocess import Preprocess
 from qgraph.errors import OptionError, suggest
+from qgraph.quant.ranges import ALIASES
+from qgraph.quant.recipe import Layers, Recipe
+from qgraph.quant.spec import as_granularity
 from qgraph.semantics.inputs import closed
 
 Progress = Callable[[str, int, Optional[int]], None]  # (what is done, how many so far, how many in all)
@@ -38,7 +41,7 @@ class DataOptions:
     std: str | Sequence[float] | None = None
     scale: float | None = None
     batch_size: int = 16
-    workers: int | None = None
+    decoders: int | None = None
     labels: str | None = None
 
     def preprocessing(self) -> Preprocess:
@@ -50,7 +53,7 @@ class DataOptions:
         if isinstance(source, Data):
             return source
         return open_data(source, self.preprocessing(), labels=self.labels, select=self.select, skip=self.skip,
-                         limit=limit, batch_size=self.batch_size, workers=self.workers, input_names=tuple(shapes),
+                         limit=limit, batch_size=self.batch_size, decoders=self.decoders, input_names=tuple(shapes),
                          input_shapes={name: shape for name, shape in shapes.items() if shape})
 
 
@@ -82,6 +85,7 @@ class FreezeOptions(JudgeOptions):
     passes: a pipeline of one's own instead of the standard one.  user_passes: ``--pass MODULE:CLASS@AFTER``.
     output: prefix of the files that are written.
     judge_data: images that the frozen model is judged on, instead of those that calibration did not take.
+    recipe: the path of a recipe, or the recipe; `with_recipe` takes its choices over.
     report_images: show so many judged images, whose answers changed most, in the report.
     runtime: of `qgraph.engines`, the engine that runs models meanwhile.
     float_check: compare the outputs before and behind the passes that keep them.
@@ -104,6 +108,7 @@ class FreezeOptions(JudgeOptions):
     winograd: str = "none"
     calib_data: str | None = None
     calib_table: str | None = None
+    recipe: str | Recipe | None = None
     judge_data: str | None = None
     report_images: int = 0
     num_calib: int | None = None
@@ -124,6 +129,8 @@ class FreezeOptions(JudgeOptions):
         for name in ("merge_bn", "float_check"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, want True or False")
+        if self.recipe is not None and not isinstance(self.recipe, (str, os.PathLike, Recipe)):
+            raise OptionError(f"recipe is a {type(self.recipe).__name__}, want a path")
         if self.calib_data is not None and not isinstance(self.calib_data, (str, os.PathLike)):
             raise OptionError(f"calib_data is a {type(self.calib_data).__name__}, want a path; arrays and datasets go "
                               "to qgraph.freeze(..., calib_data=...)")
@@ -133,11 +140,51 @@ class FreezeOptions(JudgeOptions):
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
                 raise OptionError(f"{name} is {value!r}, want a whole number from {least}")
 
+    @property
+    def layers(self) -> Layers:
+        """What the recipe says of single layers, once `with_recipe` has read it."""
+        return self.recipe.layers if isinstance(self.recipe, Recipe) else ()
+
     def to_dict(self) -> dict[str, Any]:
         """What was asked for and is not the default, as plain values; where the files go is left out."""
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                  if f.name not in ("output", "dump_passes", "runtime") and getattr(self, f.name) != f.default}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(found.items())}
+        return {k: list(v) if isinstance(v, tuple) else v.to_dict() if isinstance(v, Recipe) else v
+                for k, v in sorted(found.items())}
+
+
+RECIPE_FIELDS = ("effort", "calib", "granularity", "weight_bits", "act_bits")  # of `FreezeOptions` and `Recipe`
+
+
+def with_recipe(options: FreezeOptions) -> FreezeOptions:
+    """The options with the choices of their recipe, which is read, in place of their defaults.
+
+    What the recipe excludes is excluded too.  Raises OptionError for a flag that contradicts the recipe.
+    """
+    if options.recipe is None:
+        return options
+    recipe = options.recipe if isinstance(options.recipe, Recipe) else Recipe.load(options.recipe)
+    taken: dict[str, Any] = {}
+    for name in RECIPE_FIELDS:
+        said, given = getattr(recipe, name), getattr(options, name)
+        if said is None or _same(said, given):
+            continue
+        if given != getattr(FreezeOptions, name):
+            raise OptionError(f"--{name.replace('_', '-')} {given}: the recipe says {said}; leave one of them out")
+        taken[name] = said
+    exclude = tuple(dict.fromkeys((*options.exclude, *recipe.exclude)))
+    return dataclasses.replace(options, recipe=recipe, exclude=exclude, **taken)
+
+
+def recipe_of(options: FreezeOptions, graph: str) -> Recipe:
+    """The recipe that says what these options do. graph: the digest of the model."""
+    return Recipe(graph, exclude=options.exclude, layers=options.layers,
+                  **{name: getattr(options, name) for name in RECIPE_FIELDS})
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two names mean the same."""
+    return bool(a == b) or isinstance(b, str) and a in (as_granularity(b), ALIASES.get(b))
 
 
 def _as_texts(options: DataOptions, **examples: str) -> None:

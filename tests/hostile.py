@@ -479,7 +479,7 @@ def read_simulation(path: Path, number: int) -> bool:
 
 def sweep(path: Path, number: int) -> bool:
     """Every batch of a data file, and its labels."""
-    data = qgraph.open_data(path, workers=1, batch_size=1)
+    data = qgraph.open_data(path, decoders=1, batch_size=1)
     assert sum(len(batch) for batch in data) == len(data)
     data.labels()
     return True
@@ -489,7 +489,7 @@ def sweep_labels(path: Path, number: int) -> bool:
     """Every label of a .json for the images beside it, or of the folder for an .xml."""
     from qgraph.data.preprocess import Preprocess
 
-    data = qgraph.open_data(path.parent, Preprocess(resize=15, crop=15), workers=1,
+    data = qgraph.open_data(path.parent, Preprocess(resize=15, crop=15), decoders=1,
                             labels=path if path.suffix == ".json" else path.parent)
     assert sum(len(batch.labels) for batch in data) == len(data) == len(data.labels())
     return True

@@ -92,6 +92,7 @@ def test_what_one_run_prints(net: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("quantized   9 of 9 layers")
     assert [line.split()[-1] for line in lines if line.startswith("wrote")] == ["said.onnx", "said.calib.json",
+                                                                                 "said.recipe.yaml",
                                                                                  "said.report.json", "said.report.html"]
     assert "calibrated" in done.stderr and "Warning" not in done.stderr
 
@@ -133,8 +134,9 @@ def test_two_targets_share_one_calibration(net: Path) -> None:
     reports = result(net, "freeze", SYMBOL, "--target", "onnx", "--target", "mxnet", "--calib", "kl", "--calib-data",
                      "calib.npz", "--output", "both")
     assert set(reports) == {"onnx", "mxnet"} and all(r["agreement"]["top1"] >= 98 for r in reports.values())
-    names = {f"both{tail}" for tail in (".onnx", "-symbol.json", "-0000.params", ".calib.json", ".onnx.report.json",
-                                        ".mxnet.report.json", ".onnx.report.html", ".mxnet.report.html")}
+    names = {f"both{tail}" for tail in (".onnx", "-symbol.json", "-0000.params", ".calib.json", ".recipe.yaml",
+                                        ".onnx.report.json", ".mxnet.report.json", ".onnx.report.html",
+                                        ".mxnet.report.html")}
     assert {name for name in os.listdir(net) if name.startswith("both")} == names
     assert (net / "both.onnx").read_bytes() == (net / "kl.onnx").read_bytes()
 

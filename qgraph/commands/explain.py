@@ -112,8 +112,8 @@ def _became(g: Graph, nodes: Sequence[Node], trial: Trial, options: FreezeOption
     types = {row["name"]: f"{row['data']} x {row['weight']} per {row['granularity']}" for row in quantized_layers(g)}
     target = get_target(options.target)
     reasons = {**{node.name: why for node, why in target.doubts(trial.float_graph).items()},
-               **{node.name: why for node, why in layer_verdicts(trial.float_graph, target, options.exclude).items()
-                  if why}}
+               **{node.name: why for node, why in layer_verdicts(trial.float_graph, target, options.exclude,
+                                                                       options.layers).items() if why}}
     return [{"name": node.name, "op": node.op, "arithmetic": types.get(node.name) or (
                 f"float: {reasons.get(node.name, 'a later pass left it so')}" if ops.kind(node) == ops.COMPUTE else "")}
             for node in nodes]

@@ -21,7 +21,7 @@ from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.judge import Judge
-from qgraph.commands.line import collect_table, pipeline, quantize, scaling
+from qgraph.commands.line import asked_ranges, collect_table, pipeline, quantize, scaling
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.noise import layer_noise
 from qgraph.commands.open_model import open_model
@@ -35,35 +35,41 @@ from qgraph.errors import OptionError
 from qgraph.files import Content, check_output, write_files
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import PassRecord
-from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_shapes
+from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_shapes, recipe_of, with_recipe
+from qgraph.passes._choices import check_choices
 from qgraph.quant.ranges import method
+from qgraph.quant.recipe import LayerChoice, Recipe
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Shapes, Target, Writing
 from qgraph.targets.mxnet.model import MxnetModel
 from qgraph.targets.registry import get_target, no_open_sizes
+from qgraph.workers import Workers
 
 log = logging.getLogger("qgraph")
 
 
 def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any = None,
-           calib_table: CalibrationTable | str | None = None, progress: Progress | None = None) -> Frozen:
+           calib_table: CalibrationTable | str | None = None, progress: Progress | None = None,
+           workers: Workers | None = None) -> Frozen:
     """Quantize a model for `options.target`.
 
     model: path of a symbol JSON (or its prefix), a `Graph`, or a Gluon block.
     calib_data: what `qgraph.open_data` takes.
     calib_table: a table, or its path, from an earlier run; no data are needed then.
+    workers: who looks at the calibration images; the result does not depend on them.
     """
-    options = options or FreezeOptions()
-    return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options))
+    options = with_recipe(options or FreezeOptions())
+    return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options), workers)
 
 
 def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
-               progress: Progress | None = None) -> tuple[list[Frozen], list[str]]:
+               progress: Progress | None = None, workers: Workers | None = None) -> tuple[list[Frozen], list[str]]:
     """Freeze for several targets with one calibration, and write all or none; (frozen models, paths).
 
     Images, float passes and the outputs of the float model are made once, for options that differ in the target alone.
     Its ranges are chosen for the codes of the targets, or, where these differ, for what a tensor's signs allow.
     """
+    wanted = [with_recipe(options) for options in wanted]
     writers: dict[str, str] = {}
     for options in wanted:  # before minutes of work
         pipeline(options)
@@ -81,7 +87,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
         shared = next((one for one in common if one.fits(options)), None)
         if shared is None:
             common.append(shared := Shared(options))
-        frozen.append(_freeze(model, options, signed, None, table, progress, shared))
+        frozen.append(_freeze(model, options, signed, None, table, progress, shared, workers))
         table = frozen[-1].table
         for path, content in frozen[-1].files(prefix).items():
             if path.startswith(f"{prefix}.report.") and len(wanted) > 1:
@@ -98,7 +104,8 @@ def _signed(options: FreezeOptions) -> bool | None:
 
 
 def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data: Any,
-            calib_table: CalibrationTable | str | None, progress: Progress | None, shared: Shared) -> Frozen:
+            calib_table: CalibrationTable | str | None, progress: Progress | None, shared: Shared,
+            workers: Workers | None) -> Frozen:
     steps = Steps()
     steps.begin("open")
     target = get_target(options.target)
@@ -110,6 +117,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     given = _given_table(options, calib_table)
     network = (TrainedNetwork if is_trained(original) else FloatNetwork)(original, options, target)
     bare = network.bare()
+    _check_recipe(original, bare, options, target)
     data = calib_data if calib_data is not None else sample_of(model)
     images, shapes = None, network.hinted_shapes()
     if network.reads_images(opened.prefix, data):
@@ -128,7 +136,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
 
     def fold() -> tuple[Graph, Graph, list[PassRecord]]:
         done: list[PassRecord] = []
-        return (*network.fold(feeds, engine, dump, done, scaling(images, given, options, engine, progress)), done)
+        return (*network.fold(feeds, engine, dump, done, scaling(images, given, options, engine, progress, workers)),
+                done)
 
     steps.begin("fold")
     float_graph, g, done = shared.once("float passes", fold) if network.shares_float else fold()
@@ -140,7 +149,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         def observe() -> CalibrationTable:
             network.need(images)
             assert images is not None
-            return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized))
+            return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized),
+                                 asked_ranges(quantized, options), workers)
 
         found = network.ranges(quantized, float_graph, given, observe)
         steps.begin("quantize")
@@ -163,7 +173,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     network.warn_of(checked["agreement"])
     steps.begin("report")
     noise = layer_noise(network, written, writing.feeds) if written.has_kernels else None
-    frozen = Frozen(g, written, table, {}, opened.files, steps.seconds)
+    frozen = Frozen(g, written, table, {}, opened.files, steps.seconds, _recipe(original, options, table))
     frozen.report = report.build(
         files=opened.files, original=original, float_graph=float_graph, graph=g, model=written, verdicts=verdicts,
         table=table, records=records, findings=[f for step in after for f in step.findings],
@@ -173,6 +183,26 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
             **target.check(written, g, writing)})
     steps.end()
     return frozen
+
+
+def _check_recipe(original: Graph, bare: Graph, options: FreezeOptions, target: Target) -> None:
+    """Raise OptionError, UnsupportedError, CalibrationError where the recipe cannot be for this network and target."""
+    if not isinstance(options.recipe, Recipe):
+        return
+    if is_trained(original):
+        raise OptionError("--recipe: this network was trained quantized; what is quantized, and how, is chosen with "
+                          "qgraph.qat.convert_model")
+    options.recipe.check(original.digest())
+    weight_bits, act_bits = target.bits(options.weight_bits, options.act_bits)
+    check_choices(bare, target, options.layers, LayerChoice(weight_bits, act_bits))
+
+
+def _recipe(original: Graph, options: FreezeOptions, table: CalibrationTable | None) -> Recipe | None:
+    """What was done, as a recipe; None of a network that was trained quantized, or by passes of the user's own."""
+    if is_trained(original) or options.passes is not None:
+        return None
+    calib = options.calib if table is None else table.method
+    return None if calib == ONLINE else recipe_of(dataclasses.replace(options, calib=calib), original.digest())
 
 
 def _given_table(options: FreezeOptions, table: CalibrationTable | str | None) -> CalibrationTable | None:

@@ -13,6 +13,7 @@ from qgraph.errors import OptionError
 from qgraph.files import Content, check_output, write_files
 from qgraph.ir.graph import Graph
 from qgraph.pages.report import report_page
+from qgraph.quant.recipe import SUFFIX, Recipe
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Model
 
@@ -22,6 +23,7 @@ class Frozen:
     """A frozen model. graph: with fake_quantize nodes; model: in the target's ops; report: plain data, as JSON.
 
     source: the files that the float model came from, which are not overwritten.  seconds: of each step that made it.
+    recipe: which freezes the same again.
     """
 
     graph: Graph
@@ -30,12 +32,15 @@ class Frozen:
     report: dict[str, Any] = field(repr=False)
     source: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
+    recipe: Recipe | None = field(default=None, repr=False)
 
     def files(self, prefix: str) -> dict[str, Content]:
-        """Path -> content of the model, its table, its report and the page of that."""
+        """Path -> content of the model, its table, its recipe, its report and the page of that."""
         files = self.model.files(prefix)
         if self.table is not None:
             files[f"{prefix}.calib.json"] = self.table.to_json()
+        if self.recipe is not None:
+            files[f"{prefix}{SUFFIX}"] = self.recipe.to_yaml()
         return {**files, **report_files(f"{prefix}.report", self.report)}
 
     def save(self, prefix: str | os.PathLike[str] | None = None) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qgraph.analysis.difference import Difference
@@ -18,6 +20,28 @@ from qgraph.tasks.detection import ROW, Detection
 from qgraph.tasks.embedding import Embedding
 from qgraph.tasks.registry import Assigned, assign, check_chosen, heads_of
 from qgraph.tasks.values import Values
+
+
+@dataclass
+class Counted:
+    """What was counted over some images. It travels, and adds up exactly.
+
+    first: the number of the first image.  differences: of each output.  agreements, scores: by the number of the task.
+    """
+
+    differences: list[Difference]
+    first: int = 0
+    images: int = 0
+    agreements: dict[int, Tally] = field(default_factory=dict)
+    scores: dict[int, Tally] = field(default_factory=dict)
+
+    def add(self, other: Counted) -> None:
+        """Other images."""
+        self.images += other.images
+        self.differences = [mine + theirs for mine, theirs in zip(self.differences, other.differences)]
+        for mine, theirs in ((self.agreements, other.agreements), (self.scores, other.scores)):
+            for number, tally in theirs.items():
+                mine[number] = _sum(mine.get(number), tally)
 
 
 class Judge:
@@ -38,48 +62,71 @@ class Judge:
         self._decoded: Task | None = None
         check_chosen(self._chosen, self.names)
         self.tasks: list[Assigned] = []
-        self.images = 0
-        self._differences = [Difference() for _ in names]
-        self._agreements: dict[Task, Tally] = {}
-        self._scores: dict[Task, Tally] = {}
+        self.counted = self._nothing(0)
 
     @classmethod
     def of(cls, model: Model, options: JudgeOptions, pairs: Array | None = None) -> Judge:
         """Of the outputs of a model, which are told by its ops where it has a graph."""
         return cls(model.outputs, model.ir, options, pairs)
 
+    @property
+    def images(self) -> int:
+        return self.counted.images
+
+    def look(self, batch: Batch, outputs: Sequence[Array]) -> None:
+        """Know the tasks by the first batch. outputs: those of the model that is the truth, or else of the judged."""
+        if not self.tasks:
+            self.tasks = self._assigned(batch, outputs)
+
+    def blank(self, first: int) -> Judge:
+        """One that knows the same tasks and has counted nothing, for the images from that number on."""
+        twin = copy.copy(self)
+        twin.counted = self._nothing(first)
+        return twin
+
+    def _nothing(self, first: int) -> Counted:
+        return Counted([Difference() for _ in self.names], first)
+
+    @classmethod
+    def sum(cls, judges: Sequence[Judge]) -> Judge:
+        """One that has counted what these have, of the same outputs and in this order; at least one."""
+        whole = judges[0].blank(0)
+        for judge in judges:
+            whole.counted.add(judge.counted)
+        return whole
+
     def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array] | None = None) -> None:
         """The outputs of a batch. want: those of the model that is the truth.
 
         Raises OptionError for outputs that are not alike, DataError for labels that do not fit the task.
         """
-        if not self.tasks:
-            self.tasks = self._assigned(batch, found if want is None else want)
+        self.look(batch, found if want is None else want)
         if want is not None:
             self._compare(want, found)
-        unscored = True
-        for task, outputs, _ in self.tasks:
+        counted, unscored = self.counted, True
+        first = counted.first + counted.images
+        for number, (task, outputs, _) in enumerate(self.tasks):
             mine = self._read(task, outputs, found, batch)
             if want is not None:
-                tally = task.agreement(self._read(task, outputs, want, batch), mine, self.images)
-                self._agreements[task] = _sum(self._agreements.get(task), tally)
-            score = self._score(task, mine, batch) if unscored else None
+                tally = task.agreement(self._read(task, outputs, want, batch), mine, first)
+                counted.agreements[number] = _sum(counted.agreements.get(number), tally)
+            score = self._score(task, mine, batch, first) if unscored else None
             if score is not None:
-                self._scores[task] = _sum(self._scores.get(task), score)
+                counted.scores[number] = _sum(counted.scores.get(number), score)
                 unscored = False  # labels are of one task
         if self._pairs is not None and unscored:
             raise OptionError("--pairs: no output is an embedding; --task embedding:OUTPUT says which one is")
-        self.images += len(batch)
+        counted.images += len(batch)
 
-    def _score(self, task: Task, found: Sequence[Array], batch: Batch) -> Tally | None:
+    def _score(self, task: Task, found: Sequence[Array], batch: Batch, first: int) -> Tally | None:
         """By the pairs or the labels, None where the task knows none."""
         if self._pairs is not None:
             if not isinstance(task, Embedding):
                 return None
-            return task.verify(found, self._pairs, batch.ids, self.images)
+            return task.verify(found, self._pairs, batch.ids, first)
         if batch.labels is None or not task.labels:
             return None
-        return task.score(found, batch.labels, batch.ids, self.images)
+        return task.score(found, batch.labels, batch.ids, first)
 
     def _assigned(self, batch: Batch, like: Sequence[Array]) -> list[Assigned]:
         heads = heads_of(self.names, like, len(batch), self._g, batch.feeds)
@@ -96,7 +143,7 @@ class Judge:
         return [values[number] for number in outputs]
 
     def _compare(self, want: Sequence[Array], found: Sequence[Array]) -> None:
-        for name, difference, a, b in zip(self.names, self._differences, want, found):
+        for name, difference, a, b in zip(self.names, self.counted.differences, want, found):
             if a.shape != b.shape:
                 raise OptionError(f"the models' outputs {name} have the shapes {a.shape} and {b.shape}, want two of "
                                   "the same network")
@@ -104,7 +151,8 @@ class Judge:
 
     def scores(self) -> Result:
         """Metric -> value, of the task that has labels; {} without."""
-        return {name: value for task, tally in self._scores.items() for name, value in _rounded(task, tally).items()}
+        return {name: value for number, tally in self.counted.scores.items()
+                for name, value in _rounded(self.tasks[number].task, tally).items()}
 
     def scored(self) -> dict[str, Any]:
         """{"images", "top1", "top5", "scores": of all metrics}; None for what is not known."""
@@ -119,8 +167,9 @@ class Judge:
         tasks: that nearest to ruin, or farthest beyond it, comes first; boxes that are decoded alone tell of ruin.
         worst: its output with the lowest SQNR.
         """
-        differences = [difference.to_dict() for difference in self._differences]
-        rows = sorted((self._row(assigned, differences) for assigned in self.tasks), key=lambda row: row.standing)
+        differences = [difference.to_dict() for difference in self.counted.differences]
+        rows = sorted((self._row(number, differences) for number in range(len(self.tasks))),
+                      key=lambda row: row.standing)
         lowest = rows[0].assigned.outputs
         worst = min(lowest, key=lambda number: (_sqnr(differences[number]), number))
         tasks = {number: task.name for task, outputs, _ in self.tasks for number in outputs}
@@ -131,9 +180,10 @@ class Judge:
                 "outputs": [{"name": name, "task": tasks[number], **differences[number]}
                             for number, name in enumerate(self.names)]}
 
-    def _row(self, assigned: Assigned, differences: Sequence[Result]) -> _Row:
+    def _row(self, number: int, differences: Sequence[Result]) -> _Row:
+        assigned = self.tasks[number]
         task = assigned.task
-        found = _rounded(task, self._agreements[task]) or differences[assigned.outputs[0]]
+        found = _rounded(task, self.counted.agreements[number]) or differences[assigned.outputs[0]]
         main = found[task.main]
         return _Row(assigned, found, main, task.metrics[task.main].unit, task.standing(main))
 

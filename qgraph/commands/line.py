@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
+from qgraph.analysis.codes import quantizers_behind, ranged
 from qgraph.arrays import Array
-from qgraph.calibration.collect import channel_ranges, collect
+from qgraph.calibration.collect import Asked, collect
 from qgraph.calibration.images import CalibrationImages
+from qgraph.calibration.sweep import channel_ranges
 from qgraph.data.open import Data
 from qgraph.engines import Engine
 from qgraph.errors import OptionError, suggest
@@ -16,12 +18,16 @@ from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import Pass, PassManager, PassRecord, insert_after, load_user_pass, parse_pipeline, pass_class
 from qgraph.options import ONLINE, FreezeOptions, Progress
 from qgraph.passes import PIPELINES
+from qgraph.passes._choices import check_choice, layer_choices
 from qgraph.passes.equalize import Equalize
 from qgraph.passes.winograd_weights import NONE, check_domain
+from qgraph.quant.ranges import method
+from qgraph.quant.recipe import LayerChoice, Layers
 from qgraph.quant.spec import QParams, as_granularity
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG
 from qgraph.targets.registry import check_legal, get_target
+from qgraph.workers import Workers
 
 log = logging.getLogger("qgraph")
 
@@ -49,13 +55,19 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
     beyond = {ONLINE_FLAG: online, APART_FLAG: not options.merge_bn, WINOGRAD_FLAG: options.winograd != NONE}
     check_legal(target, granularity, weight_bits, act_bits, options.act_signed,
                 tuple(flag for flag, asked in beyond.items() if asked))
+    for pattern, said in options.layers:
+        check_choice(pattern, target, LayerChoice(weight_bits, act_bits, granularity) | said)
+        if online and said.calib is not None:
+            raise OptionError(f"recipe, layer {pattern}: calib {said.calib} needs ranges that are observed, and "
+                              f"--calib {ONLINE} has none")
     rounding = target.spec.rounding
     given: dict[str, dict[str, Any]] = {
         Equalize.name: {"weight_bits": weight_bits, "act_bits": act_bits, "granularity": granularity,
                         "between": target.quantizes_between, "signed_input_limit": target.spec.signed_input_limit},
         FIRST_QUANTIZING: {
             "target": target.name, "granularity": granularity, "exclude": options.exclude, "weight_bits": weight_bits,
-            "act_bits": act_bits, "act_signed": options.act_signed, "online": online},
+            "act_bits": act_bits, "act_signed": options.act_signed, "online": online,
+            "layers": options.layers},
         "quantize-everything": {"target": target.name},
         "winograd-weights": {"domain": options.winograd, "rounding": rounding},
         "calibrate": {"signed_input_limit": target.spec.signed_input_limit},
@@ -128,7 +140,7 @@ def bound(step: Pass, **known: Any) -> Pass:
 
 
 def scaling(images: CalibrationImages | None, given: CalibrationTable | None, options: FreezeOptions, engine: Engine,
-            progress: Progress | None) -> dict[str, Any]:
+            progress: Progress | None, workers: Workers | None = None) -> dict[str, Any]:
     """What `equalize` is told: the images, or the factors of the run that wrote the table which is given."""
     if given is not None:
         return {"factors": given.factors}
@@ -136,19 +148,39 @@ def scaling(images: CalibrationImages | None, given: CalibrationTable | None, op
         return {}
 
     def ranges(g: Graph, ports: Sequence[Port]) -> list[Array]:
-        return channel_ranges(g, images.data, ports, progress=progress, runtime=options.runtime)
+        return channel_ranges(g, images.data, ports, progress=progress, runtime=options.runtime,
+                              workers=workers)
 
     return {"feeds": images.sample, "ranges": ranges, "run_op": engine.run_op}
 
 
 def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
-                  progress: Progress | None, wanted: Iterable[str]) -> CalibrationTable:
+                  progress: Progress | None, wanted: Iterable[str], asked: Mapping[str, Asked] | None = None,
+                  workers: Workers | None = None) -> CalibrationTable:
     """The ranges of a float graph. signed: for which codes they are chosen, None is for those that the signs allow.
 
-    wanted: the tensors that must have one.
+    wanted: the tensors that must have one.  asked: of `asked_ranges`.
     """
     table = collect(float_graph, data, options.calib, act_bits=options.act_bits, act_signed=signed, progress=progress,
-                    runtime=options.runtime, wanted=wanted)
+                    runtime=options.runtime, wanted=wanted, asked=asked, workers=workers)
     log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
              table.data)
     return table
+
+
+def asked_methods(quantized: Graph, layers: Layers) -> dict[str, str]:
+    """Tensor -> method of its range, where a recipe says it of a layer that reads the tensor in codes."""
+    return {name: said.calib for node, said in layer_choices(quantized, layers).items() if said.calib is not None
+            for fq in quantizers_behind(quantized, quantized.inputs(node)[0]) for name in ranged(quantized, fq)}
+
+
+def asked_ranges(quantized: Graph, options: FreezeOptions) -> dict[str, Asked]:
+    """Tensor -> method and bits of its range, where the recipe wants others for it than for the rest."""
+    general = Asked(method(options.calib).name, options.act_bits)
+    methods = asked_methods(quantized, options.layers)
+    bits: dict[str, int] = {}
+    for fq in quantized.nodes("fake_quantize"):
+        if fq.quant is not None and quantized.param(quantized.inputs(fq)[0]) is None:
+            bits.update({name: max(fq.quant.bits, bits.get(name, 0)) for name in ranged(quantized, fq)})
+    asked = {name: Asked(methods.get(name, general.method), bits[name]) for name in bits}
+    return {name: way for name, way in asked.items() if way != general}

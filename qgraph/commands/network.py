@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from qgraph.calibration.images import CalibrationImages
 from qgraph.commands import floatcheck
-from qgraph.commands.line import bound, pipeline, split
+from qgraph.commands.line import asked_methods, asked_ranges, bound, pipeline, split
 from qgraph.engines import Engine
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import Pass, PassRecord
@@ -83,7 +83,7 @@ class FloatNetwork:
         """Layer -> why it stays in float, "" if it is quantized."""
         for step in self.quantizing:
             if isinstance(step, InsertFakeQuantize):
-                verdicts = layer_verdicts(float_graph, get_target(step.target), step.exclude)
+                verdicts = layer_verdicts(float_graph, get_target(step.target), step.exclude, step.layers)
                 for node, why in verdicts.items():
                     if why:
                         log.debug("stays in float: %s: %s", node.name, why)
@@ -99,5 +99,6 @@ class FloatNetwork:
         if given is None:
             return observe()
         given.check(float_graph.digest())
-        given.check_bits(self.options.act_bits)
+        given.check_bits(self.options.act_bits, {name: way.bits for name, way in asked_ranges(g, self.options).items()})
+        given.check_methods(asked_methods(g, self.options.layers))
         return given

@@ -70,9 +70,10 @@ class Simulation:
 
     def take(self, kept: Simulation) -> None:
         """The rows of an earlier run. Raises OptionError if they are of another model or other images."""
+        before = {"recipe": None, **kept.about}
         for key, value in self.about.items():
-            if key in kept.about and kept.about[key] != value:
-                raise OptionError(f"the finished rows are of another run ({key}: {kept.about.get(key)}, now {value}); "
+            if key in before and before[key] != value:
+                raise OptionError(f"the finished rows are of another run ({key}: {before[key]}, now {value}); "
                                   "choose another --output, or drop them with --restart")
         self.float_row, self._rows = kept.float_row, dict(kept._rows)
 

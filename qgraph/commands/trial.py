@@ -59,7 +59,8 @@ class Trial:
         for step in float_steps:
             run_pass(step, self.float_graph)
         self.quantized = self.float_graph.copy()
-        verdicts = layer_verdicts(self.float_graph, get_target(options.target), options.exclude)
+        verdicts = layer_verdicts(self.float_graph, get_target(options.target), options.exclude,
+                                  options.layers)
         left = [node.name for node, why in verdicts.items() if why]  # by the target that the user means
         run_pass(bound(quantizing[0], exclude=(*options.exclude, *left)), self.quantized)
         if not self.quantized.nodes("fake_quantize"):

@@ -125,20 +125,23 @@ class Folder(Items):
         return len(self._files)
 
     def where(self, index: int) -> str:
-        return str(self._root / self._files[index][0])
+        return str(Path(self.name) / self._files[index][0])
 
     def key(self, index: int) -> str:
         return self._files[index][0].replace(os.sep, "/")
 
     def geometry(self, index: int) -> Geometry:
         """Where the pixels of an image go; it is not decoded."""
-        return geometry_of(self.where(index), self.where(index), self._preprocess)
+        return geometry_of(self._path(index), self.where(index), self._preprocess)
 
     def load(self, index: int) -> Row:
-        return [decode(self.where(index), self.where(index), self._preprocess)], self._files[index][1]
+        return [decode(self._path(index), self.where(index), self._preprocess)], self._files[index][1]
 
     def labels(self, indices: Iterable[int]) -> Iterator[Label]:
         return (self._files[index][1] for index in indices)
+
+    def _path(self, index: int) -> str:
+        return str(self._root / self._files[index][0])
 
 
 def _labelled(folders: Sequence[Path]) -> list[tuple[int, Path]]:

@@ -100,9 +100,9 @@ class Labelled(Items):
             raise DataError(f"{self.where(missing[0])}: has no label in {self._file.path}{more}: add it, or leave the "
                             "image out (--select, --skip)")
 
-    def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
+    def rows(self, indices: Iterable[int], decoders: int, ahead: int) -> Iterator[Row]:
         mine, theirs = tee(indices)
-        for (arrays, _), label in zip(self._items.rows(theirs, workers, ahead), self.labels(mine)):
+        for (arrays, _), label in zip(self._items.rows(theirs, decoders, ahead), self.labels(mine)):
             yield arrays, label
 
     def labels(self, indices: Iterable[int]) -> Iterator[Label]:

@@ -2,13 +2,12 @@
 
 ``open_data`` takes a ``.rec``, an image folder, ``.npz``/``.npy``, arrays, a Gluon ``Dataset`` or ``DataLoader``, an
 ``mx.io.DataIter``, or any iterable of batches, and gives a ``Data`` that can be swept again and again (KL calibration
-sweeps twice).  Memory does not grow with the number of items, and neither the number of workers nor their timing
-changes what comes out.
+sweeps twice).  Memory does not grow with the number of items, and neither the number of decoding threads nor their
+timing changes what comes out.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import sys
@@ -16,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from qgraph.arrays import Array
+from qgraph.data.batches import Batch, labels_of, stack
 from qgraph.data.image_files import Folder, Pairs, Records
 from qgraph.data.labels import Labelled, read_labels
 from qgraph.data.preprocess import IMAGE_SUFFIXES, PRESETS, Preprocess, is_image, parse_slice, ready
@@ -34,35 +34,35 @@ _DIGESTED = 32  # labels at a time
 
 
 @dataclass(frozen=True)
-class Batch:
-    """feeds: input name -> N x ... float32, contiguous, finite.  labels: N int64 (N x ...; not whole: float32), or an
-    array for each sample where they have several shapes, or None.  ids: what each sample is called, for messages: a
-    path, or ``val.rec[17]``."""
+class Origin:
+    """The files that items are read from. path, labels: absolute.  name: of the items, as they were opened."""
 
-    feeds: dict[str, np.ndarray]
-    labels: Array | list[Array] | None
-    ids: list[str]
+    path: Path
+    labels: Path | None
+    name: str
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All that is read."""
+        index = (self.path.with_suffix(".idx"),) if self.path.suffix.lower() == ".rec" else ()
+        return (self.path, *index, *(() if self.labels is None else (self.labels,)))
 
-    def unlabelled(self) -> Batch:
-        """The same without labels."""
-        return replace(self, labels=None)
-
-    def rows(self) -> Iterator[Batch]:
-        """Batches of one."""
-        for i, where in enumerate(self.ids):
-            part = slice(i, i + 1)
-            yield Batch({name: x[part] for name, x in self.feeds.items()},
-                        None if self.labels is None else self.labels[part], [where])
+    def open(self, names: Sequence[str], preprocess: Preprocess) -> Items:
+        """Read them again, here. Raises DataError."""
+        source = _open_path(self.path, names, preprocess)
+        source.name = self.name
+        return source if self.labels is None else _labelled(source, self.labels)
 
 
 class Data:
     """Batches of one source; iterate as often as you like, the same batches come each time.
 
     ``num_items``, and ``len()``: items after select, skip and limit; None (and a TypeError) for a stream.
+    ``origin``: the files that it is read from, None where it is in memory.  Pickled data of files are opened again by
+    their absolute paths, and give the same batches.
     """
+
+    origin: Origin | None = None
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class Data:
         skip: slice,
         limit: int | None,
         batch_size: int,
-        workers: int,
+        decoders: int,
     ) -> None:
         self.name = source.name
         self.preprocess = preprocess
         self.input_names = tuple(input_names)
         self.batch_size = batch_size
-        self._source, self._shapes, self._workers = source, input_shapes, workers
+        self._source, self._shapes, self._decoders = source, input_shapes, decoders
         self._select, self._skip, self._limit = select, skip, limit
         self._single = False  # a stream's own batches are taken apart
         self.num_items: int | None = None
@@ -112,9 +112,28 @@ class Data:
 
     def one_by_one(self) -> Data:
         """The same items in batches of one."""
-        twin = copy.copy(self)
+        twin = self._twin()
         twin.batch_size, twin._single = 1, True
         return twin
+
+    def part(self, first: int, stop: int) -> Data:
+        """The items from number `first` to before `stop` of those that are used. Raises DataError for a stream."""
+        if not isinstance(self._source, Items):
+            raise DataError(f"{self.name}: is a stream, which has no numbered items")
+        return self._of(list(islice(self._kept(len(self._source)), first, stop)))
+
+    def shares(self, count: int, seed: int) -> list[Data]:
+        """The items in so many parts of the same size, but for one item; dealt out after a shuffle.
+
+        Raises DataError for a stream, and for fewer items than parts.
+        """
+        kept = list(self._kept(len(self._source))) if isinstance(self._source, Items) else []
+        if len(kept) < count:
+            found = f"{len(kept)} items" if kept else "a stream"
+            raise DataError(f"{self.name}: found {found}, want a file or a folder of {count} or more, to be split into "
+                            f"{count} parts")
+        order = np.random.default_rng(seed).permutation(len(kept))
+        return [self._of([kept[i] for i in order[number::count]]) for number in range(count)]
 
     def rest(self, count: int) -> Data | None:
         """At most so many of the items that are left out by select and limit, spread evenly; None if there are none."""
@@ -124,10 +143,31 @@ class Data:
         left = [i for i in range(len(self._source)) if i not in kept and i not in dropped]
         if not left:
             return None
-        twin = copy.copy(self)
-        twin._select, twin._skip, twin._limit = left[::-(-len(left) // count)], slice(0), None
-        twin.num_items = len(twin._select)
+        return self._of(left[::-(-len(left) // count)])
+
+    def _of(self, numbers: Sequence[int]) -> Data:
+        """These items of the source."""
+        twin = self._twin()
+        twin._select, twin._skip, twin._limit = numbers, slice(0), None
+        twin.num_items = len(numbers)
         return twin
+
+    def _twin(self) -> Data:
+        """The same data of the same source, opened once."""
+        twin = object.__new__(Data)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.origin is not None:
+            del state["_source"]
+        return state
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.origin is not None:
+            self._source = self.origin.open(self.input_names, self.preprocess)
 
     def _kept(self, count: int) -> Iterator[int]:
         """The numbers of the items that are used, in the order in which they are used."""
@@ -145,7 +185,7 @@ class Data:
         """Of all items that are used, in their order; images are not decoded where that can be."""
         if isinstance(self._source, Items):
             rows = list(self._kept(len(self._source)))
-            return _labels(list(self._source.labels(rows)), [self._source.where(i) for i in rows])
+            return labels_of(list(self._source.labels(rows)), [self._source.where(i) for i in rows])
         labels: list[Array] = []
         ids: list[str] = []
         for batch in self:
@@ -153,7 +193,7 @@ class Data:
                 return None
             labels.extend(batch.labels)
             ids.extend(batch.ids)
-        return _labels(labels, ids)
+        return labels_of(labels, ids)
 
     def fingerprint(self, images: int = 64) -> str:
         """Tells other data: a digest of all labels and so many images, spread evenly; of a stream its first batch."""
@@ -161,7 +201,7 @@ class Data:
         if isinstance(self._source, Items):
             kept = list(self._kept(len(self._source)))
             chosen = kept[::max(1, len(kept) // images)]
-            rows = self._source.rows(chosen, self._workers, 2 * self._workers)
+            rows = self._source.rows(chosen, self._decoders, 2 * self._decoders)
             arrays: Iterable[Array] = (x for columns, _ in rows for x in columns)
             parts = self._label_parts(self._source, kept)
         else:
@@ -180,14 +220,14 @@ class Data:
         labels = source.labels(kept)
         for start in range(0, len(kept), _DIGESTED):
             ids = [source.where(i) for i in kept[start:start + _DIGESTED]]
-            yield _labels(list(islice(labels, len(ids))), ids)
+            yield labels_of(list(islice(labels, len(ids))), ids)
 
     def _from_items(self, source: Items) -> Iterator[Batch]:
         kept = self._kept(len(source))
-        rows = source.rows(self._kept(len(source)), self._workers, self.batch_size + 2 * self._workers)
+        rows = source.rows(self._kept(len(source)), self._decoders, self.batch_size + 2 * self._decoders)
         while ids := [source.where(i) for i in islice(kept, self.batch_size)]:
             columns, labels = zip(*islice(rows, len(ids)))
-            yield self._batch([_stack(column, ids) for column in zip(*columns)], labels, ids)
+            yield self._batch([stack(column, ids) for column in zip(*columns)], labels, ids)
 
     def _from_stream(self, source: Stream) -> Iterator[Batch]:
         """The source's own batches, less the items that are not wanted."""
@@ -230,7 +270,7 @@ class Data:
                 bad = x[row][~finite[row]][0]
                 raise DataError(f"{ids[row]}: {name} holds {bad}: remove or repair this sample")
             feeds[name] = np.ascontiguousarray(x, np.float32)
-        return Batch(feeds, _labels(labels, ids), ids)
+        return Batch(feeds, labels_of(labels, ids), ids)
 
     def _check_shape(self, name: str, shape: Shape, where: str) -> None:
         """Against the model's shape, whose batch axis and 0 match anything; without one, anything goes."""
@@ -254,7 +294,7 @@ def open_data(
     skip: str | slice | None = None,
     limit: int | None = None,
     batch_size: int = 32,
-    workers: int | None = None,
+    decoders: int | None = None,
     input_names: Sequence[str] = ("data",),
     input_shapes: Mapping[str, Shape] | None = None,
 ) -> Data:
@@ -267,11 +307,11 @@ def open_data(
     PNG masks (all three for a folder of images), ``.npz`` (``label``) or ``.npy`` by number, or lines ``name,label``.
     select keeps and skip drops items by number (``"::10"``), limit keeps the first so many of the rest.  select may be
     a list of numbers, whose order and repetitions are kept.
-    input_shapes: input name -> the model's shape; 0 matches any size.  workers: decoding threads, default at most 4.
+    input_shapes: input name -> the model's shape; 0 matches any size.  decoders: decoding threads, default at most 4.
     Raises DataError (the data are not usable) and OptionError (an option is not), here or on the first sweep.
     """
-    if batch_size < 1 or (limit is not None and limit < 1) or (workers is not None and workers < 1):
-        raise OptionError(f"want at least 1 each: batch size {batch_size}, limit {limit}, workers {workers}")
+    if batch_size < 1 or (limit is not None and limit < 1) or (decoders is not None and decoders < 1):
+        raise OptionError(f"want at least 1 each: batch size {batch_size}, limit {limit}, decoders {decoders}")
     preprocess, names, shapes = preprocess or Preprocess(), tuple(input_names), dict(input_shapes or {})
     if not names:
         raise OptionError("the model has no input that data could be fed to")
@@ -279,7 +319,7 @@ def open_data(
     if shape is not None and len(shape) == 4 and shape[1] == 1:
         preprocess = replace(preprocess, channels=1)
     opened = _source(source, names, preprocess)
-    return Data(
+    data = Data(
         opened if labels is None else _labelled(opened, labels),
         preprocess,
         names,
@@ -288,8 +328,11 @@ def open_data(
         parse_slice(skip, "--skip") or slice(0),
         limit,
         batch_size,
-        workers or min(4, os.cpu_count() or 1),
+        decoders or min(4, os.cpu_count() or 1),
     )
+    if isinstance(source, (str, os.PathLike)):
+        data.origin = Origin(Path(source).absolute(), None if labels is None else Path(labels).absolute(), opened.name)
+    return data
 
 
 def _selection(select: str | slice | Sequence[int] | None) -> slice | Sequence[int]:
@@ -350,40 +393,3 @@ def _open_path(path: Path, names: Sequence[str], preprocess: Preprocess) -> Item
     hint = "give the folder that holds it" if kind in IMAGE_SUFFIXES else hint
     wanted = ".rec, .npz, .npy, .bin (InsightFace's pairs) or a folder of images"
     raise DataError(f"{path}: found {kind or 'no'} extension, want {wanted}; {hint}".rstrip("; "))
-
-
-def _stack(column: Sequence[np.ndarray], ids: Sequence[str]) -> np.ndarray:
-    for x, where in zip(column, ids):
-        if x.shape != column[0].shape:
-            raise DataError(
-                f"{where}: has the shape {x.shape}, but {ids[0]} {column[0].shape}, and a batch needs one shape: "
-                "give --crop (with --resize), or --batch-size 1"
-            )
-    return np.stack(column)
-
-
-def _labels(labels: Sequence[Label], ids: Sequence[str]) -> Array | list[Array] | None:
-    """One array where all have one shape, else a list; None where one is missing.
-
-    Whole numbers become int64, so that they compare with an argmax, but floats of two axes or more (boxes, points) stay
-    such.  One number in a vector is taken out of it where all labels are such.
-    """
-    values = [np.asarray(label) for label in labels if label is not None]
-    if len(values) < len(labels):
-        return None
-    for value, where in zip(values, ids):
-        if not np.isfinite(value).all():
-            raise DataError(f"{where}: its label holds a number that is not finite: remove or repair this sample")
-    if len({value.shape for value in values}) == 1:
-        stacked = np.stack(values)
-        stacked = stacked.reshape(len(stacked)) if stacked.size == len(stacked) else stacked
-        return stacked.astype(np.int64 if _are_whole(stacked, stacked.ndim - 1) else np.float32)
-    whole = all(_are_whole(value, value.ndim) for value in values)
-    return [value.astype(np.int64 if whole else np.float32) for value in values]
-
-
-def _are_whole(values: Array, axes: int) -> bool:
-    """axes: of one label."""
-    if values.dtype.kind in "iub":
-        return True
-    return axes < 2 and bool(((values == np.rint(values)) & (np.abs(values) < 1 << 53)).all())

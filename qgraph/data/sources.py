@@ -72,12 +72,12 @@ def split(element: object, names: Sequence[str], where: str) -> BatchRow:
     return [array_of(x, where) for x in arrays], None if label is None else array_of(label, where)
 
 
-def _in_order(load: Callable[[int], Row], indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
-    """``map`` by `workers` threads, at most `ahead` items in flight; the order is that of `indices`."""
-    if workers <= 1:
+def _in_order(load: Callable[[int], Row], indices: Iterable[int], decoders: int, ahead: int) -> Iterator[Row]:
+    """``map`` by `decoders` threads, at most `ahead` items in flight; the order is that of `indices`."""
+    if decoders <= 1:
         yield from map(load, indices)
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="qgraph-data") as pool:
+    with ThreadPoolExecutor(decoders, thread_name_prefix="qgraph-data") as pool:
         pending: deque[Future[Row]] = deque()
         try:
             for index in indices:
@@ -113,8 +113,8 @@ class Items:
     def load(self, index: int) -> Row:
         raise NotImplementedError
 
-    def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
-        return _in_order(self.load, indices, workers if self.threads else 1, ahead)
+    def rows(self, indices: Iterable[int], decoders: int, ahead: int) -> Iterator[Row]:
+        return _in_order(self.load, indices, decoders if self.threads else 1, ahead)
 
     def labels(self, indices: Iterable[int]) -> Iterator[Label]:
         """Without decoding images, where that can be."""
@@ -185,7 +185,7 @@ class Npz(Items):
             raise DataError(f"{where}: one item of shape {shape[1:]} is over {_MAX_ROW_BYTES >> 20} MiB")
         return stream, shape, dtype
 
-    def rows(self, indices: Iterable[int], workers: int, ahead: int) -> Iterator[Row]:
+    def rows(self, indices: Iterable[int], decoders: int, ahead: int) -> Iterator[Row]:
         for index, arrays in self._read(self._keys, indices):
             label = arrays.pop() if self._has_label else None
             yield [ready(a, self.where(index), self._preprocess) for a in arrays], label

@@ -8,12 +8,13 @@ weights).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from qgraph.errors import OptionError, close_names
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 
+EXCLUDE = "--exclude"
 _SUFFIX = "_fwd"
 
 
@@ -27,16 +28,21 @@ def select_nodes(g: Graph, patterns: tuple[str, ...]) -> dict[Node, str]:
 
     Raises OptionError for a pattern that matches nothing and for a short name that is ambiguous, with close names.
     """
-    nodes = [n for n in g.toposort() if n.op not in ("null", "fake_quantize")]
-    layers = [n for n in nodes if ops.kind(n) == ops.COMPUTE]
     chosen: dict[Node, str] = {}
-    for pattern in patterns:
-        for node in _matches(pattern, nodes, layers):
+    for pattern, found in named_by(g, patterns).items():
+        for node in found:
             chosen.setdefault(node, pattern)
     return chosen
 
 
-def _matches(pattern: str, nodes: list[Node], layers: list[Node]) -> list[Node]:
+def named_by(g: Graph, patterns: Sequence[str], what: str = EXCLUDE) -> dict[str, list[Node]]:
+    """Pattern -> the nodes that it names, at least one. what: says so in messages, as the flag."""
+    nodes = [n for n in g.toposort() if n.op not in ("null", "fake_quantize")]
+    layers = [n for n in nodes if ops.kind(n) == ops.COMPUTE]
+    return {pattern: _matches(pattern, nodes, layers, what) for pattern in patterns}
+
+
+def _matches(pattern: str, nodes: list[Node], layers: list[Node], what: str) -> list[Node]:
     if pattern == "first":
         found = [n for n in layers if n.op == "Convolution"][:1] or layers[:1]
     elif pattern == "last":
@@ -45,18 +51,18 @@ def _matches(pattern: str, nodes: list[Node], layers: list[Node]) -> list[Node]:
         op = ops.ALIASES.get(pattern[3:], pattern[3:])
         found = [n for n in nodes if n.op == op]
         if not found:
-            raise OptionError(f"--exclude {pattern}: no such op here; the ops are "
+            raise OptionError(f"{what} {pattern}: no such op here; the ops are "
                               f"{', '.join(sorted({n.op for n in nodes}))}")
     elif any(c in pattern for c in "*?["):
         found = [n for n in nodes if any(fnmatch.fnmatchcase(name, pattern) for name in names_of(n))]
     else:
-        found = _by_name(pattern, nodes)
+        found = _by_name(pattern, nodes, what)
     if not found:
         short = {_short(name): name for n in nodes for name in names_of(n)}
         known = [*short, *short.values()]
         close = [short.get(c, c) for c in close_names(pattern, known, 5, 0.5)]
         hint = ", ".join(dict.fromkeys(close)) or ", ".join(n.name for n in layers[:5]) + ", ..."
-        raise OptionError(f"--exclude {pattern}: matches nothing; close names: {hint}")
+        raise OptionError(f"{what} {pattern}: matches nothing; close names: {hint}")
     return found
 
 
@@ -64,7 +70,7 @@ def _short(name: str) -> str:
     return name[: -len(_SUFFIX)] if name.endswith(_SUFFIX) else name
 
 
-def _by_name(pattern: str, nodes: list[Node]) -> list[Node]:
+def _by_name(pattern: str, nodes: list[Node], what: str) -> list[Node]:
     exact = [n for n in nodes if pattern in names_of(n)]
     if exact:
         return exact[:1] if all(n is exact[0] for n in exact) else exact
@@ -73,7 +79,7 @@ def _by_name(pattern: str, nodes: list[Node]) -> list[Node]:
     for tail in tails:
         found = [n for n in nodes if any(tail(name) for name in names_of(n))]
         if len(found) > 1:
-            raise OptionError(f"--exclude {pattern}: ambiguous, could be {', '.join(n.name for n in found[:8])}; "
+            raise OptionError(f"{what} {pattern}: ambiguous, could be {', '.join(n.name for n in found[:8])}; "
                               f"write the whole name, or a glob such as '*{pattern}*'")
         if found:
             return found

@@ -69,7 +69,7 @@ def format_quant(quant: QSpec) -> str:
     words = [quant.dtype, quant.granularity]
     words += [f"axis={quant.axis}"] if quant.granularity != "tensor" else []
     words += [f"groups={quant.groups}"] if quant.granularity == "group" else []
-    words += [flag for flag in ("narrow", "whole", "online") if getattr(quant, flag)]
+    words += [flag for flag in ("narrow", "whole", "online", "alone") if getattr(quant, flag)]
     words += [] if quant.symmetric else ["asymmetric"]
     words += [f"limit={quant.limit}"] if quant.limit else []
     words += [f"source={_value('|'.join(quant.source))}"] if quant.source else []
@@ -109,7 +109,7 @@ def _parse_quant(text: str) -> QSpec:
             values[match.group(1)] = _unquote(match.group(2))
     signed = {"auto": None, "s": True, "u": False}[words[0].rstrip("0123456789")]
     found = QSpec(bits=int(re.sub(r"\D", "", words[0])), signed=signed, granularity=words[1],
-                  narrow="narrow" in words, whole="whole" in words, online="online" in words,
+                  narrow="narrow" in words, whole="whole" in words, online="online" in words, alone="alone" in words,
                   symmetric="asymmetric" not in words,
                   axis=int(values.get("axis", 0)), groups=int(values.get("groups", 1)),
                   source=tuple(values["source"].split("|")) if values.get("source") else (),

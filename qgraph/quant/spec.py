@@ -48,6 +48,7 @@ class QSpec:
     whole: the whole observed range is covered, though the calibration method would clip it.
     online: the range is taken from the batch that is being run, see `online_params`; a bias (32 bits) is rounded to the
         steps of the sum that it meets.
+    alone: of a weight: its layer is meant to compute in float, so that the codes serve the files' size alone.
     groups: number of convolution groups, read when granularity is "group".
     source: names of the tensors whose observed ranges are united (none is the quantized tensor itself); this is how
         tensors that one integer op reads together share a scale.
@@ -64,6 +65,7 @@ class QSpec:
     whole: bool = False
     symmetric: bool = True
     online: bool = False
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 16 or self.bits == 32):

@@ -27,7 +27,10 @@ _AGAIN = "calibrate again (without --calib-table)"
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor. min, max: observed; low, high: chosen, by `method`. sample: the one with the largest magnitude."""
+    """One tensor. min, max: observed; low, high: chosen, by `method`. sample: the one with the largest magnitude.
+
+    bits: for which the range was chosen, None as the table says.
+    """
 
     min: float
     max: float
@@ -35,8 +38,11 @@ class Entry:
     high: float
     method: str
     sample: str = ""
+    bits: int | None = None
 
     def __post_init__(self) -> None:
+        if self.bits is not None:
+            _whole(self.bits, "bits", 2, 32)
         for name in ("min", "max", "low", "high"):
             object.__setattr__(self, name, _number(getattr(self, name), name))
         if self.min > self.max or self.low > self.high:
@@ -72,6 +78,9 @@ class CalibrationTable:
         del body["histograms"]
         if not self.factors:
             del body["factors"]
+        for entry in body["entries"].values():
+            if entry["bits"] is None:
+                del entry["bits"]
         data = (json.dumps(body, indent=1, sort_keys=True, default=_refuse) + "\n").encode("ascii")
         self.from_json(data)  # what cannot be read back is not written
         return data
@@ -129,12 +138,26 @@ class CalibrationTable:
             raise CalibrationError(f"table belongs to another model: its graph is {self.graph_hash}, "
                                    f"this one is {graph_hash}; {_AGAIN}")
 
-    def check_bits(self, bits: int) -> None:
-        """Raise CalibrationError if ranges were chosen for another number of bits; naive, ema, percentile fit any."""
-        names = sorted(n for n, e in self.entries.items() if METHODS[e.method].per_bits)
-        if bits != self.bits and names:
+    def check_bits(self, bits: int, of: Mapping[str, int] | None = None) -> None:
+        """Raise CalibrationError if ranges were chosen for another number of bits; naive, ema, percentile fit any.
+
+        of: tensor -> the bits that it has instead.
+        """
+        wrong: dict[tuple[int, int], list[str]] = {}
+        for name, entry in sorted(self.entries.items()):
+            had, want = entry.bits or self.bits, (of or {}).get(name, bits)
+            if had != want and METHODS[entry.method].per_bits:
+                wrong.setdefault((had, want), []).append(name)
+        for (had, want), names in wrong.items():
             raise CalibrationError(f"table: {len(names)} ranges (first {names[0]}, by {self.entries[names[0]].method}) "
-                                   f"were chosen for {self.bits} bits, want {bits}; {_AGAIN}")
+                                   f"were chosen for {had} bits, want {want}; {_AGAIN}")
+
+    def check_methods(self, wanted: Mapping[str, str]) -> None:
+        """Raise CalibrationError if a range was chosen by another method than wanted. wanted: tensor -> method."""
+        for name, how in wanted.items():
+            if name in self.entries and self.entries[name].method != how:
+                raise CalibrationError(f"table: the range of {name} was chosen by {self.entries[name].method}, and the "
+                                       f"recipe says {how}; {_AGAIN}")
 
     def require(self, names: Iterable[str]) -> None:
         """Raise CalibrationError unless every one of `names` has an entry."""
@@ -241,7 +264,7 @@ def _flat(value: object) -> dict[str, object]:
 
 
 def _entry(name: str, value: object) -> Entry:
-    found: dict[str, Any] = _object(value, f"tensor {name:.80}")
+    found: dict[str, Any] = {"bits": None, **_object(value, f"tensor {name:.80}")}
     _keys(found, {f.name for f in fields(Entry)}, f"tensor {name:.80}")
     try:
         return Entry(**found)

@@ -22,6 +22,7 @@ from qgraph.semantics.sampling import draw_windows, patches
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
 POSITIONS = 1024  # sampled output positions a layer
+WIDEST = 8  # bits that kernels of integers read
 
 
 @dataclass
@@ -117,7 +118,7 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
     for source, _, outputs in Executor(g, list(readers), rounding, run_op).walk(feeds):
         for index, tensor in enumerate(outputs):
             for node in readers.get(Port(source, index), ()):
-                if tensor.qp is not None and not tensor.qp.signed:
+                if tensor.qp is not None and not tensor.qp.signed and tensor.qp.bits <= WIDEST:
                     rng = np.random.default_rng((seed, numbers[node]))
                     found[node] = _layers_of(g, node, tensor, tensor.qp, rng, mlas)
     return [layer for node in numbers for layer in found.get(node, ())]

@@ -35,6 +35,10 @@ class Decode:
         if not callable(self._function):
             raise OptionError(f"--decode: {module} has no function {function!r}")
 
+    def __reduce__(self) -> tuple[type[Decode], tuple[str]]:
+        """Travel by name: the function is found where it arrives."""
+        return Decode, (self.name,)
+
     def __call__(self, outputs: Sequence[Array], feeds: Mapping[str, Array], images: int) -> Array:
         """Boxes (N, M, 6), filled up with rows of -1. Raises OptionError for what the function raises or gives."""
         try:

@@ -10,7 +10,8 @@ import pytest
 import qgraph
 from qgraph import FreezeOptions, Graph, Port
 from qgraph.analysis.observed import observed_ports, wanted_ranges
-from qgraph.calibration.collect import channel_ranges, collect
+from qgraph.calibration.collect import collect
+from qgraph.calibration.sweep import channel_ranges
 from qgraph.data.open import Data, open_data
 from qgraph.errors import CalibrationError
 

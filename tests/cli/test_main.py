@@ -21,7 +21,7 @@ from qgraph.cli.main import COMMANDS, cli, main
 from qgraph.options import FreezeOptions
 from qgraph.targets.registry import option_fields
 
-SUFFIXES = ("-symbol.json", "-0000.params", ".calib.json", ".report.json", ".report.html")
+SUFFIXES = ("-symbol.json", "-0000.params", ".calib.json", ".recipe.yaml", ".report.json", ".report.html")
 
 
 @pytest.fixture

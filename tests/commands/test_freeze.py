@@ -105,8 +105,8 @@ def test_the_files_run_in_mxnet_as_the_checks_did(target: str, frozen: dict[str,
 
     data, labels = images
     paths = frozen[target].save(tmp_path / "m")
-    assert [Path(p).name for p in paths] == ["m-symbol.json", "m-0000.params", "m.calib.json", "m.report.json",
-                                              "m.report.html"]
+    assert [Path(p).name for p in paths] == ["m-symbol.json", "m-0000.params", "m.calib.json", "m.recipe.yaml",
+                                              "m.report.json", "m.report.html"]
     loaded = mx.mod.Module.load(str(tmp_path / "m"), 0, data_names=["data"], label_names=None)
     loaded.bind(data_shapes=[("data", data.shape)], for_training=False)
     bound = frozen[target].module(data.shape)
@@ -145,7 +145,7 @@ def test_the_report(target: str, frozen: dict[str, Frozen], tmp_path: Path) -> N
 def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
     for name in "ab":
         qgraph.freeze(MODEL, FreezeOptions(calib="kl", output=f"{tmp_path}/{name}")).save(tmp_path / name)
-    for suffix in ("-symbol.json", "-0000.params", ".calib.json", ".report.json", ".report.html"):
+    for suffix in ("-symbol.json", "-0000.params", ".calib.json", ".recipe.yaml", ".report.json", ".report.html"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes(), suffix
 
 

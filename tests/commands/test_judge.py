@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,39 @@ def test_simulations_do_not_saturate() -> None:
     found = qgraph.freeze(model, options, calib_data=images)
     row = qgraph.simulate(model, images, [Strategy()], options, calib_data=images).row(Strategy())
     assert row is not None and found.report["agreement"]["sqnr_db"] > 30 and row["sqnr_db"] > 30
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("task", ["classification", "embedding", "detection", "segmentation", "values"])
+def test_pieces_add_up_to_the_whole(task: str) -> None:
+    """What is counted of pieces, which travelled, in any order, is what one judge counts of all images."""
+    rng = np.random.default_rng(8)
+    want = rng.uniform(0, 1, (13, *{"detection": (5, 6), "segmentation": (6, 4, 4)}.get(task, (6,))))
+    found = want + rng.normal(0, 0.2, want.shape)
+    if task == "detection":  # class, score and corners
+        for boxes in (want, found):
+            boxes[..., 0], boxes[..., 4:] = 0, boxes[..., 2:4] + 1
+    images = [f"image {number}" for number in range(len(want))]
+    labels = np.arange(13) % 3 if task in ("classification", "embedding") else None
+
+    def add(judge: Judge, first: int, stop: int) -> None:
+        part = slice(first, stop)
+        feeds = {"data": np.zeros((stop - first, 3, 8, 8), np.float32)}
+        judge.add(Batch(feeds, None if labels is None else labels[part], images[part]), [found[part]], [want[part]])
+
+    def new() -> Judge:
+        return Judge(["out"], options=JudgeOptions(task=(task,)))
+
+    whole, shared = new(), new()
+    for first in range(0, 13, 4):
+        add(whole, first, min(first + 4, 13))
+    shared.look(Batch({"data": np.zeros((4, 3, 8, 8), np.float32)}, None, images[:4]), [want[:4]])
+    for first in (8, 0):
+        piece = pickle.loads(pickle.dumps(shared)).blank(first)
+        add(piece, first, first + 4)
+        add(piece, first + 4, min(first + 8, 13))
+        shared.counted.add(pickle.loads(pickle.dumps(piece.counted)))
+    assert shared.images == whole.images == 13
+    assert shared.agreement() == whole.agreement() and shared.scored() == whole.scored()
+    assert whole.agreement()["tasks"][0]["task"] == task and whole.agreement()["sqnr_db"] < 40

@@ -186,17 +186,17 @@ def _rows(path: Path) -> list[list[str]]:
 @pytest.mark.slow
 def test_what_was_stopped_goes_on(test_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    from qgraph.commands.simulate import _Bench
+    from qgraph.commands.rows import Job, Rows
 
-    quantized, made = _Bench.quantized, []
+    quantized, made = Rows.quantized, []
 
     def stop_at(limit: int) -> None:
-        def counted(self: _Bench, strategy: Strategy) -> Any:
+        def counted(self: Rows, strategy: Strategy, job: Job) -> Any:
             if len(made) == limit:
                 raise KeyboardInterrupt
             made.append(strategy)
-            return quantized(self, strategy)
-        monkeypatch.setattr(_Bench, "quantized", counted)
+            return quantized(self, strategy, job)
+        monkeypatch.setattr(Rows, "quantized", counted)
 
     command = ["simulate", MODEL, "--data", test_file, "--weight-bits", "8,4,2", "--output", str(tmp_path / "sim")]
     stop_at(2)
@@ -210,7 +210,7 @@ def test_what_was_stopped_goes_on(test_file: str, tmp_path: Path, capsys: pytest
     whole = _rows(tmp_path / "sim.md")
     assert whole[:len(partial)] == partial and len(whole) == 1 + 4
     assert main(command) == 0 and len(made) == 3  # nothing is left to do
-    monkeypatch.setattr(_Bench, "quantized", quantized)
+    monkeypatch.setattr(Rows, "quantized", quantized)
     assert main([*command, "--weight-bits", "4,6"]) == 0  # two rows here, and all four in the JSON
     assert len((tmp_path / "sim.md").read_text().splitlines()) == 2 + 3
     assert len(json.loads((tmp_path / "sim.json").read_text())["rows"]) == 4

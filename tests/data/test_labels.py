@@ -133,8 +133,8 @@ def rec(tmp_path: Path, *records: bytes) -> Path:
 def test_boxes_of_a_rec_are_in_the_pixels_of_the_input(tmp_path):
     path = rec(tmp_path, record(2, 5, 1, 0.25, 0.5, 0.75, 1, 0, 0, 0, 1, 1),
                record(4, 6, 640, 480, 2, 0.5, 0.5, 1, 1, 1), record(2, 5))
-    for workers in (1, 3):
-        first, second, third = labels_of(open_data(path, SMALL, workers=workers))
+    for decoders in (1, 3):
+        first, second, third = labels_of(open_data(path, SMALL, decoders=decoders))
         np.testing.assert_allclose(first, [[1, 3, 7.5, 13, 15, 0], [0, 0, 0, 15, 15, 0]])
         np.testing.assert_allclose(second, [[2, 8, 7.5, 15, 15, 1]])
         assert third.shape == (0, 6) and third.dtype == np.float32

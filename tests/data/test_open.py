@@ -211,8 +211,8 @@ def test_rec_gives_images_labels_and_names(rec):
     assert ids[17] == "val.rec[17]"
 
 
-@pytest.mark.parametrize("workers", [2, 3, 8])
-def test_workers_change_nothing(rec, workers, monkeypatch):
+@pytest.mark.parametrize("decoders", [2, 3, 8])
+def test_decoders_change_nothing(rec, decoders, monkeypatch):
     import qgraph.data.image_files as image_files
 
     plain = image_files.decode
@@ -221,14 +221,14 @@ def test_workers_change_nothing(rec, workers, monkeypatch):
         time.sleep(0.004 if int(where[8:-1]) % 2 == 0 else 0)
         return plain(file, where, preprocess)
 
-    one = everything(open_data(rec, PRESETS["tf"], batch_size=4, workers=1))
+    one = everything(open_data(rec, PRESETS["tf"], batch_size=4, decoders=1))
     monkeypatch.setattr(image_files, "decode", slow_on_even)
-    many = everything(open_data(rec, PRESETS["tf"], batch_size=4, workers=workers))
+    many = everything(open_data(rec, PRESETS["tf"], batch_size=4, decoders=decoders))
     assert np.array_equal(one[0], many[0]) and np.array_equal(one[1], many[1]) and one[2] == many[2]
 
 
 def test_leaving_a_sweep_early_stops_the_threads_and_the_next_sweep_is_whole(rec):
-    data = open_data(rec, batch_size=2, workers=3)
+    data = open_data(rec, batch_size=2, decoders=3)
     sweep = iter(data)
     first = next(sweep)
     sweep.close()
@@ -241,7 +241,7 @@ def test_only_a_bounded_number_of_images_is_decoded_ahead(rec, monkeypatch):
 
     decoded, plain = [], image_files.decode
     monkeypatch.setattr(image_files, "decode", lambda *a: (decoded.append(a[1]), plain(*a))[1])
-    sweep = iter(open_data(rec, batch_size=2, workers=2))
+    sweep = iter(open_data(rec, batch_size=2, decoders=2))
     next(sweep)
     time.sleep(0.05)
     assert 2 <= len(decoded) <= 2 + 2 + 2 * 2
@@ -321,11 +321,11 @@ def test_labels_of_several_numbers(tmp_path):
         (image_record(png(pixels(0))[:-300], 0), r"x.rec\[1\]: cannot be decoded as an image"),
     ],
 )
-@pytest.mark.parametrize("workers", [1, 2])
-def test_bad_record_is_named(tmp_path, content, message, workers):
+@pytest.mark.parametrize("decoders", [1, 2])
+def test_bad_record_is_named(tmp_path, content, message, decoders):
     path = write_rec(tmp_path / "x.rec", [image_record(png(pixels(0)), 0), content])
     with raises(message):
-        list(open_data(path, workers=workers))
+        list(open_data(path, decoders=decoders))
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_mutated_rec_is_read_or_refused(tmp_path, edits, cut, idx):
         lines = idx if isinstance(idx, bytes) else "".join(f"{i}\t{at}\n" for i, at in enumerate(idx)).encode()
         path.with_suffix(".idx").write_bytes(lines)
     try:
-        batches = list(open_data(path, Preprocess(), batch_size=1, workers=1))
+        batches = list(open_data(path, Preprocess(), batch_size=1, decoders=1))
     except DataError as error:
         assert "x." in str(error)
     else:
@@ -724,7 +724,7 @@ def test_bad_iterables(source, message):
 
 
 def test_bad_numbers(arrays):
-    for option in ("batch_size", "limit", "workers"):
+    for option in ("batch_size", "limit", "decoders"):
         with raises("at least 1", OptionError):
             open_data(arrays, **{option: 0})
 

@@ -171,7 +171,7 @@ def test_flags_of_commands_exist() -> None:
 
 def test_flags_in_the_text_exist() -> None:
     """Any flag between backticks is one of a command, or stands in a script of examples/ or benchmarks/."""
-    own = {"--names", "--no-names"}  # of the target that docs/extend/target.md makes
+    own = {"--names", "--no-names", "--ntasks", "--nthreads"}  # of docs/extend/target.md, of srun, of dask worker
     own |= {name for command in COMMANDS for name in flags(cli.get_command(click.Context(cli), command))} | flags(cli)
     scripts = "".join(path.read_text() for name in ("examples", "benchmarks") for path in (ROOT / name).glob("*.py"))
     checked = 0

@@ -9,8 +9,21 @@ from qgraph.errors import OptionError
 from qgraph.formats.mxnet import SYMBOL_SUFFIX
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
+from qgraph.quant.recipe import IN_FLOAT
 from qgraph.quant.spec import QSpec
-from qgraph.targets.base import BEYOND, KEEP_CODES, KEEP_GRAPH, KEEP_RANGES, Model, Shapes, Spec, Target, Writing
+from qgraph.targets.base import (
+    BEYOND,
+    KEEP_CODES,
+    KEEP_GRAPH,
+    KEEP_RANGES,
+    SIMULATED,
+    Form,
+    Model,
+    Shapes,
+    Spec,
+    Target,
+    Writing,
+)
 from qgraph.targets.equivalents import is_dense_or_depthwise
 
 _ANY_BITS = tuple(range(2, 17))
@@ -25,7 +38,7 @@ class Mxnet(Target):
     # oneDNN rounds the largest weight of a channel to 127 or to -128
     spec = Spec(rounding="mxnet", weight=QSpec(bits=8, signed=True), act=QSpec(bits=8, signed=None),
                 granularities=("channel",), weight_bits=(8,), act_bits=(8,), act_signed=("auto",),
-                signed_input_limit=64)
+                signed_input_limit=64, forms=(Form((8,), (8,), stored=32),))
     # values stay integers from layer to layer, with sums and activations inside MXNet's kernels
     passes = ("insert-fake-quantize", "integer-flow", "share-scales", "calibrate", "signed-residual", "signed-dense",
               "round-weights", "pair-channels", "limit-saturation", "quantize-bias", "bake-weights")
@@ -90,7 +103,8 @@ class MxnetSim(Target):
     spec = Spec(rounding="mxnet", weight=QSpec(bits=8, signed=True, narrow=True), act=QSpec(bits=8, signed=None),
                 granularities=("tensor", "group", "channel"), weight_bits=_ANY_BITS, act_bits=_ANY_BITS,
                 bias_limit=2**22,  # floats add whole numbers exactly below 2**24
-                beyond=BEYOND)
+                beyond=BEYOND,
+                forms=(Form(_ANY_BITS, (*_ANY_BITS, IN_FLOAT), SIMULATED, stored=32),))
     # only what layers with weights read is quantized
     passes = ("insert-fake-quantize", "winograd-weights", "calibrate", "round-weights", "absorb-bn",
               "fuse-relu", "quantize-bias", "bake-weights", "wide-sums")

@@ -1,7 +1,7 @@
 """ONNX (opset 21, IR 10) from a graph, in float or, where it has fake_quantize nodes, as QDQ.
 
     fq(x)       ->  QuantizeLinear [-> Clip] -> DequantizeLinear          Clip: where 8 bits hold more than the codes
-    fq(weight)  ->  integer initializer -> DequantizeLinear
+    fq(weight)  ->  integer initializer -> DequantizeLinear     INT4: where it serves size alone, and has the bits
     fq(bias)    ->  int32 initializer -> DequantizeLinear
 
 Tensors keep the names of the graph's nodes; what lies between gets the name of its node with ``/`` and a word.
@@ -37,28 +37,29 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 OPSET, IR_VERSION = 21, 10
+WIDE_BITS = 16  # ONNX rounds to these too; onnxruntime computes in float with them
+SMALL_BITS = 4
 BATCH = "N"
 
 
-def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *, int4: bool = False,
+def to_onnx(g: Graph, shapes: Mapping[str, Sequence[int]] | None = None, *,
             check: bool = True) -> OnnxModel:
     """The graph as an ONNX model, whose batch size may vary.
 
     shapes: of the inputs by name, with any batch size; some ops need them, and without them heights and widths may vary
-    too, as sizes do that are 0.  int4: weights of 4 bits or fewer are stored as INT4.
-    check: run `onnx.checker`, with shape inference.
+    too, as sizes do that are 0.  check: run `onnx.checker`, with shape inference.
     Raises UnsupportedError naming the node that ONNX, or a converter, cannot carry.
     """
     known = dict(shapes or {})
     if any(0 in shape[1:] for shape in known.values()):
-        emitter, proto = _of_any_size(g, known, int4, check)
+        emitter, proto = _of_any_size(g, known, check)
     else:
-        emitter = _Emitter(g, _shapes(g, known), int4)
+        emitter = _Emitter(g, _shapes(g, known))
         proto = emitter.run(check)
     return OnnxModel(proto, codes=emitter.integers)
 
 
-def _of_any_size(g: Graph, shapes: dict[str, Sequence[int]], int4: bool, check: bool) -> tuple[_Emitter, ModelProto]:
+def _of_any_size(g: Graph, shapes: dict[str, Sequence[int]], check: bool) -> tuple[_Emitter, ModelProto]:
     """What comes out for two choices of the sizes that are left open, if it is the same.
 
     Raises UnsupportedError naming the first node whose ONNX form depends on them.
@@ -72,7 +73,7 @@ def _of_any_size(g: Graph, shapes: dict[str, Sequence[int]], int4: bool, check: 
                                    ) from error
     open_table = {port: tuple(a if a == b else -1 for a, b in zip(shape, tables[1][port]))
                   for port, shape in tables[0].items() if len(tables[1].get(port, ())) == len(shape)}
-    first, second = (_Emitter(g, table, int4, open_table) for table in tables)
+    first, second = (_Emitter(g, table, open_table) for table in tables)
     proto, other = first.run(check), second.run(check=False)
     if (at := _first_difference(proto.graph, other.graph)) is not None:
         node = first.makers[min(at, len(first.makers) - 1)]
@@ -93,7 +94,7 @@ def _first_difference(first: GraphProto, second: GraphProto) -> int | None:
 def refused(g: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[Node, str]:
     """Node -> why it cannot be carried, see `Target.refused`."""
     table = _shapes(g, {name: closed(shape) for name, shape in shapes.items()})
-    return refused_by(g, _Emitter(g, table, int4=False).carry)
+    return refused_by(g, _Emitter(g, table).carry)
 
 
 def carried_ops() -> dict[str, str]:
@@ -105,8 +106,8 @@ class _Emitter:
     """shapes: what converters may rely on.  shown: what the file says of its inputs and outputs, if that is less.
     makers: for each ONNX node the node that it was made for."""
 
-    def __init__(self, g: Graph, shapes: dict[Port, Shape], int4: bool, shown: dict[Port, Shape] | None = None) -> None:
-        self.g, self.int4 = g, int4
+    def __init__(self, g: Graph, shapes: dict[Port, Shape], shown: dict[Port, Shape] | None = None) -> None:
+        self.g = g
         self.order = g.toposort()
         self.shapes, self._shown = shapes, shapes if shown is None else shown
         self.varying = {port for port, shape in shapes.items() if self._shown.get(port) != shape}
@@ -256,8 +257,9 @@ class _Emitter:
 
     def _stays_in_float(self, layer: Node, data: QSpec | QParams | None) -> bool:
         weight, *bias = self.g.inputs(layer)[1:3]
-        coarse = isinstance(data, QParams) and data.bits < 8 and any(self.g.param(b) is not None for b in bias)
-        return coarse or self.g.param(weight) is not None
+        coarse = isinstance(data, QParams) and data.bits != 8 and any(self.g.param(b) is not None for b in bias)
+        alone = weight.node.quant is not None and weight.node.quant.alone
+        return coarse or alone or self.g.param(weight) is not None
 
     def name(self, node: Node, hint: str) -> str:
         base = name = f"{node.name}/{hint}"
@@ -345,10 +347,10 @@ class _Emitter:
         if array is not None:
             self.tensors[Port(fq)] = self._weight(fq, self._written(source, array), qp, fq.name)
             return
-        if qp.granularity != "tensor" or qp.bits > 8:
-            raise UnsupportedError(f"{fq.name}: want activations with one scale and at most 8 bits, found "
-                                   f"{qp.granularity}, {qp.bits} bits")
-        dtype = np.dtype(np.int8 if qp.signed else np.uint8)
+        if qp.granularity != "tensor" or qp.bits > 8 and qp.bits != WIDE_BITS:
+            raise UnsupportedError(f"{fq.name}: want activations with one scale and at most 8 bits, or {WIDE_BITS}, "
+                                   f"found {qp.granularity}, {qp.bits} bits")
+        dtype = np.dtype(f"{'i' if qp.signed else 'u'}{2 if qp.bits == WIDE_BITS else 1}")
         scale = self.constant(fq, qp.scale, "scale")
         zero = self.constant(fq, qp.zero_point.astype(dtype), "zero_point")
         codes = self._emit(fq, "QuantizeLinear", [self.tensor(source), scale, zero], "codes")
@@ -374,7 +376,7 @@ class _Emitter:
         scale, zero = qp.scale, qp.zero_point
         if qp.granularity == "group":  # ONNX knows one scale per channel
             scale, zero = (np.ravel(per_axis(values, qp, array.shape)) for values in (scale, zero))
-        kind = onnx.TensorProto.INT4 if self.int4 and qp.bits <= 4 and qp.signed else None
+        kind = onnx.TensorProto.INT4 if qp.alone and qp.bits <= SMALL_BITS and qp.signed else None
         dtype = np.dtype(np.int32 if qp.bits == 32 else np.int8 if qp.signed else np.uint8)
         name = self._codes(fq, codes.astype(dtype), kind)
         zeros = np.broadcast_to(zero, scale.shape).astype(dtype)

@@ -16,7 +16,7 @@ INTEGER_OPS = frozenset({
     "QLinearConv", "QGemm", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool",
     "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QLinearMatMul",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "NhwcMaxPool"})
-_SUFFIX = re.compile(r"(_token_\d+|_quant)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_quant|_nchwc)+$")
 
 
 def fusion(g: Graph, model: OnnxModel) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def fusion(g: Graph, model: OnnxModel) -> dict[str, Any]:
         # onnxruntime appends to the names of what it fuses, and before 1.20 keeps only those of the outputs; ours end,
         # or go on with a slash
         for name in (node.name, *node.output):
-            made.setdefault(_SUFFIX.sub("", name).split("/")[0], set()).add(node.op_type)
+            made.setdefault(node_of(name), set()).add(node.op_type)
     left = {}
     for layer in filter(lambda n: _quantized(g, n), g.toposort()):
         found = made.get(layer.name, set())
@@ -41,6 +41,11 @@ def fusion(g: Graph, model: OnnxModel) -> dict[str, Any]:
                 "not found in onnxruntime's optimized graph")
     integer = sum(count for op, count in counts.items() if op in INTEGER_OPS)
     return {"ops": dict(sorted(counts.items())), "integer": integer, "float": left}
+
+
+def node_of(name: str) -> str:
+    """The node of the graph that an operator of onnxruntime's optimized graph was made for, by its name."""
+    return _SUFFIX.sub("", name).split("/")[0]
 
 
 def _quantized(g: Graph, node: Node) -> bool:

@@ -17,7 +17,7 @@ from qgraph.errors import OptionError
 from qgraph.files import Content
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
-from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors
+from qgraph.targets.base import Description, Executor, Feeds, Model, Shapes, Tensors
 from qgraph.targets.onnx.read import read
 from qgraph.targets.onnx.runtime import Executor as Runtime
 
@@ -151,6 +151,11 @@ class OnnxModel(Model):
         from qgraph.targets.onnx import openvino_runtime
 
         return openvino_runtime.Executor(self, watch) if engine == openvino_runtime.NAME else self.executor(watch)
+
+    def operator_seconds(self, feeds: Feeds, runs: int) -> Mapping[str, float]:
+        from qgraph.targets.onnx.profile import operator_seconds
+
+        return operator_seconds(self, feeds, runs)
 
     def refuse_engine(self, name: str) -> None:
         if name == "mxnet":

@@ -93,10 +93,7 @@ def open_session(model: bytes, *, exact: bool = False, optimize: bool = True, sa
     """
     import onnxruntime as ort
 
-    ort.set_default_logger_severity(4)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = thread_count()
+    options = session_options()
     if exact:
         options.add_session_config_entry(EXACT, "1")
     if not optimize:
@@ -107,6 +104,17 @@ def open_session(model: bytes, *, exact: bool = False, optimize: bool = True, sa
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UnsupportedError(f"onnxruntime does not take this model: {first_line(error)}") from error
+
+
+def session_options() -> Any:
+    """Options of a quiet session, of one thread per core or of `thread_count`."""
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(4)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = thread_count()
+    return options
 
 
 def with_outputs(model: Runnable, names: Sequence[str]) -> bytes:

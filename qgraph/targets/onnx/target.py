@@ -8,10 +8,17 @@ from typing import Any
 
 from qgraph.errors import OptionError
 from qgraph.ir.graph import Graph, Node
+from qgraph.quant.recipe import IN_FLOAT
 from qgraph.quant.spec import QSpec
-from qgraph.targets.base import KEEP_CODES, Facts, Model, Shapes, Spec, Target, Writing
+from qgraph.targets.base import FLOATS, KEEP_CODES, Facts, Form, Model, Shapes, Spec, Target, Writing
 
 ISAS = ("auto", "vnni", "avx2")
+FORMS = (  # onnxruntime has kernels of integers for 8 bits alone
+    Form(tuple(range(2, 9)), tuple(range(2, 9))),
+    Form(tuple(range(2, 9)), (16,), FLOATS),
+    Form(tuple(range(2, 5)), (IN_FLOAT,), FLOATS, stored=4),
+    Form(tuple(range(5, 9)), (IN_FLOAT,), FLOATS),
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class Onnx(Target):
     suffix = ".onnx"
     spec = Spec(rounding="half-even", weight=QSpec(bits=8, signed=True, narrow=True),
                 act=QSpec(bits=8, signed=False, symmetric=False), granularities=("tensor", "group", "channel"),
-                weight_bits=tuple(range(2, 9)), act_bits=tuple(range(2, 9)), act_signed=("auto",))
+                weight_bits=tuple(range(2, 9)), act_bits=tuple(range(2, 9)), act_signed=("auto",),
+                forms=FORMS)
     # a quantizer behind every op; the engine fuses each op with those around it
     passes = ("insert-fake-quantize", "quantize-between", "calibrate", "pair-channels", "limit-weights",
               "round-weights", "quantize-bias", "bake-weights")
@@ -75,7 +83,7 @@ class Onnx(Target):
     def write(self, g: Graph, writing: Writing) -> Model:
         from qgraph.targets.onnx.emit import to_onnx
 
-        return to_onnx(g, writing.shapes, int4=self.int4)
+        return to_onnx(g, writing.shapes)
 
     def convert(self, g: Graph, shapes: Shapes) -> Model:
         from qgraph.targets.onnx.emit import to_onnx

@@ -227,7 +227,7 @@ def test_freeze_writes_all_that_ncnn_takes(tmp_path: Path, run: Callable[..., st
     text = run("freeze", MODEL, "--target", "ncnn", "--calib", "kl", "--exclude", "last", "--output", tmp_path / "q")
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"q.param", "q.bin", "q.table", "q-folded-symbol.json", "q-folded-0000.params", "q.ncnn.md",
-                     "q.calib.json", "q.report.json", "q.report.html"}
+                     "q.calib.json", "q.recipe.yaml", "q.report.json", "q.report.html"}
     assert "quantized   8 of 9 layers" in text and "ncnn        8 int8 layers" in text
     report = json.loads((tmp_path / "q.report.json").read_text())
     assert report["target"] == "ncnn" and report["rounding"] == "half-away"

@@ -49,12 +49,11 @@ def frozen(name: str, **options: Any) -> tuple[Graph, Feeds, OnnxModel]:
 
 def quantized(g: Graph, feeds: Feeds, **options: Any) -> tuple[Graph, Feeds, OnnxModel]:
     of_target = {name: options.pop(name) for name in ("isa", "int4") if name in options}
-    int4 = bool(of_target.get("int4"))
     steps = split(pipeline(FreezeOptions(target=with_options("onnx", **of_target), **options)))[1]
     table = table_of(g, feeds)
     PassManager(tuple(dataclasses.replace(s, table=table) if isinstance(s, Calibrate) else
                       dataclasses.replace(s, feeds=feeds) if hasattr(s, "feeds") else s for s in steps)).run(g)
-    return g, feeds, to_onnx(g, {k: v.shape for k, v in feeds.items()}, int4=int4)
+    return g, feeds, to_onnx(g, {k: v.shape for k, v in feeds.items()})
 
 
 # ---- what onnxruntime computes --------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ def test_four_bit_storage() -> None:
     assert onnx.TensorProto.INT4 in kinds and "QuantizeLinear" not in {n.op_type for n in model.proto.graph.node}
     want, got = Reference(g).run(feeds)[0], Executor(model).run(feeds)[0]
     assert np.abs(want - got).max() <= 1e-5 * np.abs(want).max()
-    assert model.size < to_onnx(g, {k: v.shape for k, v in feeds.items()}).size
+    assert model.size < frozen("conv_pool_conv", weight_bits=4)[2].size
     with pytest.raises(QGraphError, match="mxnet: found 'int4=true', want OPTION=VALUE with one of fast"):
         get_target("mxnet{int4=true}")
 
@@ -264,7 +263,8 @@ def test_two_targets_one_calibration(tmp_path: Path) -> None:
     options = [FreezeOptions(target=t, calib_data=str(tmp_path / "calib.npz")) for t in ("mxnet-sim", "onnx")]
     both, paths = freeze_all(str(DIGITS / "digits-symbol.json"), options, str(tmp_path / "x"))
     names = {Path(p).name for p in paths}
-    assert names == {"x-symbol.json", "x-0000.params", "x.onnx", "x.calib.json", "x.mxnet-sim.report.json",
+    assert names == {"x-symbol.json", "x-0000.params", "x.onnx", "x.calib.json", "x.recipe.yaml",
+                     "x.mxnet-sim.report.json",
                      "x.onnx.report.json", "x.mxnet-sim.report.html", "x.onnx.report.html"}
     assert both[0].table is both[1].table
     assert json.loads((tmp_path / "x.onnx.report.json").read_text())["target"] == "onnx"

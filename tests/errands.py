@@ -1,0 +1,22 @@
+"""Functions for workers of other processes, which import them by name."""
+
+from __future__ import annotations
+
+import os
+
+from qgraph.errors import MissingInputError
+
+
+def refuse(item: int) -> int:
+    """Raise an error of the input for item 1."""
+    if item == 1:
+        raise MissingInputError("item 1 has no input b", ["b"])
+    return item
+
+
+def process(item: int) -> int:
+    return os.getpid()
+
+
+def thousand(item: int) -> bytes:
+    return bytes(1000)
