@@ -1,14 +1,18 @@
 # make demo     freeze the bundled digits network to int8 and print what that did
 # make test     style, types, tests; then test-core
 # make test-core the tests that need no MXNet, on the newest Python there is and NumPy 2, in .venv-core
-# make bench    the scripts that print the figures of README.md
+# make bench    the scripts that print the figures of docs/figures
+# make docs     the pages of docs/ as a site that needs no network, in site/
+# make docs-test what takes long: pages, notebooks, the site, a release built twice
+# make dist     the wheel and the sdist, in dist/
+# make coverage which lines the tests run
 # make digits   train the demo's network again (about a minute)
 # Each makes .venv first, when there is none or when setup.cfg changed.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types imports view bench digits venv clean
+.PHONY: help demo test test-core lint types imports view bench digits venv clean docs docs-test dist coverage
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -47,14 +51,14 @@ digits: $(STAMP)
 
 test: lint types imports
 	@$(HAS_MXNET) || echo 'MXNet is not in this .venv: the tests that need it are skipped'
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not docs'
 	@$(MAKE) --no-print-directory test-core
 
 # the installed package is tested: PYTHONSAFEPATH (Python 3.11) keeps the checkout's out of sight
 test-core:
 	@.ci/venv-core
 	cd .venv-core && PYTHONSAFEPATH=1 bin/pytest -c ../setup.cfg -n 2 --dist loadfile --no-loadscope-reorder \
-	    -m 'not slow' ../tests
+	    -m 'not slow and not docs' ../tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -72,6 +76,27 @@ imports: $(STAMP) view
 	@if [ -x $(BIN)/lint-imports ]; then cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --no-cache \
 	    --no-logo ../setup.cfg; else echo 'import-linter is not in this .venv: imports are not checked'; fi
 
+# ---- docs -----------------------------------------------------------------------------------------------------------
+
+# MkDocs Material wants Python 3.11
+docs: $(STAMP)
+	@if $(BIN)/python -c 'import material' 2>/dev/null; then NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build \
+	    --strict; else echo 'mkdocs-material is not in this .venv: the pages are not built'; fi
+
+docs-test: $(STAMP)
+	$(BIN)/python -m pytest -m docs tests/docs tests/examples tests/test_release.py
+
+# ---- release --------------------------------------------------------------------------------------------------------
+
+dist: $(STAMP)
+	$(BIN)/python .ci/release
+	$(BIN)/python -m twine check --strict dist/*
+
+# processes that tests start are not seen; the figure is a lower bound
+coverage: $(STAMP)
+	$(BIN)/python -m coverage run --source qgraph,passes,cli -m pytest -m 'not docs'
+	$(BIN)/python -m coverage report --skip-covered --sort cover
+
 # ---- bench ----------------------------------------------------------------------------------------------------------
 
 bench: $(STAMP)
@@ -80,4 +105,4 @@ bench: $(STAMP)
 	done
 
 clean:
-	rm -rf demo .typecheck .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf demo site dist .coverage .typecheck .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

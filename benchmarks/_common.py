@@ -6,7 +6,9 @@ The cases lie in the folder QGRAPH_CASES (default ../shared/cases beside the che
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -157,7 +159,18 @@ def this_isa() -> str:
     return os.environ.get(_CHILD, "native")
 
 
+def _write_figure(folder: Path, title: str, head: list[str], rows: list[list[str]]) -> None:
+    """The table as docs/_generate/figures.py reads it, under a name that is made of the title."""
+    path = folder / (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".json")
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    figure = {"title": title, "command": command, "note": "", "older": "", "head": head, "rows": rows}
+    path.write_text(json.dumps(figure, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {path}", file=sys.stderr)
+
+
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table under a title."""
+    """A Markdown table under a title. Where QGRAPH_FIGURES names a folder, a file for the pages is written there."""
+    if folder := os.environ.get("QGRAPH_FIGURES"):
+        _write_figure(Path(folder), title, head, rows)
     lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])

@@ -15,7 +15,6 @@ from importlib import import_module
 
 import click
 
-import qgraph
 from qgraph.errors import CheckFailed, QGraphError, suggest
 
 COMMANDS = {  # name -> line of help; each lives in the file of its name
@@ -33,6 +32,7 @@ COMMANDS = {  # name -> line of help; each lives in the file of its name
     "passes": "List the graph passes, or explain one.",
     "targets": "List the targets, and what they make of the bits of a layer.",
     "ops": "List the ops and where each is carried, or explain one.",
+    "info": "Versions, engines and processor, for a report of a bug.",
 }
 
 
@@ -61,8 +61,17 @@ class _Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _tell_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from qgraph.commands.info import version_line
+
+        click.echo(version_line())
+        ctx.exit()
+
+
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(qgraph.__version__, prog_name="qgraph")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version,
+              help="Show the versions of qgraph and its engines, and exit.")
 def cli() -> None:
     """A quantization compiler for Apache MXNet networks.
 

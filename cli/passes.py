@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from typing import TYPE_CHECKING
 
 import click
 
 from qgraph.cli import console
+
+if TYPE_CHECKING:
+    from qgraph.ir.rewrite import Pass
 
 
 @click.command("passes")
@@ -21,15 +25,10 @@ def command(name: str | None, as_json: bool) -> None:
       qgraph passes
       qgraph passes fold-bn
     """
-    from qgraph.ir.rewrite import option_types, pass_class, registered
-    from qgraph.passes import PIPELINES
-    from qgraph.targets.registry import all_classes
+    from qgraph.ir.rewrite import option_types, pass_class
 
     if name is None:
-        known = registered()
-        quantizing = (name for cls in all_classes() for name in cls.passes)
-        order = dict.fromkeys([*(step.name for line in ("float", "measured") for step in PIPELINES[line]), *quantizing])
-        rows = {n: _first_line(known[n]) for n in [*order, *sorted(known.keys() - order)]}
+        rows = {n: _first_line(cls) for n, cls in listed().items()}
         if as_json:
             console.result(rows, True, ())
         else:
@@ -54,6 +53,18 @@ def command(name: str | None, as_json: bool) -> None:
         click.echo(f"runs behind: {', '.join(cls.requires)}")
     if options:
         click.echo("options: " + name + "{" + " ".join(f"{key}={value}" for key, value in options.items()) + "}")
+
+
+def listed() -> dict[str, type[Pass]]:
+    """Name -> class of every pass, in the order in which `qgraph freeze` runs them."""
+    from qgraph.ir.rewrite import registered
+    from qgraph.passes import PIPELINES
+    from qgraph.targets.registry import all_classes
+
+    known = registered()
+    quantizing = (name for cls in all_classes() for name in cls.passes)
+    order = dict.fromkeys([*(step.name for line in ("float", "measured") for step in PIPELINES[line]), *quantizing])
+    return {name: known[name] for name in [*order, *sorted(known.keys() - order)]}
 
 
 def _first_line(cls: type) -> str:

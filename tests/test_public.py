@@ -5,17 +5,16 @@ A folder of the cases has `cmd`, shell lines of `qgraph ...`, or `run.py`, which
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import numpy as np
 import pytest
 from helpers import CASES, ROOT
@@ -67,32 +66,7 @@ TRAINED = ("qat_range_widened", "qat_unsigned_ncnn")
 
 @pytest.fixture(scope="module")
 def processes() -> Any:
-    """Starts processes that have the engines already: most of a command's time is to import them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mxnet", "ncnn", "onnx", "onnxruntime", "qgraph.cli.main",
-                                    "qgraph.commands.freeze", "qgraph.commands.convert"])
-    return context
-
-
-def command_line(args: Sequence[str], folder: Path) -> None:
-    """`qgraph ARGS` in that folder, by a process of its own; what it prints goes to the files stdout and stderr."""
-    os.chdir(folder)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    from qgraph.cli.main import main
-
-    sys.exit(main([*args]))
-
-
-def run(processes: Any, command: str, folder: Path) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr)"""
-    program, *args = shlex.split(command)
-    assert program == "qgraph"
-    process = processes.Process(target=command_line, args=(args, folder))
-    process.start()
-    process.join(120)
-    process.kill()
-    return process.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text()
+    return forked.server()
 
 
 def copied(case: str, tmp_path: Path) -> Path:
@@ -124,7 +98,9 @@ def test_commands(case: str, tmp_path: Path, processes: Any) -> None:
     commands = [part.strip() for part in re.split(r"[;\n]", lines) if part.strip().startswith("qgraph ")]
     assert len(commands) == len(RIGHT[case])
     for command, right in zip(commands, RIGHT[case]):
-        code, stdout, stderr = run(processes, command, folder)
+        program, *args = shlex.split(command)
+        assert program == "qgraph"
+        code, stdout, stderr = forked.run_command(processes, args, folder)
         text = f"{command}: {stdout}{stderr}"
         assert code == right.code and "Traceback" not in text, text
         assert re.search(right.says, text), text

@@ -41,6 +41,7 @@ def compare(a: Any, b: Any, data: Any, *, options: JudgeOptions | None = None,
     of layers], "exclude": "--exclude ...", "no_advice": why these are empty or ""} with DIFF = sqnr_db (None: equal to
     the last bit), cosine, max_error.  added_noise is the layer's noise / signal less
     that of what it reads; None if `a` is no MXNet model.  Integer tensors are compared as what they stand for.
+    Raises OptionError for two that are no model and its frozen form, DataError where the data hold no image.
     """
     models = _open(a), _open(b)
     check_runtime(models, runtime)

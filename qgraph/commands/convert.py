@@ -76,6 +76,8 @@ def convert(model: Any, to: str = "onnx", *, params: str | None = None, epoch: i
     input_shape: ``data:1,3,224,224``, one per input, where the file does not say it.
     runtime: what runs the model to compare with, of `qgraph.engines`; onnxruntime stands for the NumPy reference.
     float_check: False compares nothing.
+    Raises UnsupportedError for an op that the target lacks, OptionError for what the caller can mend, QGraphError
+    where the outputs differ.
     """
     target = _format(to)
     outputs, input_shape = _several(outputs), _several(input_shape)

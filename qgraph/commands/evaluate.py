@@ -35,7 +35,8 @@ def evaluate(model: Any, data: Any, reference: Any = None, *, options: JudgeOpti
 
     model, reference: what `open_model` takes.  data: what `qgraph.open_data` takes.
     pairs: a file of pairs of images by which embeddings are scored, instead of labels.
-    scores: metric -> value, by the labels of the data and the task of the outputs; top1 and top5 are among them.
+    scores: metric -> value, by the labels of the data and the task of the outputs; top1 and top5, in percent, are among
+    them.
     judged: what `Judge.agreement` says of model and reference; agreement is the one in it.
     timing: what `Timing.to_dict` says of "model" and "reference", which run in alternation; ms_per_image is its median.
     runtime: the engine, of `qgraph.engines.MODEL_RUNTIMES`.

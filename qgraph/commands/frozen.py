@@ -44,7 +44,10 @@ class Frozen:
         return {**files, **report_files(f"{prefix}.report", self.report)}
 
     def save(self, prefix: str | os.PathLike[str] | None = None) -> list[str]:
-        """Write the model, its table, report and page, all or none; returns the paths. Default: ``MODEL-quantized``."""
+        """Write the model, its table, report and page, all or none; returns the paths. Default: ``MODEL-quantized``.
+
+        Raises OptionError without a prefix where the model did not come from a file.
+        """
         base = os.fspath(prefix) if prefix is not None else default_prefix(self.source[0]) if self.source else ""
         if not base:
             raise OptionError("save: give a prefix for the files")

@@ -81,7 +81,8 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
     calib_data: [default: the images that skip leaves out, else as for freezing], calib_select chooses from them.
     kept: rows of an earlier run, which are not computed again.  each: is called with all rows after each new one.
     workers: who computes rows, and observes ranges; the rows do not depend on them.
-    Raises OptionError, UnsupportedError before any work for a strategy that is not one.
+    Raises OptionError, UnsupportedError before any work for a strategy that is not one, and DataError where `kept` was
+    judged on another number of images.
     """
     options = with_recipe(dataclasses.replace(options or FreezeOptions(), target=TARGET))
     parse_slice(calib_select, "--calib-select")

@@ -75,7 +75,7 @@ class Preprocess:
 
     @classmethod
     def from_options(cls, preset: str | None = None, **explicit: object) -> Preprocess:
-        """A preset, with every explicit option that is not None in place of the preset's."""
+        """A preset, with every explicit option that is not None in place of the preset's. Raises OptionError."""
         if preset is not None and preset not in PRESETS:
             guess = suggest(preset, PRESETS, "did you mean {}? ", cutoff=0.5)
             raise OptionError(f"unknown preset {preset!r}: {guess}There are {', '.join(PRESETS)}")
@@ -92,9 +92,11 @@ class Preprocess:
 
     @property
     def is_identity(self) -> bool:
+        """Whether it leaves pixels as they are."""
         return self == Preprocess(channels=self.channels)
 
     def to_dict(self) -> dict[str, object]:
+        """Its fields as plain values."""
         return asdict(self)
 
     def _check_channels(self) -> None:

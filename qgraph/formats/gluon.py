@@ -30,7 +30,8 @@ def from_gluon(block: object, *shapes: Shape | Mapping[str, Shape]) -> Graph:
     forward pass on zeros of these shapes, as the first use of the block would.
     A block that trained quantized (`qgraph.qat`) gives the graph of its inference in offline mode, with the trained
     ranges on fake_quantize nodes: one of the blocks in it says so by its attribute `TRACING`.
-    Raises UnsupportedError for a block that cannot be traced, OptionError for what the caller can mend.
+    Raises UnsupportedError for a block that cannot be traced, OptionError for what the caller can mend, and
+    MissingDependencyError without MXNet.
     """
     try:
         import mxnet as mx

@@ -83,6 +83,7 @@ class Graph:
         return sorted(self._succ[node], key=lambda n: n.name)
 
     def is_head(self, value: Value) -> bool:
+        """Whether it is an output of the graph."""
         return as_port(value) in self.heads
 
     def has_one_use(self, value: Value) -> bool:
@@ -97,7 +98,7 @@ class Graph:
         return [n for n in self.toposort() if op is None or n.op == op]
 
     def find(self, name: str) -> Node:
-        """The node of that name; a linear search, for users and tests."""
+        """The node of that name; a linear search, for users and tests. Raises GraphError if there is none."""
         nodes: Iterable[Node] = self.dag
         for node in nodes:
             if node.name == name:
@@ -105,10 +106,11 @@ class Graph:
         raise GraphError(f"no node is called {name!r}")
 
     def is_param(self, node: Node) -> bool:
+        """Whether it is a variable with an array."""
         return node.op == "null" and node.name in self.params
 
     def param(self, value: Value) -> Array | None:
-        """The array behind an input, or None if it is not a parameter."""
+        """The array behind an input, of the parameter's own shape; None if it is not a parameter."""
         return self.params.get(as_port(value).node.name) if as_port(value).node.op == "null" else None
 
     def data_inputs(self) -> list[Node]:
@@ -118,7 +120,7 @@ class Graph:
     def toposort(self) -> list[Node]:
         """Post-order walk from the heads along input slots: MXNet's own file order, whatever the rewrite history.
 
-        The order is kept until an edge between existing nodes, or a head, changes.
+        The order is kept until an edge between existing nodes, or a head, changes.  Raises GraphError for a cycle.
         """
         if self._order and self._order_heads == self.heads:
             return list(self._order)
@@ -166,6 +168,7 @@ class Graph:
         """A new node reading `inputs`. Without a name it gets a free one made from the op.
 
         Attributes, in `attrs` or as keywords, are stored as MXNet writes them: ``str(value)``.
+        Raises GraphError for an input of another graph.
         """
         ports = [as_port(v) for v in inputs]
         for port in ports:
@@ -179,7 +182,7 @@ class Graph:
         return node
 
     def add_param(self, name: str, value: Array, origin: Iterable[str] = ()) -> Node:
-        """A new parameter; its name is made unique."""
+        """A new parameter; its name is made unique. value: of any shape."""
         node = self.add("null", name=name, origin=origin)
         self.params[node.name] = value
         return node
@@ -247,7 +250,7 @@ class Graph:
         return node
 
     def remove(self, node: Node) -> None:
-        """Take a node out. Refuses while it has readers or is a head, and names them."""
+        """Take a node out. Raises GraphError while it has readers or is a head, and names them."""
         readers = [n.name for n in self.readers(node) if n is not node]
         if readers or any(h.node is node for h in self.heads):
             raise GraphError(f"{node}: cannot be removed, still read by {', '.join(readers[:5]) or 'a head'}")

@@ -104,7 +104,7 @@ _PassClass = TypeVar("_PassClass", bound=type[Pass])
 
 
 def register(cls: _PassClass) -> _PassClass:
-    """Class decorator: make the pass a frozen dataclass and known by its name."""
+    """Class decorator: make the pass a frozen dataclass and known by its name. Raises PassError for a class without."""
     if not isinstance(getattr(cls, "name", None), str):
         raise PassError(f'{cls.__module__}.{cls.__name__}: a pass needs a name, such as name = "fold-bn"')
     if not issubclass(cls, Pass):
@@ -138,6 +138,7 @@ class PassManager(Pass):
 
     dump_dir: where ``NN-name.txt`` is written after every pass.
     records: what was done; given to a second manager it continues the first one's line.
+    `run` raises PassError for a pass that breaks the graph, misreports its changes, or lacks one that it requires.
     """
 
     name: ClassVar[str] = "pipeline"

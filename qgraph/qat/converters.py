@@ -26,7 +26,10 @@ _CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DT
 def gen_conv2d_converter(quantize_input: bool = True, in_signed: bool | str = False, in_width: int = 8,
                          wt_width: int = 8, quant_type: str = "layer", fake_bn: bool = False,
                          **more: Any) -> Converter:
-    """For convolutions of any rank, transposed ones of up to two. more: the other fields of `layer.QuantizeArgs`."""
+    """For convolutions of any rank, transposed ones of up to two. more: the other fields of `layer.QuantizeArgs`.
+
+    The converter raises OptionError for another block, and UnsupportedError for a layout with channels last.
+    """
     args = QuantizeArgs(quantize_input, in_signed, in_width, wt_width, quant_type, fake_bn, **more)
 
     def convert(block: Block) -> None:
@@ -45,7 +48,10 @@ def gen_conv2d_converter(quantize_input: bool = True, in_signed: bool | str = Fa
 
 def gen_dense_converter(quantize_input: bool = True, in_signed: bool | str = False, in_width: int = 8,
                         wt_width: int = 8, quant_type: str = "layer", **more: Any) -> Converter:
-    """For Dense. A group is one unit, as a channel is. more: the other fields of `layer.QuantizeArgs`."""
+    """For Dense. A group is one unit, as a channel is. more: the other fields of `layer.QuantizeArgs`.
+
+    The converter raises OptionError for another block.
+    """
     args = QuantizeArgs(quantize_input, in_signed, in_width, wt_width,
                         "channel" if quant_type == "group" else quant_type, **more)
 
@@ -100,7 +106,10 @@ def _groups_on_axis_0(block: Layer, weight: QSpec) -> int:
 
 
 def gen_act_converter(width: int = 8, quantize_act: bool = True, **more: Any) -> Converter:
-    """For Activation: what comes out is quantized, to unsigned codes if it cannot be negative."""
+    """For Activation: what comes out is quantized, to unsigned codes if it cannot be negative.
+
+    The converter raises OptionError for another block.
+    """
     def convert(block: Block) -> None:
         if not isinstance(block, nn.Activation):
             raise OptionError(f"{block.name}: found a {type(block).__name__}, want an Activation")
@@ -113,7 +122,7 @@ def gen_act_converter(width: int = 8, quantize_act: bool = True, **more: Any) ->
 
 
 def convert_relu_to_relu6(block: Block) -> None:
-    """Activation relu(x)  ->  clip(x, 0, 6)."""
+    """Activation relu(x)  ->  clip(x, 0, 6). Raises OptionError for another block."""
     if not isinstance(block, nn.Activation) or block._act_type != "relu":
         raise OptionError(f"{block.name}: found {block}, want Activation('relu')")
 
@@ -125,7 +134,10 @@ def convert_relu_to_relu6(block: Block) -> None:
 
 
 def bypass_bn(block: Block) -> None:
-    """BatchNorm bn(x)  ->  x. Its parameters stay with it, so that files of parameters fit."""
+    """BatchNorm bn(x)  ->  x. Its parameters stay with it, so that files of parameters fit.
+
+    Raises OptionError for another block.
+    """
     if not isinstance(block, nn.BatchNorm):
         raise OptionError(f"{block.name}: found a {type(block).__name__}, want a BatchNorm")
 

@@ -22,6 +22,7 @@ def qparams_init(net: Trained, calib_data: object = None, calib: str = "naive", 
     Without data ranges begin with those of the first training batch.  With data (what `qgraph.open_data` takes) they
     are calibrated first, with the method `calib` of `qgraph freeze`, on the float network, and inputs of signedness
     "auto" are signed if something negative was seen.  Learned ranges ("lsq", "pact") need data.
+    Raises OptionError for a network that is not converted, CalibrationError for ranges that cannot be determined.
     """
     if not hasattr(net, "collect_quantized_blocks"):
         raise OptionError(f"qparams_init: {getattr(net, 'name', net)} is not converted: call convert_model(net) first")

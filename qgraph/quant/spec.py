@@ -75,12 +75,14 @@ class QSpec:
 
     @property
     def qmin(self) -> int:
+        """The lowest code."""
         if not self.signed:
             return 0
         return -self.limit if self.limit else -(1 << (self.bits - 1)) + int(self.narrow)
 
     @property
     def qmax(self) -> int:
+        """The highest code."""
         return self.limit or ((1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1)
 
     @property
@@ -89,7 +91,7 @@ class QSpec:
         return {None: "auto", True: "s", False: "u"}[self.signed] + str(self.bits)
 
     def with_numbers(self, scale: Array, zero_point: Array | int = 0) -> QParams:
-        """This decision with its numbers."""
+        """This decision with its numbers, of the shapes that `QParams` tells."""
         spec = {f.name: getattr(self, f.name) for f in fields(QSpec)}
         return QParams(**spec, scale=scale, zero_point=zero_point)  # type: ignore[arg-type]
 
@@ -122,6 +124,7 @@ class QParams(QSpec):
 
     @property
     def spec(self) -> QSpec:
+        """The decision without its numbers."""
         return QSpec(**{f.name: getattr(self, f.name) for f in fields(QSpec)})
 
     @property

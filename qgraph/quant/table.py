@@ -86,11 +86,12 @@ class CalibrationTable:
         return data
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bytes of `to_json` to a file."""
         Path(path).write_bytes(self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationTable:
-        """Read a file of at most 64 MB."""
+        """Read a file of at most 64 MB. Raises FormatError for a file that is no such table."""
         try:
             data = read_at_most(path, MAX_BYTES)
         except OSError as error:
@@ -132,13 +133,13 @@ class CalibrationTable:
         )
 
     def check(self, graph_hash: str) -> None:
-        """Refuse the table of another model."""
+        """Raise CalibrationError for the table of another model."""
         if self.graph_hash != graph_hash:
             raise CalibrationError(f"table belongs to another model: its graph is {self.graph_hash}, "
                                    f"this one is {graph_hash}; {_AGAIN}")
 
     def check_bits(self, bits: int, of: Mapping[str, int] | None = None) -> None:
-        """Refuse ranges that were chosen for another number of bits; naive, ema and percentile fit any.
+        """Raise CalibrationError if ranges were chosen for another number of bits; naive, ema, percentile fit any.
 
         of: tensor -> the bits that it has instead.
         """
@@ -152,14 +153,14 @@ class CalibrationTable:
                                    f"were chosen for {had} bits, want {want}; {_AGAIN}")
 
     def check_methods(self, wanted: Mapping[str, str]) -> None:
-        """Refuse ranges that were chosen by another method than the recipe wants. wanted: tensor -> method."""
+        """Raise CalibrationError if a range was chosen by another method than wanted. wanted: tensor -> method."""
         for name, how in wanted.items():
             if name in self.entries and self.entries[name].method != how:
                 raise CalibrationError(f"table: the range of {name} was chosen by {self.entries[name].method}, and the "
                                        f"recipe says {how}; {_AGAIN}")
 
     def require(self, names: Iterable[str]) -> None:
-        """Every one of `names` must have an entry."""
+        """Raise CalibrationError unless every one of `names` has an entry."""
         missing = [n for n in names if n not in self.entries]
         if missing:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""

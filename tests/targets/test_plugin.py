@@ -1,4 +1,4 @@
-"""A package of another author brings a target and a pass: README's recipe, followed to the letter."""
+"""Packages of other authors bring a target and a pass: the recipes of docs/extend, followed to the letter."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from pathlib import Path
 import pytest
 from helpers import DIGITS, ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = {"target": "listing.py", "pass": "my_passes.py"}  # of the pages
 
 
-def block(kind: str, name: str) -> str:
-    """The fenced block of README whose first line is the name of a file."""
-    (text,) = re.findall(rf"^```{kind}\n(# {re.escape(name)}\n.*?)^```$", README, re.M | re.S)
+def block(page: str, kind: str, name: str) -> str:
+    """The fenced block of a page whose first line is the name of a file."""
+    page = (ROOT / "docs" / "extend" / f"{page}.md").read_text(encoding="utf-8")
+    (text,) = re.findall(rf"^```{kind}\n(# {re.escape(name)}\n.*?)^```$", page, re.M | re.S)
     return str(text)
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as pip leaves one: the modules, and a .dist-info with the entry points of setup.cfg."""
+    """A folder as pip leaves one: the modules, and for each a .dist-info with the entry points of its setup.cfg."""
     folder = tmp_path_factory.mktemp("site")
-    for name in ("listing.py", "my_passes.py"):
-        (folder / name).write_text(block("python", name))
-    config = configparser.ConfigParser()
-    config.read_string(block("ini", "setup.cfg"))
-    info = folder / f"{config['metadata']['name'].replace('-', '_')}-{config['metadata']['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {config['metadata']['name']}\n"
-                                   f"Version: {config['metadata']['version']}\n")
-    groups = {group: lines.strip() for group, lines in config["options.entry_points"].items()}
-    (info / "entry_points.txt").write_text("".join(f"[{group}]\n{lines}\n" for group, lines in groups.items()))
+    for page, module in MODULES.items():
+        (folder / module).write_text(block(page, "python", module))
+        config = configparser.ConfigParser()
+        config.read_string(block(page, "ini", "setup.cfg"))
+        name, version = config["metadata"]["name"], config["metadata"]["version"]
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        groups = {group: lines.strip() for group, lines in config["options.entry_points"].items()}
+        (info / "entry_points.txt").write_text("".join(f"[{group}]\n{lines}\n" for group, lines in groups.items()))
     return folder
 
 

@@ -73,6 +73,7 @@ class OnnxModel(Model):
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
+        """Its initializers by name, each of its own shape."""
         from onnx import numpy_helper
 
         return {t.name: numpy_helper.to_array(t) for t in self.proto.graph.initializer}
@@ -91,14 +92,17 @@ class OnnxModel(Model):
 
     @property
     def channel_orders(self) -> dict[str, np.ndarray]:
-        """Tensors whose channels are not in the user's order, see `Node.layout`."""
+        """Tensors whose channels are not in the user's order: name -> order, shape (channels,). See `Node.layout`."""
         return {name: np.array(order) for name, order in self._metadata(ORDERS).items()
                 if isinstance(order, list) and all(type(i) is int for i in order)
                 and sorted(order) == list(range(len(order)))}
 
     @property
     def channel_scales(self) -> dict[str, np.ndarray]:
-        """Tensors whose channels are not as large as the user's, see `Node.scales`."""
+        """Tensors whose channels are not as large as the user's: name -> factors, of shape (channels,).
+
+        See `Node.scales`.
+        """
         return {name: np.array(scales) for name, scales in self._metadata(SCALES).items()
                 if isinstance(scales, list) and scales and all(type(s) is float and 0 < s < math.inf for s in scales)}
 
@@ -134,6 +138,7 @@ class OnnxModel(Model):
         return found
 
     def to_bytes(self) -> bytes:
+        """The content of the .onnx file."""
         return bytes(self.proto.SerializeToString(deterministic=True))
 
     def files(self, prefix: str) -> dict[str, Content]:
