@@ -95,7 +95,7 @@ class Search:
 
     def _free(self) -> Row:
         """The best row of all methods and efforts on the cheapest rung; where that is hopeless, on the next."""
-        for number, rung in enumerate(self.rungs[:-1]):
+        for number, rung in enumerate(self.rungs[:-1] or self.rungs):
             chosen = dict.fromkeys(self.layers, rung)
             whats = {method: self.candidate(replace(self.base, calib=method), chosen, f"all {rung}, {method}")
                      for method in METHODS}
@@ -103,21 +103,21 @@ class Search:
             for row in self._rows([whats[METHODS[0]]]):
                 best = row
             assert best is not None
-            if best.surely_holds:
+            if best.surely_holds or best.holds and number:
                 return best
             if best.state == HOPELESS and number + 2 < len(self.rungs):
                 continue
             others = [whats[method] for method in METHODS[1:]]
             for row in self._rows(others):
                 best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
-                if best.surely_holds:
+                if best.surely_holds or best.holds and number:
                     return best
             if not best.holds and self.base.effort != MOST:
                 more = replace(best.recipe, effort=MOST)
                 for row in self._rows([self.candidate(more, chosen, f"{best.what}, effort {MOST}")]):
                     best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
             return best
-        raise AssertionError("a ladder has two rungs or more")
+        raise AssertionError("a ladder has a rung or more")
 
     # ---- 2 ----------------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,14 @@ def test_what_holds_at_once_ends_the_search() -> None:
     assert in_float(network.search().run()) == set() and len(network.asked) == 1
 
 
+def test_a_target_without_float_has_methods_alone() -> None:
+    network = Network(33.0, kl=-5.0, mse=-2.0)
+    search = network.search()
+    search.rungs, search.steps = [INTEGERS], list
+    found = search.run()
+    assert found is not None and found.recipe.calib == "kl" and in_float(found) == set()
+
+
 def test_methods_come_before_float() -> None:
     network = Network(33.8, mse=-5.0)
     found = network.search().run()
