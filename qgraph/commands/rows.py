@@ -61,7 +61,8 @@ class Rows:
     """What rows have in common. It travels, and computes rows where it is.
 
     original: the float model.  float_graphs: what the float passes of strategies made of it, by number.
-    sample: images that passes may measure on, as many as the most demanding row.  images, shared: those that judge, as `Pieces.whole` and `Pieces.shared`.
+    sample: images that passes may measure on, as many as the most demanding row.
+    images, shared: those that judge, as `Pieces.whole` and `Pieces.shared`.
     """
 
     original: MxnetModel
