@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 
-from _common import CASES, TRAINED, Case, table
+from _common import CASES, TRAINED, Case, calibration_data, table
 
 from qgraph import simulate
 from qgraph.cluster import open_workers
@@ -26,7 +26,7 @@ def seconds_of(case: Case, images: int, workers: Workers) -> tuple[float, str]:
     options = case.options({"skip": "::10", "select": f":{images + -(-images // 9)}"})
     started = time.perf_counter()
     found = simulate(case.graph(), str(CASES / case.images), PRESETS["original"](), options,
-                     calib_data=case.data(case.calib), workers=workers)
+                     calib_data=calibration_data(case), workers=workers)
     return time.perf_counter() - started, found.to_json()
 
 
