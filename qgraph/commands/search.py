@@ -22,7 +22,7 @@ from qgraph.quant.recipe import LayerChoice, Recipe
 
 log = logging.getLogger("qgraph")
 
-METHODS = ("naive", "kl", "mse", "auto", "percentile")  # in the order of what they have shown
+METHODS = ("auto", "kl", "mse", "naive", "percentile")  # in the order of what they have shown
 MOST = "best"  # effort
 ALIKE = 0.02  # two costs that differ by less are one
 PATIENCE = 4  # steps in a row that could not be taken back end the backtracking

@@ -95,7 +95,7 @@ class Recipe:
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120))
 
     def check(self, graph: str) -> None:
-        """Refuse the recipe of another model. graph: the digest of this one."""
+        """Raise CalibrationError for the recipe of another model. graph: the digest of this one."""
         if self.graph and self.graph != graph:
             raise CalibrationError(f"recipe belongs to another model: its graph is {self.graph}, this one is {graph}; "
                                    "take the line `graph` out of the recipe if it is meant for this one too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -54,7 +55,8 @@ STRATEGIES = [Strategy(), Strategy(granularity="layer", weight_bits=4, act_bits=
 @pytest.mark.xfail(not MXNET and not VNNI, strict=True, reason="where onnxruntime simulates, its kernels saturate")
 def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.ndarray]) -> None:
     data, labels = test_set["data"], test_set["label"]
-    found = simulate(MODEL, test_set, STRATEGIES)
+    few = FreezeOptions(num_calib=24)
+    found = simulate(MODEL, test_set, STRATEGIES, few)
     plain = qgraph.evaluate(MODEL, test_set)
     g = qgraph.load(f"{MODEL}-symbol.json", f"{MODEL}-0000.params")
     float_classes = Reference(g).run({"data": data})[0].argmax(1)
@@ -63,7 +65,7 @@ def test_rows_are_what_freezing_and_the_reference_say(test_set: dict[str, np.nda
     rows = [found.row(strategy) for strategy in STRATEGIES]
     assert len({row["sqnr_db"] for row in rows}) == len(STRATEGIES)
     for strategy, row in zip(STRATEGIES, rows):
-        options = strategy.apply(FreezeOptions(target="mxnet-sim"))
+        options = strategy.apply(dataclasses.replace(few, target="mxnet-sim"))
         frozen = qgraph.freeze(MODEL, options)
         classes = Reference(frozen.graph, rounding="mxnet").run({"data": data})[0].argmax(1)
         assert row["images"] == IMAGES and row["top1"] == top1(classes, labels)
@@ -199,7 +201,8 @@ def test_what_was_stopped_goes_on(test_file: str, tmp_path: Path, capsys: pytest
             return quantized(self, strategy, job)
         monkeypatch.setattr(Rows, "quantized", counted)
 
-    command = ["simulate", MODEL, "--data", test_file, "--weight-bits", "8,4,2", "--output", str(tmp_path / "sim")]
+    command = ["simulate", MODEL, "--data", test_file, "--weight-bits", "8,4,2", "--num-calib", "16", "--output",
+               str(tmp_path / "sim")]
     stop_at(2)
     assert main(command) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
