@@ -155,7 +155,7 @@ def _settle(g: Graph, node: Node, read: _Reading) -> bool:
         x, own = read.x[:, :, part], exact[:, :, part]
         lattice = Lattice(damped(second_moment(x, x), _COARSE_DAMPING if coarse else _DAMPING))
         if coarse:
-            own = shifted(own, lattice.moment, second_moment(read.wanted[:, :, part] - x, x))
+            own = shifted(own, lattice, second_moment(read.wanted[:, :, part] - x, x))
             if start == 0 and qp.granularity == "channel":  # of a wider layer, the first part chooses the scale
                 factors = lattice.best_factors(own, qp.qmin, qp.qmax)
                 qp = _rescaled(qp, factors)

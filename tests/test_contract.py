@@ -85,7 +85,7 @@ def test_no_code_outside_targets_branches_on_the_name_of_one() -> None:
     """``target.name == "onnx"`` and the like; names of engines, formats and extras, and defaults, are no branches."""
     name = "|".join(map(re.escape, ENGINES))
     branch = re.compile(rf"(?:==|!=|\bin)\s*\(?\s*[\"'](?:{name})[\"']|[\"'](?:{name})[\"']\s*(?:==|!=|in\b)|\.flow\b")
-    packages = {"qgraph/engines.py", "qgraph/threads.py", "qgraph/commands/report.py"}  # which name the engines' packages
+    packages = {"qgraph/engines.py", "qgraph/threads.py", "qgraph/commands/report.py"}  # which name engines' packages
     found = [(path.relative_to(ROOT).as_posix(), line.strip()) for path in sources("qgraph/targets/")
              for line in path.read_text().splitlines() if branch.search(line)]
     assert [row for row in found if row[0] not in packages] == []

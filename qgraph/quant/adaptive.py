@@ -47,6 +47,21 @@ class Lattice:
         self._factor = _factor(np.stack([one.take(at[0], axis=0).take(at[0], axis=1)
                                          for one, at in zip(moment, self._order)]))
 
+    def solve(self, right: Array) -> Array:
+        """x of moment x = right, block by block. right, x: (groups, inputs, any)."""
+        b = np.take_along_axis(right, self._order.swapaxes(1, 2), 1)
+        corners = [(start, min(start + _BLOCK, b.shape[1])) for start in range(0, b.shape[1], _BLOCK)]
+        for start, stop in corners:
+            b[:, start:stop] -= np.matmul(self._factor[:, start:stop, :start], b[:, :start])
+            b[:, start:stop] = np.linalg.solve(self._factor[:, start:stop, start:stop], b[:, start:stop])
+        for start, stop in reversed(corners):
+            across = self._factor[:, start:, start:stop].swapaxes(1, 2)
+            b[:, start:stop] -= np.matmul(across[:, :, stop - start:], b[:, stop:])
+            b[:, start:stop] = np.linalg.solve(across[:, :, :stop - start], b[:, start:stop])
+        found = np.empty_like(b)
+        np.put_along_axis(found, self._order.swapaxes(1, 2), b, 1)
+        return found
+
     def round(self, exact: Array, qmin: int, qmax: int) -> Array:
         """Codes (float32) with a small error of the output.
 
@@ -117,13 +132,12 @@ def _at_ends(exact: Array, qmin: int, qmax: int) -> Array:
     return ends
 
 
-def shifted(exact: Array, moment: Array, difference: Array) -> Array:
+def shifted(exact: Array, lattice: Lattice, difference: Array) -> Array:
     """What to round for inputs x that carry errors, so that the output is near that of the right inputs, x + d.
 
-    The least squares solution of `exact` (x + d) = result x.  moment: of x, damped; difference: mean(d x^T).
+    The least squares solution of `exact` (x + d) = result x.  lattice: of the moment of x; difference: mean(d x^T).
     """
-    owed = np.matmul(exact, difference).transpose(0, 2, 1)
-    found: Array = exact + np.linalg.solve(moment, owed).transpose(0, 2, 1).astype(np.float32)
+    found: Array = exact + lattice.solve(np.matmul(exact, difference).transpose(0, 2, 1)).transpose(0, 2, 1)
     return found
 
 

@@ -142,7 +142,7 @@ def test_methods_come_before_float() -> None:
     network = Network(33.8, mse=-5.0)
     found = network.search().run()
     assert found is not None and found.recipe.calib == "mse" and in_float(found) == set()
-    assert [candidate.recipe.calib for candidate in network.asked] == ["naive", "kl", "mse"]
+    assert [candidate.recipe.calib for candidate in network.asked] == ["auto", "kl", "mse"]
 
 
 @pytest.mark.parametrize(("allowed", "raised"), [(18, {"b"}), (10, {"b", "d"}), (6, {"b", "d", "f"})])

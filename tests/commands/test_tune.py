@@ -104,7 +104,7 @@ def test_the_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["tune", MODEL, "--data", data, "--target", "onnx", "--max-drop", "1", "--runtime", "onnxruntime",
                  "--no-float-check", "--effort", "fast", "--num-calib", "16", "--output", prefix]) == 0
     out = capsys.readouterr().out
-    assert "chosen      all 8-bit weights, naive (9 layers quantized)" in out and "ms          integers:" in out
+    assert "chosen      all 8-bit weights, auto (9 layers quantized)" in out and "ms          integers:" in out
     assert f"wrote       {prefix}.recipe.yaml" in out and "ended       done: 1 candidates" in out
     body = json.loads(Path(f"{prefix}.tune.json").read_text())
     assert body["result"]["judged_images"] == 64 and body["costs"]["seconds"]["digits_conv0_fwd"][0] > 0

@@ -31,7 +31,9 @@ FIRST = "README.md"
 KINDS = {"console", "python", "sh", "ini", "toml", "yaml", "text", "cpp", ""}  # C++ is not compiled, text is no program
 RUN = [page for page, text in PAGES.items() if page != FIRST and any(b.kind in ("console", "python")
                                                                      for b in blocks(text))]
-LONG = {"docs/guides/simulate.md", "docs/guides/qat.md", "docs/targets/tengine.md", "docs/getting-started/gluoncv.md"}
+LONG = {"docs/concepts/quantization.md", "docs/getting-started/gluoncv.md", "docs/guides/accuracy-drops.md",
+        "docs/guides/python.md", "docs/guides/qat.md", "docs/guides/simulate.md", "docs/guides/tune.md",
+        "docs/targets/ncnn.md", "docs/targets/onnx.md", "docs/targets/tengine.md"}
 PROCESSES = [pytest.mark.slow, pytest.mark.mxnet, pytest.mark.ncnn]
 
 

@@ -97,7 +97,7 @@ def test_shifted_weights_give_on_wrong_inputs_what_the_others_give_on_right_ones
     rng = np.random.default_rng(3)
     right, exact = smooth(rng, 1, 400, 6), rng.normal(size=(1, 5, 6)).astype(np.float32)
     wrong = right * np.array([1, 0.5, 2, 1, 1, 0.8], np.float32)
-    moved = shifted(exact, damped(second_moment(wrong, wrong), 1e-7), second_moment(right - wrong, wrong))
+    moved = shifted(exact, Lattice(damped(second_moment(wrong, wrong), 1e-7)), second_moment(right - wrong, wrong))
     np.testing.assert_allclose(np.matmul(wrong, moved.swapaxes(1, 2)), np.matmul(right, exact.swapaxes(1, 2)),
                                atol=2e-2)
 
@@ -119,3 +119,11 @@ def test_the_scale_that_suits_the_codes_is_found() -> None:
     found = errors(exact, lattice.round(scaled, -7, 7) * factors.reshape(2, 20, 1), moment)
     before = errors(exact, lattice.round(exact, -7, 7), moment)
     assert (found <= before * 1.001).all() and found.sum() < 0.8 * before.sum() and len({*factors.tolist()}) > 3
+
+
+def test_a_lattice_solves_its_moment() -> None:
+    rng = np.random.default_rng(4)
+    _, moment = problem(2, 1, 300)
+    right = rng.normal(size=(2, 300, 7)).astype(np.float32)
+    found = Lattice(moment).solve(right)
+    np.testing.assert_allclose(np.matmul(moment.astype(np.float64), found), right, atol=2e-3 * np.abs(right).max())
