@@ -163,6 +163,7 @@ def test_the_worst_output_is_named_and_gated(folder: Path, capsys: pytest.Captur
 RETINAFACE = "detectors/retinaface_mnet025_16"
 
 
+@pytest.mark.slow
 @pytest.mark.cases(RETINAFACE)
 def test_a_face_detector_says_how_each_head_is(folder: Path, monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture[str]) -> None:

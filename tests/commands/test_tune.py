@@ -44,6 +44,7 @@ def small(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuned, s
     return tune(MODEL, data, Goal(min_metrics=(("sqnr_db", 25.0),), minimize=SIZE), OPTIONS, prefix=prefix), prefix
 
 
+@pytest.mark.slow
 def test_it_is_smaller_than_in_8_bits_and_keeps_the_bound(small: tuple[Tuned, str]) -> None:
     tuned, prefix = small
     sizes = {row.what: row.size for row in tuned.rows.found.values()}

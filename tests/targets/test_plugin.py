@@ -67,6 +67,7 @@ def test_its_target_freezes(package: Path, model: Path) -> None:
     assert read.returncode == 1 and "target listing only writes such files" in read.stderr
 
 
+@pytest.mark.slow
 def test_its_options_are_flags(package: Path, model: Path) -> None:
     for choice in (("--target", "listing{names=false}"), ("--target", "listing", "--no-names")):
         done = qgraph(package, model, "freeze", "model-symbol.json", *choice, "--runtime", "onnxruntime")
@@ -76,6 +77,7 @@ def test_its_options_are_flags(package: Path, model: Path) -> None:
     assert done.returncode == 1 and "--no-names: target onnx has no choice; it is for --target listing" in done.stderr
 
 
+@pytest.mark.slow
 def test_its_pass_runs(package: Path, model: Path) -> None:
     done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "onnx", "--runtime", "onnxruntime",
                   "--pass", "mean-to-pooling@canonicalize", "-v")
@@ -85,6 +87,7 @@ def test_its_pass_runs(package: Path, model: Path) -> None:
     assert "mean-to-pooling" in listed.stdout and "fold-bn" in listed.stdout
 
 
+@pytest.mark.slow
 def test_a_package_that_cannot_be_loaded_is_named_and_hurts_nobody(package: Path, model: Path) -> None:
     broken = model / "site"
     shutil.copytree(package, broken)

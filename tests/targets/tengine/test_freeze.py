@@ -252,6 +252,7 @@ def test_mutated_files_end_in_a_clear_error(frozen: tuple[Path, dict[str, Any]],
 # ---- trained networks -----------------------------------------------------------------------------------------------
 
 @pytest.mark.cases("cifar_resnet20_v1", "mobilenetv1_0.75_192_bn", "squeezenet1.1")
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape", "nodes"), [
     ("cifar_resnet20_v1", (3, 32, 32), {"Convolution": 21, "Eltwise": 9}),
     ("mobilenetv1_0.75_192_bn", (3, 192, 192), {"Convolution": 27, "FullyConnected": 1}),
