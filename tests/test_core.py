@@ -184,7 +184,6 @@ class Case:
 
 
 NETWORKS = {
-    "squeezenet1.1": Case("--crop 224 --bgr --mean 104.00698793,116.66876762,122.67891434", 26, 87.5),
     "mobilenetv1_0.75_192_bn": Case("--crop 192 --mean 128,128,128 --std 128,128,128", 28, 92.5),
 }
 

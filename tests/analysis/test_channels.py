@@ -162,6 +162,7 @@ def test_a_tensor_joined_with_itself() -> None:
 
 # ---- changing them --------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "granularity"), [("mxnet", "channel"), ("mxnet-sim", "channel"),
                                                      ("mxnet-sim", "layer"), ("mxnet-sim", "group")])
 @pytest.mark.parametrize("name", networks.NETWORKS)

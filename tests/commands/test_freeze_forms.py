@@ -121,7 +121,7 @@ def unrolled(cell: str, steps: int, size: int, hidden: int) -> Graph:
 
 
 @pytest.mark.mxnet
-@pytest.mark.parametrize("target", ["mxnet", "mxnet-sim", "onnx", pytest.param("ncnn", marks=pytest.mark.ncnn)])
+@pytest.mark.parametrize("target", ["mxnet", "onnx", pytest.param("ncnn", marks=pytest.mark.ncnn)])
 @pytest.mark.parametrize("cell", ["LSTMCell", "GRUCell"])
 def test_states_that_begin_with_zeros(cell: str, target: str) -> None:
     g, rng = unrolled(cell, 3, 6, 8), np.random.default_rng(1)

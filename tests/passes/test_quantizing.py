@@ -192,6 +192,7 @@ def test_what_must_run_before(step: Pass, needs: str) -> None:
 
 # ---- exact arithmetic: quantized graphs in the reference ------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), CARRIED)
 def test_quantized_networks_are_near_the_float_ones(name: str, target: str) -> None:
     g, feeds = networks.build(name)

@@ -110,6 +110,7 @@ HOSTILE = ["", "()", "(", "None", "-1", "0", "(1.5, 3)", "(1e999, 2)", "nan", "(
            "(0,0,0,0,0,0)", "x" * 50, "9" * 5000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in TABLE if c.attrs], ids=str)
 def test_hostile_attributes_are_refused_or_mean_something(case: Case) -> None:
     """Every attribute replaced by every nasty value: a shape that the kernel confirms, or a QGraphError, soon."""

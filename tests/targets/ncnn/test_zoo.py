@@ -8,7 +8,7 @@ pytest.importorskip("gluoncv")
 pytestmark = [pytest.mark.mxnet, pytest.mark.ncnn, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small", "resnest14", "shufflenet_v1", "se_resnet18_v1",
+@pytest.mark.parametrize("name", ["mobilenetv3_small", "resnest14", "shufflenet_v1",
                                   "cifar_resnext29_32x4d", "center_net_resnet18_v1b_voc"])
 def test_float(name: str) -> None:
     """Depthwise and grouped convolutions, gates, splits, reshapes of five axes, transposed ones, several heads."""

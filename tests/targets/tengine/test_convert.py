@@ -199,6 +199,7 @@ REFUSED = {"float_between": "_mul_scalar:_mul_scalar: there is no Tengine conver
            "upsampling": "upsampling:UpSampling: there is no Tengine converter"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["layer", "group", "channel"])
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_int8_networks_read_back_exactly(name: str, granularity: str) -> None:
