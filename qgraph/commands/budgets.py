@@ -8,10 +8,15 @@ from typing import Any
 
 from qgraph.commands.open_model import open_model
 from qgraph.commands.report import sha256_of
-from qgraph.commands.reports import read_report
+from qgraph.commands.reports import Optional, check_shape, read_report
 from qgraph.commands.trial import open_trial
 from qgraph.errors import FormatError, OptionError
 from qgraph.options import FreezeOptions, Progress, block_shapes
+from qgraph.quant.recipe import Recipe
+
+# of the options in a report, those that `FreezeOptions` does not check itself
+_SHAPE: Mapping[str, Any] = {**dict.fromkeys(("preprocess", "select", "skip", "labels", "params"), Optional((str,))),
+                             **dict.fromkeys(("batch_size", "decoders", "epoch"), Optional((int,)))}
 
 
 def with_budget(path: str, model: str, data: Any = None, params: str | None = None,
@@ -36,10 +41,14 @@ def with_budget(path: str, model: str, data: Any = None, params: str | None = No
 
 
 def _options(report: Mapping[str, Any], path: str) -> FreezeOptions:
+    given = dict(report["options"])
     known = {field.name for field in dataclasses.fields(FreezeOptions)}
-    if unknown := sorted({*report["options"]} - known):
+    if unknown := sorted({*given} - known):
         raise FormatError(f"{path}: options: found {unknown[0]!r:.40}, which this qgraph does not know; freeze again")
-    return FreezeOptions(**{**report["options"], "effort": "fast"})
+    check_shape(given, _SHAPE, f"{path}: options")
+    if given.get("recipe") is not None:
+        given["recipe"] = Recipe.from_dict(given["recipe"], f"{path}: recipe")
+    return FreezeOptions(**{**given, "effort": "fast"})
 
 
 def _check_same(report: Mapping[str, Any], files: Sequence[str], path: str) -> None:

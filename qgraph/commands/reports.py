@@ -98,7 +98,7 @@ def read_report(path: str) -> dict[str, Any]:
         raise FormatError(f"{path}: found a report of version {report.get('version', 1)!r:.20}, this qgraph shows "
                           f"{VERSION}; freeze again")
     report = {**{key: None for key, shape in _SHAPE.items() if isinstance(shape, Optional)}, **report}
-    _check(report, _SHAPE, path)
+    check_shape(report, _SHAPE, path)
     _check_sense(report, path)
     return report
 
@@ -136,11 +136,11 @@ def _refuse(word: str) -> float:
     raise ValueError(f"found {word}, want finite numbers")
 
 
-def _check(value: Any, shape: Any, where: str) -> None:
+def check_shape(value: Any, shape: Any, where: str) -> None:
     """Raise FormatError, naming the place, for a value that is not of this shape."""
     if isinstance(shape, Optional):
         if value is not None:
-            _check(value, shape.within, where)
+            check_shape(value, shape.within, where)
     elif isinstance(shape, tuple):
         if not isinstance(value, shape) or (isinstance(value, bool) and bool not in shape):
             raise FormatError(f"{where}: found {value!r:.40}, want {' or '.join(kind.__name__ for kind in shape)}")
@@ -150,11 +150,11 @@ def _check(value: Any, shape: Any, where: str) -> None:
         if not isinstance(value, list) or len(shape) == 2 != len(value):
             raise FormatError(f"{where}: found {value!r:.40}, want a list{' of two' if len(shape) == 2 else ''}")
         for number, one in enumerate(value):
-            _check(one, shape[0], f"{where}: {number}")
+            check_shape(one, shape[0], f"{where}: {number}")
     else:
         if not isinstance(value, dict):
             raise FormatError(f"{where}: found {value!r:.40}, want an object")
         for key, within in ((key, shape["*"]) for key in value) if "*" in shape else shape.items():
             if key not in value and not isinstance(within, Optional):
                 raise FormatError(f"{where}: {key} is missing")
-            _check(value.get(key), within, f"{where}: {key:.60}")
+            check_shape(value.get(key), within, f"{where}: {key:.60}")

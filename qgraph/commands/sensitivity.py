@@ -24,11 +24,11 @@ from qgraph.analysis.budget import judged_ports, noise_of, with_noise_inputs
 from qgraph.analysis.codes import quantizer_name
 from qgraph.arrays import Array
 from qgraph.commands.ladder import ACT_BITS, FLOAT_BITS, Costs, Rung
-from qgraph.commands.trial import Trial
+from qgraph.commands.trial import Trial, nearest_layers
 from qgraph.commands.tune_bench import Bench
 from qgraph.errors import FormatError
 from qgraph.files import read_at_most, write_files
-from qgraph.ir.graph import Graph, Node, Port
+from qgraph.ir.graph import Graph, Port
 from qgraph.quant.recipe import IN_FLOAT, LayerChoice, Recipe
 from qgraph.quant.spec import QParams, fake_quantize
 
@@ -150,21 +150,7 @@ def flow_of(g: Graph, layers: Mapping[str, int]) -> dict[str, Reading]:
         source = g.inputs(fq)[0]
         if g.param(source) is None and source.index == 0:
             readers = tuple(node.name for node in g.readers(fq) if node.name in layers)
-            found[source.key] = Reading(readers, tuple(_writers(g, source.node, layers)))
-    return found
-
-
-def _writers(g: Graph, node: Node, layers: Mapping[str, int]) -> list[str]:
-    """The nearest layers in front of this node's output, past ops that are no layers."""
-    pending, seen, found = [node], {node}, list[str]()
-    while pending:
-        at = pending.pop()
-        if at.name in layers:
-            found.append(at.name)
-            continue
-        fresh = [port.node for port in g.inputs(at) if port.node not in seen]
-        seen.update(fresh)
-        pending += fresh
+            found[source.key] = Reading(readers, tuple(nearest_layers(g, [source.node], layers)))
     return found
 
 

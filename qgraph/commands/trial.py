@@ -8,7 +8,7 @@ what kernels add.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -188,17 +188,7 @@ class Trial:
     def before(self, layer: str) -> list[str]:
         """The quantized layers whose outputs this one reads, past ops that have no weights."""
         g, node = self._copy(layer)
-        known, found, pending = set(self.layers), list[str](), [port.node for port in g.inputs(node)]
-        seen = set(pending)
-        while pending:
-            source = pending.pop()
-            if source.name in known:
-                found.append(source.name)
-                continue
-            fresh = [port.node for port in g.inputs(source) if port.node not in seen]
-            seen.update(fresh)
-            pending += fresh
-        return found
+        return nearest_layers(g, [port.node for port in g.inputs(node)], set(self.layers))
 
     def at_layer(self, layer: str) -> float:
         """The noise of its output, all layers quantized: its own and what arrives."""
@@ -209,6 +199,20 @@ class Trial:
     def _copy(self, layer: str) -> tuple[Graph, Node]:
         g = self.quantized.copy()
         return g, next(node for node in g.toposort() if node.name == layer)
+
+
+def nearest_layers(g: Graph, ends: Sequence[Node], layers: Container[str]) -> list[str]:
+    """Those of these layers that are at the ends, or nearest in front of them, past ops that are no layers."""
+    pending, seen, found = [*ends], {*ends}, list[str]()
+    while pending:
+        node = pending.pop()
+        if node.name in layers:
+            found.append(node.name)
+            continue
+        fresh = [port.node for port in g.inputs(node) if port.node not in seen]
+        seen.update(fresh)
+        pending += fresh
+    return found
 
 
 def open_trial(opened: Opened, source: Graph, options: FreezeOptions, what_for: str, data: Any = None,

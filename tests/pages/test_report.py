@@ -23,6 +23,7 @@ from qgraph.pages.look import DARK, LIGHT, NOISE_LEVELS, SERIES, noise_level
 from qgraph.pages.network import boxes
 from qgraph.pages.page import anchor
 from qgraph.pages.report import command, report_page
+from qgraph.quant.recipe import LayerChoice, Recipe
 
 MODEL = str(DIGITS / "digits-symbol.json")
 
@@ -295,3 +296,22 @@ def test_a_budget_of_another_model_is_refused(prefix: str, tmp_path: Path, capsy
     assert "is of another model, digits-symbol.json, digits-0000.params" in capsys.readouterr().err
     assert main(["report", f"{prefix}.report.json", "--data", "x"]) == 1
     assert "--budget MODEL-symbol.json" in capsys.readouterr().err
+
+
+def test_a_budget_knows_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe(layers=(("*res1_conv1*", LayerChoice(in_float=True)),))
+    qgraph.freeze(MODEL, FreezeOptions(target="onnx", effort="fast", recipe=recipe)).save(tmp_path / "q")
+    assert main(["report", str(tmp_path / "q.report.json"), "--budget", MODEL]) == 0
+    shares = json.loads((tmp_path / "q.report.json").read_text())["budget"]["shares"]
+    assert len(shares) == 8 and "digits_res1_conv1_fwd" not in shares
+
+
+@pytest.mark.parametrize(("option", "value"), [("batch_size", "x"), ("preprocess", [1]), ("select", 7), ("recipe", 3),
+                                               ("calib", 5), ("exclude", 5), ("unheard_of", 1)])
+def test_damaged_options_are_one_line(option: str, value: Any, report: dict[str, Any], tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "q.report.json"
+    path.write_text(json.dumps({**report, "options": {**report["options"], option: value}}))
+    assert main(["report", str(path), "--budget", MODEL]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and option in error
