@@ -1,6 +1,8 @@
 """What freezing a small network holds, measured in a process of its own: a test's own memory would hide it.
 
-    python freezing_memory.py chain|concatenated BYTES_OF_A_PIECE      prints {"ours", "resident"}, in tensors of a batch
+    python freezing_memory.py chain|concatenated BYTES
+
+BYTES: of a piece.  Prints {"ours", "resident"}, in tensors of a batch.
 """
 
 from __future__ import annotations
