@@ -47,7 +47,7 @@ def top1(classes: np.ndarray, labels: np.ndarray) -> float:
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 STRATEGIES = [Strategy(), Strategy(granularity="layer", weight_bits=4, act_bits=6, exclude_first=True),
-              Strategy(calib="kl", act_signed="signed", weight_bits=3), Strategy(merge_bn=False, weight_bits=3),
+              Strategy(calib="kl", act_signed="signed", merge_bn=False, weight_bits=3),
               Strategy(winograd="F43", weight_bits=5)]
 
 
@@ -147,6 +147,7 @@ def test_online_ranges_want_mxnet(test_set: dict[str, np.ndarray]) -> None:
         simulate(MODEL, test_set["data"], [Strategy(calib="online")], FreezeOptions(runtime="onnxruntime"))
 
 
+@pytest.mark.slow
 def test_onnxruntime_computes_the_rows_too(test_set: dict[str, np.ndarray]) -> None:
     source = test_set
     row = simulate(MODEL, source, [STRATEGIES[1]], FreezeOptions(runtime="onnxruntime")).row(STRATEGIES[1])
@@ -201,8 +202,8 @@ def test_what_was_stopped_goes_on(test_file: str, tmp_path: Path, capsys: pytest
             return quantized(self, strategy, job)
         monkeypatch.setattr(Rows, "quantized", counted)
 
-    command = ["simulate", MODEL, "--data", test_file, "--weight-bits", "8,4,2", "--num-calib", "16", "--output",
-               str(tmp_path / "sim")]
+    command = ["simulate", MODEL, "--data", test_file, "--weight-bits", "8,4,2", "--num-calib", "16",
+               "--effort", "fast", "--output", str(tmp_path / "sim")]
     stop_at(2)
     assert main(command) == 130
     assert "the same command goes on from there" in capsys.readouterr().err

@@ -53,7 +53,8 @@ IMAGENET = ("--size", "64")
     (32, (*CIFAR, "--quantize-input-offline", "--calib-epoch", "2", "--num-sample", "1"),
      "uint8 | naive (EMA) | int8 | layer | - | yes"),
     (32, (*CIFAR, "--use-gn", "--quantize-input-offline", "--calib-mode", "kl"), "uint8 | KL | int8 | layer | - | yes"),
-    (64, (*IMAGENET, "--model", "resnet18_v1", "--use-se", "--last-gamma"), "uint8 | - | int8 | layer | - | yes"),
+    pytest.param(64, (*IMAGENET, "--model", "resnet18_v1", "--use-se", "--last-gamma"),
+                 "uint8 | - | int8 | layer | - | yes", marks=pytest.mark.docs),
     (64, (*IMAGENET, "--model", "mobilenetv2_0.25"), "uint8 | - | int8 | layer | - | yes"),
 ])
 def test_flags(size: int, flags: tuple[str, ...], row: str, images: dict[int, str]) -> None:

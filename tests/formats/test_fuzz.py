@@ -21,7 +21,7 @@ from qgraph.formats.ndarray import dump_params, read_params
 from qgraph.ir.graph import Fused, Graph, Port
 
 pytestmark = pytest.mark.slow
-FILES = 200  # of each kind
+FILES = 100  # of each kind
 SECONDS = 5.0  # for one file; they take about 15 milliseconds
 MIB = 16  # peak memory for one small file of parameters
 

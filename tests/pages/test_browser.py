@@ -122,7 +122,7 @@ def numbers(driver: Any, column: int) -> list[str]:
     return texts
 
 
-@pytest.fixture(scope="module", params=PAGES)
+@pytest.fixture(scope="module", params=["digits", pytest.param("mobilenet", marks=pytest.mark.docs), "detector"])
 def frozen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     if request.param != "digits" and not CASES.exists():
         pytest.skip(f"{CASES} is not there: set QGRAPH_CASES")

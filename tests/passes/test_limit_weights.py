@@ -75,6 +75,7 @@ def test_nothing_overflows_on_vnni_and_nothing_is_known_without_images() -> None
         LimitWeights(isa="sse", feeds=feeds).run(g)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["channel", "layer", "group"])
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_avx2_leaves_nothing_that_could_overflow(name: str, granularity: str) -> None:

@@ -124,6 +124,7 @@ def test_the_export_is_the_folded_network(frozen: tuple[Path, dict[str, Any]]) -
     assert np.abs(a - b).max() < 0.1 * np.abs(b).max() and (a.argmax(1) == b.argmax(1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--granularity", "layer"), ("--weight-bits", "4"), ("--act-signed", "signed")])
 def test_choices_that_have_an_equivalent(flags: tuple[str, ...], tmp_path: Path) -> None:
     assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", "--target", "tengine", "--output", str(tmp_path / "m"),
@@ -258,6 +259,7 @@ def test_mutated_files_end_in_a_clear_error(frozen: tuple[Path, dict[str, Any]],
     ("mobilenetv1_0.75_192_bn", (3, 192, 192), {"Convolution": 27, "FullyConnected": 1}),
     ("squeezenet1.1", (3, 224, 224), {"Convolution": 26, "Concat": 8}),
 ])
+@pytest.mark.slow
 def test_trained_networks_read_back_exactly(name: str, shape: tuple[int, ...], nodes: dict[str, int],
                                             tmp_path: Path) -> None:
     """From the file that is written: a sound structure, and our own integers, every one."""
