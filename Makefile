@@ -22,6 +22,8 @@ HAS_MXNET := $(BIN)/python -W ignore -c 'import mxnet' 2>/dev/null
 export QGRAPH_CASES ?= ../shared/cases
 # engines and tests share the cores between processes, not between threads
 export OMP_NUM_THREADS ?= 1
+# modules are compiled once, not by every process that a test starts
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -84,7 +86,7 @@ docs: $(STAMP)
 	    --strict; else echo 'mkdocs-material is not in this .venv: the pages are not built'; fi
 
 docs-test: $(STAMP)
-	$(BIN)/python -m pytest -m docs tests/docs tests/examples tests/test_release.py
+	$(BIN)/python -m pytest -m docs tests/docs tests/examples tests/pages tests/test_release.py
 
 # ---- release --------------------------------------------------------------------------------------------------------
 
@@ -92,9 +94,11 @@ dist: $(STAMP)
 	$(BIN)/python .ci/release
 	$(BIN)/python -m twine check --strict dist/*
 
-# processes that tests start are not seen; the figure is a lower bound
+# processes that tests start are seen too: setup.cfg, coverage:run
 coverage: $(STAMP)
-	$(BIN)/python -m coverage run --source qgraph,passes,cli -m pytest -m 'not docs'
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not docs'
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --sort cover
 
 # ---- bench ----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,19 +10,24 @@ import numpy as np
 from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.data.preprocess import Preprocess
+from qgraph.pages.pictures import picture
+from qgraph.tasks.base import Marks
 from qgraph.tasks.registry import Assigned
-
-_SIDE = 160  # pixels of the longer side, at most
 
 
 class _Example(NamedTuple):
-    """changed: whether its answer did.  noise: of its worst output, as a part of the signal."""
+    """changed: whether its answer did.  noise: of its worst output, as a part of the signal.
+
+    number: in its batch.  answers, marks: of the float model and of the frozen one.
+    """
 
     changed: bool
     noise: float
     id: str
     answers: tuple[str, str]
     image: Array
+    number: int
+    marks: tuple[Marks | None, Marks | None] | None = None
 
 
 class Examples:
@@ -46,18 +49,25 @@ class Examples:
                             for task in tasks) for values in (want, found)]
         for number, where in enumerate(batch.ids):
             was, now = (column[number] if column else "" for column in answers)
-            self._kept.append(_Example(was != now, noise[number], where, (was, now), images[number]))
+            self._kept.append(_Example(was != now, noise[number], where, (was, now), images[number], number))
         self._kept.sort(key=lambda one: (not one.changed, -one.noise, one.id))
-        self._kept = [one._replace(image=one.image.copy()) for one in self._kept[:self._count]]
+        self._kept = [one if one.marks else one._replace(
+            image=one.image.copy(), marks=tuple(_marks(values, tasks, one.number) for values in (want, found)))
+            for one in self._kept[:self._count]]
 
     def to_list(self, preprocess: Preprocess) -> list[dict[str, str]]:
-        """[{"id", "float", "int8": the answers, "png": in base64}]"""
+        """[{"id", "float", "int8": the answers, "png": in base64}], and "png_int8" where boxes, points or classes are
+        drawn: on "png" those of the float model, on this those of the frozen one.
+        """
         rows = []
         for one in self._kept:
             was, now = one.answers
             told = f"noise / signal {one.noise:.2g}"
-            rows.append({"id": one.id, "float": was or "as it should be", "int8": f"{now}, {told}" if now else told,
-                         "png": _png(one.image, preprocess)})
+            row = {"id": one.id, "float": was or "as it should be", "int8": f"{now}, {told}" if now else told}
+            for key, marks in zip(("png", "png_int8"), one.marks or ()):
+                if key == "png" or marks:
+                    row[key] = picture(one.image, preprocess, marks)
+            rows.append(row)
         return rows
 
 
@@ -77,21 +87,13 @@ def _noise(count: int, found: Sequence[Array], want: Sequence[Array]) -> list[fl
     return [float(value) for value in worst]
 
 
+def _marks(values: Sequence[Array], tasks: Sequence[Assigned], number: int) -> Marks | None:
+    """Those of the first task that has some."""
+    of_tasks = (task.task.marks([values[output] for output in task.outputs], number) for task in tasks)
+    return next((marks for marks in of_tasks if marks), None)
+
+
 def _answers(of_tasks: Any) -> list[str]:
     """An answer for each image, those of several tasks joined; [] where no task has words for them."""
     columns = [answers for answers in of_tasks if answers]
     return ["; ".join(parts) for parts in zip(*columns)]
-
-
-def _png(image: Array, preprocess: Preprocess) -> str:
-    """A small picture in base64; what was subtracted and divided is undone by its smallest and largest value."""
-    from PIL import Image
-
-    low, high = float(image.min()), float(image.max())
-    pixels = np.clip((image - low) * (255 / ((high - low) or 1)), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else
-                              np.ascontiguousarray(pixels[:, :, ::-1] if preprocess.bgr else pixels))
-    picture.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    return base64.b64encode(stream.getvalue()).decode("ascii")

@@ -63,7 +63,8 @@ _SHAPE: Mapping[str, Any] = {
     "ruin": Optional({"outputs": [{"names": [_TEXT], "metric": _TEXT, "value": _DB, "least": _NUMBER}],
                       "layers": [_TEXT], "try": [_TEXT]}),
     "budget": Optional({"images": _NUMBER, "measured_db": _DB, "predicted_db": _DB, "shares": {"*": _NUMBER}}),
-    "examples": Optional([{"id": _TEXT, "float": _TEXT, "int8": _TEXT, "png": _TEXT}]),
+    "examples": Optional([{"id": _TEXT, "float": _TEXT, "int8": _TEXT, "png": _TEXT,
+                           "png_int8": Optional(_TEXT)}]),
 }
 
 

@@ -29,17 +29,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from qgraph.analysis.difference import Difference
 from qgraph.arrays import Array
-from qgraph.data.open import Batch
-from qgraph.data.preprocess import Preprocess
 from qgraph.errors import DataError, OptionError, UnsupportedError
 from qgraph.files import Content, written_size
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable
+
+if TYPE_CHECKING:  # reading images is imported where images are read
+    from qgraph.data.open import Batch
+    from qgraph.data.preprocess import Preprocess
 
 Shapes = Mapping[str, Sequence[int]]
 Feeds = Mapping[str, Array]

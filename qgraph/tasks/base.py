@@ -75,6 +75,20 @@ class Metric(NamedTuple):
     title: str = ""
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What a model finds in one image, to be drawn on it. Coordinates are parts of its width (x) and height (y).
+
+    boxes: (n, 4) x0, y0, x1, y1, of the `classes` (n,).  points: (n, 2) x, y.  pixels: (height, width), the class of
+    each; any size.
+    """
+
+    boxes: Array | None = None
+    classes: tuple[int, ...] = ()
+    points: Array | None = None
+    pixels: Array | None = None
+
+
 class Tally(ABC):
     """What was counted over some images. It adds up exactly: any split over batches or workers gives the same bits."""
 
@@ -143,6 +157,10 @@ class Task(ABC):
     def answers(self, found: Outputs, images: int) -> list[str]:
         """What a model says of each image of a batch, in a word or two; [] where there are no words for it."""
         return []
+
+    def marks(self, found: Outputs, number: int) -> Marks | None:
+        """What a model finds in this image of a batch; None where there is nothing to draw."""
+        return None
 
     def standing(self, value: float | None) -> float:
         """0 where the model is ruined, 1 where it could not be better. value: of the main metric; None is the best."""

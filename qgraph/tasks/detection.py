@@ -11,7 +11,7 @@ from qgraph.arrays import Array
 from qgraph.errors import DataError, OptionError
 from qgraph.semantics.detect import areas
 from qgraph.tasks.average_precision import COCO, COCO_50, VOC_50, AveragePrecision, Boxes, Image, Truth, match
-from qgraph.tasks.base import Claim, Head, Labels, Metric, Outputs, Result, Tally, Task
+from qgraph.tasks.base import Claim, Head, Labels, Marks, Metric, Outputs, Result, Tally, Task
 
 log = logging.getLogger("qgraph")
 
@@ -73,13 +73,26 @@ class Detection(Task):
         seen = [sorted(f"{int(number)}" for number in boxes.classes[boxes.scores >= SEEN]) for boxes in boxes_of(found)]
         return [f"{len(classes)} boxes, of class {', '.join(classes)}" if classes else "no box" for classes in seen]
 
+    def marks(self, found: Outputs, number: int) -> Marks | None:
+        if (size := self._input_size()) is None:
+            return None
+        boxes = self._in_pixels(boxes_of([output[number:number + 1] for output in found])[0], size)
+        seen = boxes.scores >= SEEN
+        height, width = size
+        return Marks(boxes=boxes.corners[seen] / (width, height, width, height),
+                     classes=tuple(int(each) for each in boxes.classes[seen]))
+
     def score(self, found: Outputs, labels: Labels, where: Sequence[str], first: int) -> Tally:
-        size = next((shape[2:] for head in self.heads for shape in head.like if len(shape) == 4), None)
+        size = self._input_size()
         images = []
         for number, (boxes, label, image) in enumerate(zip(boxes_of(found), labels, where), first):
             truth = _labelled(label, image, size)
             images.append(Image(number, image, match(self._in_pixels(boxes, size), truth)))
         return _Scores({"map50_voc": VOC_50, "map50": COCO_50, "map": COCO}, tuple(images))
+
+    def _input_size(self) -> tuple[int, ...] | None:
+        """Height and width of the first input that can be an image."""
+        return next((shape[2:] for head in self.heads for shape in head.like if len(shape) == 4), None)
 
     def _in_pixels(self, boxes: Boxes, size: tuple[int, ...] | None) -> Boxes:
         """MultiBoxDetection gives parts of the image. Other rows do if no coordinate of an image is larger than 2."""

@@ -9,7 +9,7 @@ import numpy as np
 from qgraph.analysis.exact import NOT_FINITE, total
 from qgraph.arrays import Array
 from qgraph.errors import DataError, OptionError
-from qgraph.tasks.base import Claim, Head, Labels, Metric, Outputs, Ratios, Tally, Task
+from qgraph.tasks.base import Claim, Head, Labels, Marks, Metric, Outputs, Ratios, Tally, Task
 
 NEAR = 0.05  # of the longer side of the box
 COCO_SIGMAS = (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
@@ -58,6 +58,9 @@ class Keypoints(Task):
         a, b = self.points(want[0]), self.points(found[0])
         away = _distances(a, b) / np.array([self._size(points) for points in a])[:, None]
         return Ratios({"distance": (total(away), away.size), "pck": (100 * int((away < NEAR).sum()), away.size)})
+
+    def marks(self, found: Outputs, number: int) -> Marks:
+        return Marks(points=self.points(found[0][number:number + 1])[0] / self._input[::-1])
 
     def score(self, found: Outputs, labels: Labels, where: Sequence[str], first: int) -> Tally:
         points = self.points(found[0])

@@ -10,7 +10,7 @@ import numpy as np
 
 from qgraph.arrays import Array
 from qgraph.errors import DataError, OptionError
-from qgraph.tasks.base import SOFTMAX, Claim, Head, Labels, Metric, Outputs, Result, Tally, Task
+from qgraph.tasks.base import SOFTMAX, Claim, Head, Labels, Marks, Metric, Outputs, Result, Tally, Task
 
 RESIZE = ("_contrib_BilinearResize2D", "UpSampling", "Deconvolution")
 SKIPPED = ("Crop", "slice", "slice_axis", "slice_like", "Cast", "_copy", "fake_quantize")  # scores stay scores
@@ -74,6 +74,10 @@ class Segmentation(Task):
 
     def agreement(self, want: Outputs, found: Outputs, first: int) -> Tally:
         return _counted(want[0].shape[1], ((classes_of(a), classes_of(b)) for a, b in zip(want[0], found[0])))
+
+    def marks(self, found: Outputs, number: int) -> Marks:
+        scores = found[0][number]
+        return Marks(pixels=classes_of(scores).reshape(scores.shape[1:]))
 
     def score(self, found: Outputs, labels: Labels, where: Sequence[str], first: int) -> Tally:
         """labels: for each image (height, width) class numbers; those below 0 are left out, and `IGNORED`."""

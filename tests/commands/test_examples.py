@@ -17,11 +17,14 @@ from qgraph.commands.examples import Examples
 from qgraph.commands.steps import Steps
 from qgraph.data.open import Batch
 from qgraph.data.preprocess import Preprocess
+from qgraph.pages.look import SERIES
 from qgraph.pages.report import report_page
-from qgraph.tasks.base import Head
+from qgraph.tasks.base import Head, Task
 from qgraph.tasks.classification import Classification
 from qgraph.tasks.detection import Detection
+from qgraph.tasks.keypoints import Keypoints
 from qgraph.tasks.registry import Assigned
+from qgraph.tasks.segmentation import Segmentation
 
 
 def shown(count: int, channels: int = 3, bgr: bool = False) -> list[dict[str, Any]]:
@@ -54,6 +57,46 @@ def test_words_for_boxes() -> None:
     rows[1, 0] = (7, 0.29, 0, 0, 5, 5)
     task = Detection([Head("boxes", rows.shape, 2)])
     assert task.answers([rows], 2) == ["2 boxes, of class 2, 7", "no box"]
+
+
+def pairs(task: Task, want: np.ndarray, found: np.ndarray) -> list[np.ndarray]:
+    """The two pictures of one black image: what the float model finds, and the frozen one."""
+    examples = Examples(1)
+    batch = Batch({"data": np.zeros((1, 3, 64, 128), np.float32)}, None, ["image 0"])
+    examples.add(batch, [found], [want], [Assigned(task, (0,), 1.0)])
+    row, = examples.to_list(Preprocess())
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(row[key])))) for key in ("png", "png_int8")]
+
+
+def rgb(number: int) -> list[int]:
+    return [int(SERIES[number][at:at + 2], 16) for at in (1, 3, 5)]
+
+
+def test_boxes_are_drawn_side_by_side() -> None:
+    rows = np.full((1, 3, 6), -1, np.float32)
+    rows[0, 0] = (1, 0.9, 20, 10, 60, 50)
+    rows[0, 1] = (2, 0.2, 70, 10, 90, 50)  # seen by nobody
+    moved = rows + np.float32([0, 0, 50, 0, 50, 0])
+    pictures = pairs(Detection([Head("boxes", rows.shape, 1, like=((1, 3, 64, 128),))]), rows, moved)
+    for image, left in zip(pictures, (20, 70)):
+        y, x = np.nonzero((image == rgb(1)).all(-1))
+        assert image.shape == (64, 128, 3) and [x.min(), x.max(), y.min(), y.max()] == [left, left + 40, 10, 50]
+        assert not (image == rgb(2)).all(-1).any()
+
+
+def test_points_and_pixels_are_drawn() -> None:
+    points = np.float32([[[16, 16], [100, 40]]])
+    head = Head("points", points.shape, 1, like=((1, 3, 64, 128),))
+    pictures = pairs(Keypoints([head]), points, points[:, ::-1])
+    for image, numbers in zip(pictures, ((0, 1), (1, 0))):
+        assert [image[16, 16].tolist(), image[40, 100].tolist()] == [rgb(number) for number in numbers]
+
+    scores = np.zeros((1, 3, 16, 32), np.float32)
+    scores[:, 2, :, :16] = 1
+    pictures = pairs(Segmentation([Head("maps", scores.shape, 1)]), scores, scores[..., ::-1])
+    for image, numbers in zip(pictures, ((2, 0), (0, 2))):
+        assert [(2 * image[32, x].astype(int)).tolist() for x in (10, 120)] == [
+            [value // 2 * 2 for value in rgb(number)] for number in numbers]
 
 
 @pytest.mark.parametrize("channels, bgr, colour", [(3, False, (255, 0, 0)), (3, True, (0, 0, 255)), (1, False, 0)])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from qgraph.data.open import Batch
 from qgraph.errors import DataError, UnsupportedError
 from qgraph.targets.base import Feeds, check_feeds
 from qgraph.threads import thread_count
+
+if TYPE_CHECKING:
+    from qgraph.data.open import Batch
 
 EXACT = "session.x64quantprecision"  # CPUs without VNNI: slower kernels that do not saturate
 
