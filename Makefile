@@ -12,7 +12,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types imports view bench digits venv clean docs docs-test dist coverage
+.PHONY: help demo test test-core lint types imports view core-venv bench digits venv clean docs docs-test dist coverage
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -51,16 +51,19 @@ digits: $(STAMP)
 
 # ---- test -----------------------------------------------------------------------------------------------------------
 
-test: lint types imports
+test: $(STAMP)
+	@$(MAKE) --no-print-directory -j 2 lint types imports core-venv
 	@$(HAS_MXNET) || echo 'MXNet is not in this .venv: the tests that need it are skipped'
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not docs'
 	@$(MAKE) --no-print-directory test-core
 
 # the installed package is tested: PYTHONSAFEPATH (Python 3.11) keeps the checkout's out of sight
-test-core:
-	@.ci/venv-core
+test-core: core-venv
 	cd .venv-core && PYTHONSAFEPATH=1 bin/pytest -c ../setup.cfg -n 2 --dist loadfile --no-loadscope-reorder \
 	    -m 'not slow and not docs' ../tests
+
+core-venv:
+	@.ci/venv-core
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

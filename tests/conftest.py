@@ -31,9 +31,9 @@ def reasons(item: pytest.Item) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker begins one when the others are done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files that take long come first, so that no worker begins one when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.name == "test_core.py"}
+    items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_core.py"))
     for item in items:
         for reason in reasons(item):
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -23,6 +23,8 @@ EXAMPLES = ROOT / "examples"
 DIGITS = EXAMPLES / "digits"  # the bundled network: digits-symbol.json, digits-0000.params, -calib.npz, -test.npz
 CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases")).absolute()  # real networks and images
 
+PLAIN = ("--effort", "fast", "--calib", "naive")  # for tests of what is frozen, not of how well
+
 MXNET, NCNN, OPENVINO = (importlib.util.find_spec(name) is not None for name in ("mxnet", "ncnn", "openvino"))
 
 _CPU = Path("/proc/cpuinfo")

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Callable
 
 import numpy as np
@@ -365,6 +366,15 @@ NETWORKS: dict[str, Callable[[Net], Graph]] = {f.__name__: f for f in (
     residual_three, residual_of_pools, heads, float_between, squeeze_excite, dense_behind_flatten, dense_only,
     one_by_one_head, deconvolution, grouped, shared_weight, shared_weight_both_signs, fused_clip, clip_two_sided,
     leaky, upsampling, dead_channels, constant_activation)}
+
+
+def in_turns(choices: Iterable[Any]) -> list[tuple[str, Any]]:
+    """(network, choice): every network with the first choice, and with two of the others, in turns."""
+    first, *others = choices
+    return [(name, choice) for number, name in enumerate(NETWORKS)
+            for choice in (first, others[2 * number % len(others)], others[(2 * number + 1) % len(others)])]
+
+
 IMAGES = 4
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CASES, DIGITS, MXNET
+from helpers import CASES, DIGITS, MXNET, PLAIN
 
 pytestmark = pytest.mark.skipif(MXNET, reason="MXNet is here, `make test-core` does without")
 
@@ -88,7 +88,7 @@ def test_freeze_for_onnx(net: Path, method: str) -> None:
 
 
 def test_what_one_run_prints(net: Path) -> None:
-    done = qgraph(net, "freeze", SYMBOL, "--target", "onnx", "--calib-data", "calib.npz", "--output", "said")
+    done = qgraph(net, "freeze", SYMBOL, *PLAIN, "--target", "onnx", "--calib-data", "calib.npz", "--output", "said")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("quantized   9 of 9 layers")
     assert [line.split()[-1] for line in lines if line.startswith("wrote")] == ["said.onnx", "said.calib.json",
@@ -150,10 +150,12 @@ def test_without_data_one_line_says_what_to_give(net: Path) -> None:
 
 
 def test_what_only_mxnet_can_run_says_so_on_one_line(net: Path) -> None:
-    qgraph(net, "freeze", SYMBOL, "--calib-data", "calib.npz", "--output", "frozen", "-q")
+    qgraph(net, "freeze", SYMBOL, *PLAIN, "--calib-data", "calib.npz", "--output", "frozen", "-q")
     for args in (("eval", "frozen", "--data", "test.npz"), ("compare", "net", "frozen", "--data", "test.npz"),
                  ("eval", "net", "--data", "test.npz", "--runtime", "mxnet")):
         assert 'pip install "qgraph[mxnet]"' in error(net, *args)
+    assert "--target onnx" in error(net, "eval", "frozen", "--data", "test.npz")
+    assert 'pip install "qgraph[mxnet]"' in error(net, "freeze", SYMBOL, "--runtime", "mxnet", "--output", "x")
 
 
 def test_in_python(net: Path) -> None:

@@ -14,7 +14,7 @@ import networks
 import numpy as np
 import pytest
 from checkpoints import GENERATIONS, arrays, generation
-from helpers import DIGITS, EXAMPLES, ROOT, load_example, run_example, run_mxnet
+from helpers import DIGITS, EXAMPLES, PLAIN, ROOT, load_example, run_example, run_mxnet
 
 import qgraph
 from qgraph.cli.main import main
@@ -303,7 +303,7 @@ def test_an_op_without_a_converter_is_named_with_the_example(net: Path, capsys: 
 
 @pytest.mark.mxnet
 def test_frozen_models_are_refused(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["freeze", "net", "--output", "int8", "--target", "mxnet", "-q"]) == 0
+    assert main(["freeze", "net", "--output", "int8", "--target", "mxnet", *PLAIN, "-q"]) == 0
     for to in ("onnx", "mxnet"):
         assert "is frozen for MXNet's own integer operators" in error_of(["convert", "int8", "--to", to], capsys)
 
@@ -311,7 +311,7 @@ def test_frozen_models_are_refused(net: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.mxnet
 @pytest.mark.parametrize("to", ["ncnn", "tengine"])
 def test_a_simulated_model_is_no_float_model(to: str, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["freeze", "net", "--output", "sim", "--target", "mxnet-sim", "-q"]) == 0
+    assert main(["freeze", "net", "--output", "sim", "--target", "mxnet-sim", *PLAIN, "-q"]) == 0
     error = error_of(["convert", "sim", "--to", to, *SHAPE], capsys)
     assert "sim: is quantized already" in error and "want the float model" in error
 
@@ -341,7 +341,7 @@ def test_inspect_a_float_onnx_model(net: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("bits", [8, 6])
 def test_inspect_a_frozen_onnx_model(net: Path, bits: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["freeze", "net", "--target", "onnx", "--act-bits", str(bits), "-q"]) == 0
+    assert main(["freeze", "net", "--target", "onnx", "--act-bits", str(bits), *PLAIN, "-q"]) == 0
     capsys.readouterr()
     assert main(["inspect", "net-quantized.onnx", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

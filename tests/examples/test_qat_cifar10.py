@@ -35,6 +35,7 @@ def test_a_trained_network(tmp_path: Path) -> None:
     assert (tmp_path / "net-channel-symbol.json").is_file()
 
 
+@pytest.mark.docs
 def test_a_mobilenet_is_trained_first_and_goes_on(tmp_path: Path) -> None:
     flags = ["--model", "mobilenet0.25", "--zoom", "2", "--quant-type", "layer", "--no-fake-bn", "--bits", "8",
              "--float-epochs", "6", "--float-lr", "0.02", "--lr", "0.001", "--output", str(tmp_path / "net")]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import DIGITS, ROOT
+from helpers import DIGITS, PLAIN, ROOT
 
 MODULES = {"target": "listing.py", "pass": "my_passes.py"}  # of the pages
 
@@ -56,7 +56,7 @@ def qgraph(package: Path, folder: Path, *args: str) -> subprocess.CompletedProce
 
 
 def test_its_target_freezes(package: Path, model: Path) -> None:
-    done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "listing", "--runtime", "onnxruntime")
+    done = qgraph(package, model, "freeze", "model-symbol.json", *PLAIN, "--target", "listing", "--runtime", "onnxruntime")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "agreement   100 % top-1" in done.stdout and "model-quantized.listing" in done.stdout
     text = (model / "model-quantized.listing").read_text()
@@ -70,16 +70,16 @@ def test_its_target_freezes(package: Path, model: Path) -> None:
 @pytest.mark.slow
 def test_its_options_are_flags(package: Path, model: Path) -> None:
     for choice in (("--target", "listing{names=false}"), ("--target", "listing", "--no-names")):
-        done = qgraph(package, model, "freeze", "model-symbol.json", *choice, "--runtime", "onnxruntime")
+        done = qgraph(package, model, "freeze", "model-symbol.json", *PLAIN, *choice, "--runtime", "onnxruntime")
         assert done.returncode == 0, done.stderr[-3000:]
         assert "digits_conv0" not in (model / "model-quantized.listing").read_text()
-    done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "onnx", "--no-names")
+    done = qgraph(package, model, "freeze", "model-symbol.json", *PLAIN, "--target", "onnx", "--no-names")
     assert done.returncode == 1 and "--no-names: target onnx has no choice; it is for --target listing" in done.stderr
 
 
 @pytest.mark.slow
 def test_its_pass_runs(package: Path, model: Path) -> None:
-    done = qgraph(package, model, "freeze", "model-symbol.json", "--target", "onnx", "--runtime", "onnxruntime",
+    done = qgraph(package, model, "freeze", "model-symbol.json", *PLAIN, "--target", "onnx", "--runtime", "onnxruntime",
                   "--pass", "mean-to-pooling@canonicalize", "-v")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "mean-to-pooling" in done.stderr
@@ -95,5 +95,5 @@ def test_a_package_that_cannot_be_loaded_is_named_and_hurts_nobody(package: Path
     asked = qgraph(broken, model, "freeze", "model-symbol.json", "--target", "listing")
     assert asked.returncode == 2 and "target listing: listing:Listing cannot be loaded" in asked.stderr
     assert "Traceback" not in asked.stderr
-    other = qgraph(broken, model, "freeze", "model-symbol.json", "--target", "onnx", "--runtime", "onnxruntime")
+    other = qgraph(broken, model, "freeze", "model-symbol.json", *PLAIN, "--target", "onnx", "--runtime", "onnxruntime")
     assert other.returncode == 0 and "target listing" in other.stderr

@@ -108,8 +108,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "online, few bits, no merge": {"calib": "online", "merge_bn": False, "act_bits": 5, "exclude": ("first",)}}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize(("name", "strategy"), networks.in_turns(STRATEGIES))
 def test_whole_networks_compute_what_the_reference_computes(name: str, strategy: str) -> None:
     """Every code of every tensor."""
     g, feeds = networks.build(name)

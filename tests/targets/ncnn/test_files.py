@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import DIGITS
+from helpers import DIGITS, PLAIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -267,12 +267,13 @@ def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], mo
     calls: list[int] = []
     real = line.collect
     monkeypatch.setattr(line, "collect", lambda *a, **k: calls.append(1) or real(*a, **k))
-    run("freeze", MODEL, "--target", "mxnet", "--target", "onnx", "--target", "ncnn", "--output", tmp_path / "q")
+    run("freeze", MODEL, "--target", "mxnet", "--target", "onnx", "--target", "ncnn", *PLAIN, "--output",
+        tmp_path / "q")
     assert len(calls) == 1
     names = {p.name for p in tmp_path.iterdir()}
     assert {"q-symbol.json", "q-0000.params", "q.onnx", "q.param", "q.bin", "q.table", "q.calib.json",
             "q.mxnet.report.json", "q.onnx.report.json", "q.ncnn.report.json"} <= names
-    alone = qgraph.freeze(MODEL, FreezeOptions(target="ncnn"), calib_table=str(tmp_path / "q.calib.json"))
+    alone = qgraph.freeze(MODEL, FreezeOptions(target="ncnn", effort="fast", calib="naive"), calib_table=str(tmp_path / "q.calib.json"))
     assert alone.model.bin == (tmp_path / "q.bin").read_bytes()
 
 
@@ -294,7 +295,7 @@ def test_convert_eval_and_compare(tmp_path: Path, run: Callable[..., str]) -> No
     text = run("convert", MODEL, "--to", "ncnn", "--input-shape", SHAPE, "--output", tmp_path / "f")
     assert float(text.split("difference  ")[1].split()[0]) < 1e-5
     data = str(DIGITS / "digits-test.npz")
-    run("freeze", MODEL, "--target", "ncnn", "--output", tmp_path / "q", "-q")
+    run("freeze", MODEL, "--target", "ncnn", *PLAIN, "--output", tmp_path / "q", "-q")
     found = json.loads(run("eval", tmp_path / "q.param", "--data", data, "--reference", MODEL, "--json", "-q"))
     assert found["images"] == 600 and found["agreement"] >= 99
     plain = json.loads(run("eval", tmp_path / "f.param", "--data", data, "--reference", MODEL, "--json", "-q"))

@@ -59,10 +59,9 @@ def quantized(g: Graph, feeds: Feeds, **options: Any) -> tuple[Graph, Feeds, Onn
 # ---- what onnxruntime computes --------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"isa": "avx2"}, {"isa": "vnni"}, {"granularity": "layer"},
-                                     {"granularity": "group"}, {"weight_bits": 4}, {"act_bits": 5},
-                                     {"weight_bits": 2, "act_bits": 3}], ids=str)
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize(("name", "options"), networks.in_turns(
+    [{}, {"isa": "avx2"}, {"isa": "vnni"}, {"granularity": "layer"}, {"granularity": "group"}, {"weight_bits": 4},
+     {"act_bits": 5}, {"weight_bits": 2, "act_bits": 3}]), ids=str)
 def test_codes_are_those_of_exact_arithmetic(name: str, options: dict[str, Any]) -> None:
     """Every integer tensor, op by op on the same integers: equal, but for ties that float32 decides otherwise."""
     g, feeds, model = frozen(name, **options)

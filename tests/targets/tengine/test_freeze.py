@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CASES, DIGITS, MXNET, run_mxnet
+from helpers import CASES, DIGITS, MXNET, PLAIN, run_mxnet
 from tmfile import check_structure
 
 import qgraph
@@ -127,7 +127,7 @@ def test_the_export_is_the_folded_network(frozen: tuple[Path, dict[str, Any]]) -
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--granularity", "layer"), ("--weight-bits", "4"), ("--act-signed", "signed")])
 def test_choices_that_have_an_equivalent(flags: tuple[str, ...], tmp_path: Path) -> None:
-    assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", "--target", "tengine", "--output", str(tmp_path / "m"),
+    assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", *PLAIN, "--target", "tengine", "--output", str(tmp_path / "m"),
                  *flags]) == 0
     facts = json.loads((tmp_path / "m.report.json").read_text())["tengine"]["equivalents"]
     words = {"layer": "one scale per layer is repeated", "4": "weights of 4 bits are stored in 8"}
@@ -141,7 +141,7 @@ def test_choices_that_have_an_equivalent(flags: tuple[str, ...], tmp_path: Path)
 ])
 def test_choices_that_have_none(flags: tuple[str, ...], words: str, tmp_path: Path,
                                 capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", "--target", "tengine", "--output", str(tmp_path / "m"),
+    assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", *PLAIN, "--target", "tengine", "--output", str(tmp_path / "m"),
                  *flags]) != 0
     found = " ".join(capsys.readouterr().err.split())
     assert words in found and "Traceback" not in found and not list(tmp_path.iterdir())
@@ -152,7 +152,7 @@ def test_a_file_that_reads_back_wrongly_is_not_written(monkeypatch: pytest.Monke
     from qgraph.targets.tengine import nn as tengine_nn
 
     monkeypatch.setitem(tengine_nn.CONV_ACTS, "relu", -1)
-    assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", "--target", "tengine",
+    assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", *PLAIN, "--target", "tengine",
                  "--output", str(tmp_path / "m")]) != 0
     assert "read back, differs from the frozen graph" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
@@ -252,14 +252,12 @@ def test_mutated_files_end_in_a_clear_error(frozen: tuple[Path, dict[str, Any]],
 
 # ---- trained networks -----------------------------------------------------------------------------------------------
 
-@pytest.mark.cases("cifar_resnet20_v1", "mobilenetv1_0.75_192_bn", "squeezenet1.1")
+@pytest.mark.cases("cifar_resnet20_v1", "mobilenetv1_0.75_192_bn")
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape", "nodes"), [
     ("cifar_resnet20_v1", (3, 32, 32), {"Convolution": 21, "Eltwise": 9}),
     ("mobilenetv1_0.75_192_bn", (3, 192, 192), {"Convolution": 27, "FullyConnected": 1}),
-    ("squeezenet1.1", (3, 224, 224), {"Convolution": 26, "Concat": 8}),
 ])
-@pytest.mark.slow
 def test_trained_networks_read_back_exactly(name: str, shape: tuple[int, ...], nodes: dict[str, int],
                                             tmp_path: Path) -> None:
     """From the file that is written: a sound structure, and our own integers, every one."""
