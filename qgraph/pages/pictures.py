@@ -43,7 +43,8 @@ def _marked(shown: Any, marks: Marks) -> Any:
     from PIL import Image, ImageDraw
 
     if marks.pixels is not None:
-        classes = np.asarray(Image.fromarray(marks.pixels.astype(np.int32)).resize(shown.size, Image.Resampling.NEAREST))
+        small = Image.fromarray(marks.pixels.astype(np.int32)).resize(shown.size, Image.Resampling.NEAREST)
+        classes = np.asarray(small)
         shown = Image.blend(shown, Image.fromarray(_COLOURS[classes % len(_COLOURS)]), _SHOWN)
     draw = ImageDraw.Draw(shown)
     for box, number in zip(_finite(marks.boxes), marks.classes):

@@ -56,7 +56,8 @@ def qgraph(package: Path, folder: Path, *args: str) -> subprocess.CompletedProce
 
 
 def test_its_target_freezes(package: Path, model: Path) -> None:
-    done = qgraph(package, model, "freeze", "model-symbol.json", *PLAIN, "--target", "listing", "--runtime", "onnxruntime")
+    done = qgraph(package, model, "freeze", "model-symbol.json", *PLAIN, "--target", "listing", "--runtime",
+                  "onnxruntime")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "agreement   100 % top-1" in done.stdout and "model-quantized.listing" in done.stdout
     text = (model / "model-quantized.listing").read_text()

@@ -273,7 +273,8 @@ def test_one_command_calibrates_once(tmp_path: Path, run: Callable[..., str], mo
     names = {p.name for p in tmp_path.iterdir()}
     assert {"q-symbol.json", "q-0000.params", "q.onnx", "q.param", "q.bin", "q.table", "q.calib.json",
             "q.mxnet.report.json", "q.onnx.report.json", "q.ncnn.report.json"} <= names
-    alone = qgraph.freeze(MODEL, FreezeOptions(target="ncnn", effort="fast", calib="naive"), calib_table=str(tmp_path / "q.calib.json"))
+    alone = qgraph.freeze(MODEL, FreezeOptions(target="ncnn", effort="fast", calib="naive"),
+                          calib_table=str(tmp_path / "q.calib.json"))
     assert alone.model.bin == (tmp_path / "q.bin").read_bytes()
 
 

@@ -58,7 +58,8 @@ def test_decoded_outputs(make: Any, tmp_path: Path) -> None:
     assert compared >= 3 and len(kinds) > 1
 
 
-@pytest.mark.parametrize(("make", "runtime"), [*((make, "onnxruntime") for make in BATCHES), (next(iter(BATCHES)), "mxnet")],
+@pytest.mark.parametrize(("make", "runtime"), [*((make, "onnxruntime") for make in BATCHES),
+                                              (next(iter(BATCHES)), "mxnet")],
                          ids=lambda value: getattr(value, "__name__", value))
 def test_freezes_whole(make: Any, runtime: str, tmp_path: Path) -> None:
     """Every layer is quantized; what decodes is carried in float, and finds the boxes of this image, not of another."""
