@@ -52,7 +52,7 @@ class Examples:
             self._kept.append(_Example(was != now, noise[number], where, (was, now), images[number], number))
         self._kept.sort(key=lambda one: (not one.changed, -one.noise, one.id))
         self._kept = [one if one.marks else one._replace(
-            image=one.image.copy(), marks=tuple(_marks(values, tasks, one.number) for values in (want, found)))
+            image=one.image.copy(), marks=(_marks(want, tasks, one.number), _marks(found, tasks, one.number)))
             for one in self._kept[:self._count]]
 
     def to_list(self, preprocess: Preprocess) -> list[dict[str, str]]:

@@ -128,8 +128,7 @@ def test_the_export_is_the_folded_network(frozen: tuple[Path, dict[str, Any]]) -
 @pytest.mark.parametrize("flags", [("--granularity", "layer"), ("--weight-bits", "4"), ("--act-signed", "signed")])
 def test_choices_that_have_an_equivalent(flags: tuple[str, ...], tmp_path: Path) -> None:
     assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", *PLAIN, "--target", "tengine", "--output",
-                str(tmp_path / "m"),
-                 *flags]) == 0
+                 str(tmp_path / "m"), *flags]) == 0
     facts = json.loads((tmp_path / "m.report.json").read_text())["tengine"]["equivalents"]
     words = {"layer": "one scale per layer is repeated", "4": "weights of 4 bits are stored in 8"}
     assert flags[1] not in words or any(words[flags[1]] in fact for fact in facts)
@@ -143,8 +142,7 @@ def test_choices_that_have_an_equivalent(flags: tuple[str, ...], tmp_path: Path)
 def test_choices_that_have_none(flags: tuple[str, ...], words: str, tmp_path: Path,
                                 capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["freeze", MODEL, "--calib-data", CALIB, "-q", *PLAIN, "--target", "tengine", "--output",
-                str(tmp_path / "m"),
-                 *flags]) != 0
+                 str(tmp_path / "m"), *flags]) != 0
     found = " ".join(capsys.readouterr().err.split())
     assert words in found and "Traceback" not in found and not list(tmp_path.iterdir())
 
