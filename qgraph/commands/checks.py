@@ -52,7 +52,7 @@ def judge(g: Graph, network: FloatNetwork, judged: Judge, model: Model, images: 
         for number, batch in enumerate(batches if _is_online(g) else in_pieces_to_run(batches, g)):
             got, want = found.run(batch.feeds), truth.outputs(number, batch)
             judged.add(batch.unlabelled(), got, want)
-            examples.add(batch, got, want, judged.tasks)
+            examples.add(batch, got, want, judged)
         return {**judged.agreement(), "data": data.name, "calibrated_on_it": data is images.data,
                 **network.agreement_with}
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qgraph.arrays import Array
+from qgraph.commands.judge import Judge
 from qgraph.data.open import Batch
 from qgraph.data.preprocess import Preprocess
 from qgraph.pages.pictures import picture
-from qgraph.tasks.base import Marks
-from qgraph.tasks.registry import Assigned
+from qgraph.tasks.base import Marks, Task
 
 
 class _Example(NamedTuple):
@@ -37,22 +37,22 @@ class Examples:
         self._count = count
         self._kept: list[_Example] = []
 
-    def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array], tasks: Sequence[Assigned]) -> None:
-        """The outputs of a batch. want: those of the model that is the truth.  tasks: of the outputs."""
+    def add(self, batch: Batch, found: Sequence[Array], want: Sequence[Array], judge: Judge) -> None:
+        """The outputs of a batch. want: those of the model that is the truth.  judge: knows their tasks."""
         if not self._count:
             return
         images = _images(batch.feeds)
         if images is None or len(images) != len(batch):
             return
         noise = _noise(len(batch), found, want)
-        answers = [_answers(task.task.answers([values[number] for number in task.outputs], len(batch))
-                            for task in tasks) for values in (want, found)]
+        readings = [judge.readings(batch, values) for values in (want, found)]
+        answers = [_answers(task.answers(values, len(batch)) for task, values in of_model) for of_model in readings]
         for number, where in enumerate(batch.ids):
             was, now = (column[number] if column else "" for column in answers)
             self._kept.append(_Example(was != now, noise[number], where, (was, now), images[number], number))
         self._kept.sort(key=lambda one: (not one.changed, -one.noise, one.id))
         self._kept = [one if one.marks else one._replace(
-            image=one.image.copy(), marks=(_marks(want, tasks, one.number), _marks(found, tasks, one.number)))
+            image=one.image.copy(), marks=(_marks(readings[0], one.number), _marks(readings[1], one.number)))
             for one in self._kept[:self._count]]
 
     def to_list(self, preprocess: Preprocess) -> list[dict[str, str]]:
@@ -87,10 +87,9 @@ def _noise(count: int, found: Sequence[Array], want: Sequence[Array]) -> list[fl
     return [float(value) for value in worst]
 
 
-def _marks(values: Sequence[Array], tasks: Sequence[Assigned], number: int) -> Marks | None:
+def _marks(readings: Sequence[tuple[Task, list[Array]]], number: int) -> Marks | None:
     """Those of the first task that has some."""
-    of_tasks = (task.task.marks([values[output] for output in task.outputs], number) for task in tasks)
-    return next((marks for marks in of_tasks if marks), None)
+    return next((marks for task, values in readings if (marks := task.marks(values, number))), None)
 
 
 def _answers(of_tasks: Any) -> list[str]:

@@ -136,6 +136,10 @@ class Judge:
         self._decoded = Detection([Head(self._decode.name, (len(batch), 0, ROW), len(batch), (), heads[0].like)])
         return [Assigned(self._decoded, tuple(range(len(heads))), 1.0), *found]
 
+    def readings(self, batch: Batch, outputs: Sequence[Array]) -> list[tuple[Task, list[Array]]]:
+        """Each task with what it reads of a model's outputs of a batch."""
+        return [(task, self._read(task, numbers, outputs, batch)) for task, numbers, _ in self.tasks]
+
     def _read(self, task: Task, outputs: Sequence[int], values: Sequence[Array], batch: Batch) -> list[Array]:
         """What a task reads of a model's outputs."""
         if self._decode is not None and task is self._decoded:

@@ -50,7 +50,7 @@ def _marked(shown: Any, marks: Marks) -> Any:
     for box, number in zip(_finite(marks.boxes), marks.classes):
         colour = SERIES[number % len(SERIES)]
         x, y, right, below = (float(v) for v in np.clip(box, 0, 1) * (*shown.size, *shown.size))
-        draw.rectangle((x, y, max(x, right), max(y, below)), outline=colour, width=2)
+        draw.rectangle((x, y, max(x, right), max(y, below)), outline=colour, width=3)
         draw.text((x + 3, y + 2), str(number), fill="white", stroke_width=1, stroke_fill=colour)
     for number, (x, y) in enumerate(_finite(marks.points) * shown.size):
         draw.ellipse((x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS), fill=SERIES[number % len(SERIES)],

@@ -71,7 +71,8 @@ class Detection(Task):
 
     def answers(self, found: Outputs, images: int) -> list[str]:
         seen = [sorted(f"{int(number)}" for number in boxes.classes[boxes.scores >= SEEN]) for boxes in boxes_of(found)]
-        return [f"{len(classes)} boxes, of class {', '.join(classes)}" if classes else "no box" for classes in seen]
+        return [f"{len(classes)} box{'es' * (len(classes) > 1)}, of class {', '.join(classes)}" if classes else "no box"
+                for classes in seen]
 
     def marks(self, found: Outputs, number: int) -> Marks | None:
         if (size := self._input_size()) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from PIL import Image
 import qgraph
 from qgraph import FreezeOptions
 from qgraph.commands.examples import Examples
+from qgraph.commands.judge import Judge
 from qgraph.commands.steps import Steps
 from qgraph.data.open import Batch
 from qgraph.data.preprocess import Preprocess
+from qgraph.options import JudgeOptions
 from qgraph.pages.look import SERIES
 from qgraph.pages.report import report_page
 from qgraph.tasks.base import Head, Task
@@ -27,6 +30,12 @@ from qgraph.tasks.registry import Assigned
 from qgraph.tasks.segmentation import Segmentation
 
 
+def judge_of(task: Task) -> Judge:
+    judge = Judge(["out"])
+    judge.tasks = [Assigned(task, (0,), 1.0)]
+    return judge
+
+
 def shown(count: int, channels: int = 3, bgr: bool = False) -> list[dict[str, Any]]:
     """Six images; the answers of number 1 and 4 change, number 2 has most noise."""
     want = np.eye(6, dtype=np.float32)
@@ -35,12 +44,12 @@ def shown(count: int, channels: int = 3, bgr: bool = False) -> list[dict[str, An
     found[2] *= 50
     images = np.zeros((6, channels, 200, 100), np.float32)
     images[:, 0] = np.arange(6)[:, None, None] + 1
-    task = Assigned(Classification([Head("out", (6, 6), 6)]), (0,), 1.0)
+    judge = judge_of(Classification([Head("out", (6, 6), 6)]))
     examples = Examples(count)
     for start in (0, 3):
         part = slice(start, start + 3)
         batch = Batch({"data": images[part]}, None, [f"image {number}" for number in range(start, start + 3)])
-        examples.add(batch, [found[part]], [want[part]], [task])
+        examples.add(batch, [found[part]], [want[part]], judge)
     return examples.to_list(Preprocess(bgr=bgr))
 
 
@@ -49,6 +58,20 @@ def test_images_whose_answer_changed_come_first() -> None:
     assert [row["id"] for row in rows] == ["image 4", "image 1", "image 2"]
     assert rows[0]["float"] == "class 4" and rows[0]["int8"].startswith("class 3, noise / signal 4")
     assert shown(0) == [] and len(shown(9)) == 6
+
+
+def test_what_decode_makes_of_outputs_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "decode_one.py").write_text("import numpy as np\ndef boxes(outputs, feeds):\n"
+                                            "    return [np.array([[3, 0.9, 4, 4, 20, 20]])] * len(outputs[0])\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    maps = np.zeros((2, 4, 8, 8), np.float32)
+    batch = Batch({"data": np.zeros((2, 3, 64, 64), np.float32)}, None, ["a", "b"])
+    judge = Judge(["out"], options=JudgeOptions(decode="decode_one:boxes"))
+    judge.add(batch, [maps], [maps])
+    examples = Examples(2)
+    examples.add(batch, [maps], [maps], judge)
+    rows = examples.to_list(Preprocess())
+    assert [row["float"] for row in rows] == ["1 box, of class 3"] * 2 and all(row["png_int8"] for row in rows)
 
 
 def test_words_for_boxes() -> None:
@@ -63,7 +86,7 @@ def pairs(task: Task, want: np.ndarray, found: np.ndarray) -> list[np.ndarray]:
     """The two pictures of one black image: what the float model finds, and the frozen one."""
     examples = Examples(1)
     batch = Batch({"data": np.zeros((1, 3, 64, 128), np.float32)}, None, ["image 0"])
-    examples.add(batch, [found], [want], [Assigned(task, (0,), 1.0)])
+    examples.add(batch, [found], [want], judge_of(task))
     row, = examples.to_list(Preprocess())
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(row[key])))) for key in ("png", "png_int8")]
 
