@@ -21,7 +21,7 @@ from qgraph.cli.options import gate_options, image_options, judge_options, model
 @model_runtime_option
 @output_options
 def command(a: str, b: str, data: str, html: str | None, min_agreement: float | None, min_sqnr: float | None,
-            min_metrics: tuple[str, ...], runtime: str, as_json: bool, quiet: bool, verbose: bool,
+            min_metrics: tuple[tuple[str, float], ...], runtime: str, as_json: bool, quiet: bool, verbose: bool,
             **flags: Any) -> None:
     """Where model B (frozen) departs from model A (float): signal to noise, cosine, largest error of every
     layer and every output.

@@ -40,7 +40,7 @@ _LABELS = "labels come from --labels FILE, a .rec, the sub-folders of a folder, 
 @output_options
 def command(models: tuple[str, ...], data: str, params: str | None, epoch: int | None, reference: str | None,
             pairs: str | None, threads: int | None, min_top1: float | None, min_agreement: float | None,
-            min_sqnr: float | None, min_metrics: tuple[str, ...], runtime: str, workers: int | None,
+            min_sqnr: float | None, min_metrics: tuple[tuple[str, float], ...], runtime: str, workers: int | None,
             scheduler: str | None, as_json: bool, quiet: bool, verbose: bool, **flags: Any) -> None:
     """How good a model is, float or frozen, by labels and by its nearness to another model, and how fast.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from qgraph.errors import CheckFailed, DataError, OptionError, suggest
 
 if TYPE_CHECKING:  # it takes NumPy, which --help does without
@@ -66,12 +68,11 @@ def timing_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def check(found: Mapping[str, Any] | None, scores: Mapping[str, float | None], min_agreement: float | None,
-          min_sqnr: float | None, min_metrics: Sequence[str]) -> None:
+          min_sqnr: float | None, min_metrics: Sequence[tuple[str, float]]) -> None:
     """Raise CheckFailed where an output is worse than the user wants, DataError where that cannot be told.
 
     found: an agreement, None without a reference.  scores: by labels.
     """
-    wanted = [wanted_metric(text) for text in min_metrics]
     if found is None and (min_agreement is not None or min_sqnr is not None):
         raise DataError("--min-agreement and --min-sqnr want a model to compare with: --reference MODEL")
     values = [*_values(found), *((name, value, "the labels") for name, value in scores.items())]
@@ -85,7 +86,7 @@ def check(found: Mapping[str, Any] | None, scores: Mapping[str, float | None], m
         _least(mains, min_agreement)
     if min_sqnr is not None:
         _least([row for row in values if row[0] == "sqnr_db"], min_sqnr)
-    for name, least in wanted:
+    for name, least in min_metrics:
         if name not in (known := dict.fromkeys(row[0] for row in values)):
             raise OptionError(f"--min-metric {name}: is not known here, there are {', '.join(known) or 'none'}"
                               + suggest(name, known, " (did you mean {}?)"))
@@ -115,15 +116,26 @@ def _least(rows: Sequence[tuple[str, float | None, str]], least: float) -> None:
                           f"{_value(name, least)}")
 
 
-def wanted_metric(text: str) -> tuple[str, float]:
-    """``NAME=X`` of --min-metric."""
+def wanted_metrics(context: click.Context, parameter: click.Parameter,
+                   given: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Each ``NAME=X`` of --min-metric, a name that some task knows."""
+    return tuple(map(_wanted, given))
+
+
+def _wanted(text: str) -> tuple[str, float]:
+    from qgraph.tasks.words import metric_names
+
     name, equals, number = text.partition("=")
     try:
         if not equals:
             raise ValueError
-        return name.strip(), float(number)
+        least = float(number)
     except ValueError:
         raise OptionError(f"--min-metric is {text!r}, want NAME=X such as top1=75") from None
+    if (name := name.strip()) not in (known := metric_names()):
+        raise OptionError(f"--min-metric {name}: no task has such a metric, there are {', '.join(known)}"
+                          + suggest(name, known, " (did you mean {}?)"))
+    return name, least
 
 
 def _metrics(row: Mapping[str, Any], every: bool) -> str:

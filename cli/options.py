@@ -6,6 +6,8 @@ from typing import Any, Callable
 
 import click
 
+from qgraph.cli.judged import wanted_metrics
+
 Command = Callable[..., Any]
 
 
@@ -59,7 +61,7 @@ gate_options = _group(
     click.option("--min-agreement", type=click.FloatRange(0, 100), metavar="X",
                  help="Exit with 3 if an output's agreement (top-1, AP, mIoU, ...) is below X percent."),
     click.option("--min-sqnr", type=float, metavar="X", help="Exit with 3 if the SQNR of an output is below X dB."),
-    click.option("--min-metric", "min_metrics", multiple=True, metavar="NAME=X",
+    click.option("--min-metric", "min_metrics", multiple=True, metavar="NAME=X", callback=wanted_metrics,
                  help="Exit with 3 if this metric is worse than X, in any output. Can be repeated."),
 )
 

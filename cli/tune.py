@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli import console
-from qgraph.cli.judged import wanted_metric
+from qgraph.cli.judged import wanted_metrics
 from qgraph.cli.options import (
     cluster_options,
     effort_option,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
               help="What may be lost of the task's metric, by labels, in its unit (points of top-1).")
 @click.option("--min-agreement", type=click.FloatRange(0, 100), metavar="X",
               help="Least agreement with the float model, in percent, of the worst output.")
-@click.option("--min-metric", "min_metrics", multiple=True, metavar="NAME=X",
+@click.option("--min-metric", "min_metrics", multiple=True, metavar="NAME=X", callback=wanted_metrics,
               help="Bound of any metric that eval knows, of all outputs (sqnr_db=30). Can be repeated.")
 @click.option("--max-size", type=click.IntRange(1), metavar="BYTES",
               help="Bound of the weights' size; alone, the most accurate network of that size is looked for.")
@@ -99,9 +99,7 @@ def command(model: str, data: str, judge_data: str | None, output: str | None, r
     from qgraph.commands.tune import ROWS, tune
     from qgraph.options import FreezeOptions
 
-    goal = Goal(flags.pop("max_drop"), flags.pop("min_agreement"),
-                tuple(wanted_metric(text) for text in flags.pop("min_metrics")), flags.pop("max_size"),
-                flags.pop("minimize"))
+    goal = Goal(*(flags.pop(name) for name in ("max_drop", "min_agreement", "min_metrics", "max_size", "minimize")))
     prefix = output or find_symbol(model)[1] + "-tuned"
     weight_bits, budget = flags.pop("weight_bits"), flags.pop("budget")
     try:

@@ -89,7 +89,8 @@ class CalibrationImages:
 
 def sample_count(options: FreezeOptions) -> int:
     """On how many images passes may measure. Weights of few bits gain from more of them, as with the best effort."""
-    few_bits = options.effort == "standard" and options.weight_bits < 8
+    bits = (options.weight_bits, *(choice.weight_bits or options.weight_bits for _, choice in options.layers))
+    few_bits = options.effort == "standard" and min(bits) < 8
     return SAMPLE_IMAGES["best" if few_bits else options.effort]
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from qgraph.analysis.observed import wanted_ranges
 from qgraph.arrays import Array
-from qgraph.calibration.images import SAMPLE_IMAGES, CalibrationImages, wanted_shapes
+from qgraph.calibration.images import CalibrationImages, sample_count, wanted_shapes
 from qgraph.commands import floatcheck
 from qgraph.commands.checks import reference_feeds
 from qgraph.commands.goal import Goal, Standing, standings
@@ -101,7 +101,7 @@ class Bench:
         self.tuning, self.judging = Images(tuning), Images(judging)
         self.calibration = self._calibration(data, calib_data, shapes, tuning)
         self._truths: dict[int, tuple[list[list[Array]], list[Judge]]] = {}
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[Hashable, Graph] = {}
         self._tables: dict[Any, CalibrationTable] = {}
 
     def _calibration(self, data: Any, calib_data: Any, shapes: Mapping[str, Sequence[int]], tuning: Data) -> Data:
@@ -136,7 +136,7 @@ class Bench:
     @property
     def folded(self) -> Graph:
         """The float graph, as it is without anything measured."""
-        return self.float_graph("fast")
+        return self.float_graph(self.with_recipe(Recipe(effort="fast")))
 
     def with_recipe(self, recipe: Recipe) -> FreezeOptions:
         """The options of `freeze` for a recipe."""
@@ -144,34 +144,33 @@ class Bench:
 
     # ---- making -----------------------------------------------------------------------------------------------------
 
-    def images(self, effort: str) -> CalibrationImages:
-        return CalibrationImages(self.calibration, SAMPLE_IMAGES[effort])
+    def images(self, options: FreezeOptions) -> CalibrationImages:
+        return CalibrationImages(self.calibration, sample_count(options))
 
-    def float_graph(self, effort: str) -> Graph:
-        """Behind the float passes of an effort."""
-        if effort not in self._graphs:
-            options = dataclasses.replace(self.options, effort=effort)
-            images = self.images(effort)
+    def float_graph(self, options: FreezeOptions) -> Graph:
+        """Behind the float passes; one for all options that have the same passes and images."""
+        images, steps = self.images(options), split(pipeline(options))[0]
+        key = (images.count, *map(repr, steps))
+        if key not in self._graphs:
             known = scaling(images, None, options, self.engine, self.progress)
             g = self.source.copy()
             feeds = floatcheck.random_feeds(self.bare, images.shapes(images.first.feeds), options.seed,
                                             images.first.feeds)
-            steps = tuple(bound(step, **known) for step in split(pipeline(options))[0])
-            floatcheck.run_checked(steps, g, feeds, self.engine, check=options.float_check)
-            self._graphs[effort] = g
-        return self._graphs[effort]
+            floatcheck.run_checked(tuple(bound(step, **known) for step in steps), g, feeds, self.engine,
+                                   check=options.float_check)
+            self._graphs[key] = g
+        return self._graphs[key]
 
     def build(self, recipe: Recipe) -> tuple[Graph, Model]:
         """(the graph with fake_quantize nodes, the model that the target makes of it)"""
         options = self.with_recipe(recipe)
-        effort, images = options.effort, self.images(options.effort)
-        float_graph = self.float_graph(effort)
+        images, float_graph = self.images(options), self.float_graph(options)
         signed = self.target.spec.signed(options.act_signed)
 
         def ranges(quantized: Graph) -> CalibrationTable:
             asked = asked_ranges(quantized, options)
             wanted = wanted_ranges(quantized)
-            key = (effort, options.calib, tuple(sorted(asked.items())))
+            key = (float_graph.digest(), options.calib, options.act_bits, tuple(sorted(asked.items())))
             if key not in self._tables or not self._tables[key].entries.keys() >= set(wanted):
                 self._tables[key] = collect_table(float_graph, self.calibration, options, signed, None, wanted, asked)
             return self._tables[key]

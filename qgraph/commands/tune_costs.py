@@ -45,7 +45,7 @@ def measured_costs(bench: Bench, minimize: str) -> Costs:
 
 
 def one_image(bench: Bench) -> Feeds:
-    return {name: np.ascontiguousarray(x[:1]) for name, x in bench.images("fast").first.feeds.items()}
+    return {name: np.ascontiguousarray(x[:1]) for name, x in bench.images(bench.options).first.feeds.items()}
 
 
 def float_model(bench: Bench, feeds: Feeds) -> Model | None:

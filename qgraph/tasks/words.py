@@ -11,6 +11,11 @@ def metric(name: str) -> Metric:
     return next((task.metrics[name] for task in all_classes() if name in task.metrics), Metric("", ""))
 
 
+def metric_names() -> list[str]:
+    """Those of all tasks."""
+    return [*dict.fromkeys(name for task in all_classes() for name in task.metrics)]
+
+
 def title(name: str) -> str:
     return metric(name).title or name
 

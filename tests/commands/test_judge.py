@@ -249,6 +249,7 @@ def test_gates_look_at_every_output(folder: Path, capsys: pytest.CaptureFixture[
             (["--reference", "net", "--min-metric", "max_error=1e-9"], 3, "want at most 1e-09"),
             (["--reference", "net", "--min-metric", "cosine=0.9999999"], 3, "cosine of fc is"),
             (["--reference", "net", "--min-metric", "to1=50"], 1, "did you mean top1?"),
+            (["--reference", "net", "--min-metric", "ap50=50"], 1, "is not known here, there are"),
             (["--reference", "net", "--min-metric", "top1"], 1, "want NAME=X such as top1=75"),
             (["--reference", "net", "--task", "values", "--min-agreement", "5"], 1, "--min-sqnr can")):
         assert main([*args, *flags]) == code, flags

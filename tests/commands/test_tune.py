@@ -115,6 +115,7 @@ def test_the_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     (["--target", "onnx"], 1, "nothing says what may be lost"),
     (["--target", "mxnet-sim", "--max-drop", "1"], 1, "mxnet-sim simulates"),
     (["--target", "onnx", "--min-metric", "top1"], 1, "want NAME=X"),
+    (["--target", "onnx", "--min-metric", "sqnr=30"], 1, "did you mean sqnr_db?"),
     (["--target", "onnx", "--minimize", "size", "--max-size", "100"], 1, "--max-size 100: with 4-bit weights alone"),
 ])
 def test_what_cannot_be_is_one_line(flags: list[str], code: int, said: str, data: str, tmp_path: Path,
