@@ -1,9 +1,10 @@
 """The error budget: which layer costs how much of the outputs' error, to first order.
 
-Each quantized layer adds an error e to its output, even if all that it reads is exact: its input and its weight are
-rounded.  The noise of a layer is measured there; the sensitivity of the outputs to it is how much of it arrives: the
-float network is run with e added to this layer alone, which moves the outputs by d.  As long as errors are small they
-pass through the rest of the network one by one, so that the outputs' whole error is D = sum of all d, and
+Each quantized layer adds an error e to its output: its input and its weight are rounded.  It is measured on the input
+as it is in the quantized network, with the errors of earlier layers: the float network with all e added computes what
+the quantized one does.  The sensitivity of the outputs to an error is how much of it arrives: that network is run
+without the e of one layer, which moves the outputs by d.  As long as errors are small they pass through the rest of the
+network one by one, so that the outputs' whole error is D = sum of all d, and
 
     |D|^2  =  sum over layers of  d . D           share of a layer:  d . D / |D|^2
     |D - d|^2  =  |D|^2 - (2 d . D - |d|^2)       what leaving it in float takes away: 2 d . D - |d|^2
@@ -31,7 +32,7 @@ _NOISE = "_added_noise"
 class Cost:
     """Of one layer, each as a part of the signal, the mean over the outputs but for `noise`.
 
-    noise: that it adds to its own output.  power: |d|^2, what arrives of it alone.  along: d . D.
+    noise: that it adds to its own output.  power: |d|^2, what arrives of it.  along: d . D.
     """
 
     layer: str
@@ -62,7 +63,7 @@ class Budget:
 
     @property
     def powers(self) -> float:
-        """The sum of what arrives of each layer alone: the noise, were no two errors correlated."""
+        """The sum of what arrives of each layer: the noise, were no two errors correlated."""
         return sum(cost.power for cost in self.costs)
 
     def ranked(self) -> list[Cost]:
@@ -130,9 +131,9 @@ class Account:
         self._sums = [np.zeros_like(value) for value in self._want]
         self._costs: list[Cost] = []
 
-    def add(self, layer: str, noise: float, alone: Sequence[Array]) -> None:
-        """noise: of the layer's own output.  alone: the outputs with the error of this layer."""
-        moved = [found - value for value, found in zip(self._want, alone)]
+    def add(self, layer: str, noise: float, without: Sequence[Array]) -> None:
+        """noise: of the layer's own output.  without: the outputs without the error of this layer."""
+        moved = [error - (found - value) for value, error, found in zip(self._want, self._errors, without)]
         for total, d in zip(self._sums, moved):
             total += d
         self._costs.append(Cost(layer, noise, self._part(moved, moved), self._part(moved, self._errors)))

@@ -101,37 +101,50 @@ class Trial:
         """The mean noise of the outputs of a variant."""
         return float(np.mean([noise_of(a, b) for a, b in zip(self.want, self.outputs(g))]))
 
-    @cached_property
+    @property
     def whole(self) -> list[Array]:
         """The outputs with all layers quantized."""
-        return self.outputs(self.quantized)
+        return self._walked[0]
 
     @cached_property
     def measured(self) -> float:
         """Their mean noise."""
         return float(np.mean([noise_of(a, b) for a, b in zip(self.want, self.whole)]))
 
-    @cached_property
+    @property
     def local(self) -> dict[str, Array]:
-        """Layer -> the error that it adds to its output where all that it reads is exact but for its own rounding."""
-        values, errors = self._float_values[0], {}
-        for node, _, outputs in Reference(self.quantized, run_op=self.engine.run_op).walk(self.feeds):
-            if node.name in values and outputs:
-                errors[node.name] = outputs[0].real - values[node.name]
-                outputs[:] = [Tensor(values[node.name])]
-        return errors
+        """Layer -> the error that it adds to its output: that of rounding what it reads, as it is in the quantized
+        network, and its weight."""
+        return self._walked[1]
+
+    @cached_property
+    def _walked(self) -> tuple[list[Array], dict[str, Array]]:
+        """(outputs, errors of the layers)"""
+        g, layers = self.quantized, {*self.layers}
+        judged = judged_ports(g)
+        reference = Reference(g, judged, run_op=self.engine.run_op)
+        given: dict[Node, Tensor] = {}  # what quantizers round
+        found, errors = dict[Port, Array](), dict[str, Array]()
+        for node, inputs, outputs in reference.walk(self.feeds):
+            if node.op == "fake_quantize" and inputs:
+                given[node] = inputs[0]
+            elif node.name in layers and outputs:
+                exact = [given.get(port.node, value) for port, value in zip(g.inputs(node), inputs)]
+                errors[node.name] = outputs[0].real - reference.evaluate(node, exact)[0].real
+            found.update((port, outputs[port.index].real) for port in judged if port.node is node and outputs)
+        return [found[port] for port in judged], errors
 
     def budget(self, layers: Sequence[str] | None = None) -> Budget:
         """The costs of these layers, of all without."""
         asked = [layer for layer in layers or self.layers if layer in self.local]
-        twin, inputs = with_noise_inputs(self.float_graph, asked)
+        twin, inputs = with_noise_inputs(self.float_graph, [*self.local])
         run = self.engine(twin, watch=judged_ports(twin))
-        silent = {name: np.zeros_like(self.local[layer]) for layer, name in inputs.items()}
+        errors = {name: self.local[layer] for layer, name in inputs.items()}
         values = self._float_values[0]
         account = Account(self.want, self.whole)
         for number, layer in enumerate(asked):
-            alone = run.run({**self.feeds, **silent, inputs[layer]: self.local[layer]})
-            account.add(layer, noise_of(values[layer], values[layer] + self.local[layer]), alone)
+            without = run.run({**self.feeds, **errors, inputs[layer]: np.zeros_like(self.local[layer])})
+            account.add(layer, noise_of(values[layer], values[layer] + self.local[layer]), without)
             if self.progress:
                 self.progress("measuring sensitivities", number + 1, len(asked))
         return account.budget()

@@ -230,7 +230,7 @@ class Executor:
             elif any(self._inputs[source] for source in unknown):
                 outputs = []
             else:
-                outputs = self._evaluate(node, [values.get(port) for port in ports])
+                outputs = self.evaluate(node, [values.get(port) for port in ports])
                 if outputs and ports and all(port.node in self._constants for port in ports):
                     self._constants[node] = outputs
             yield node, inputs, outputs
@@ -273,7 +273,8 @@ class Executor:
             self._checked.add(key)
         return arrays
 
-    def _evaluate(self, node: Node, inputs: list[Tensor | None]) -> list[Tensor]:
+    def evaluate(self, node: Node, inputs: Sequence[Tensor | None]) -> list[Tensor]:
+        """The outputs of a node of the graph for any inputs; [] where they are not known."""
         known = [tensor for tensor in inputs if tensor is not None]
         try:
             if len(known) == len(inputs):

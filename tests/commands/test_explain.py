@@ -25,17 +25,16 @@ CONV = "digits_res1_conv1_fwd"
 
 @pytest.fixture(scope="module")
 def trial() -> Trial:
-    """On 16 images, and with ranges that clip nothing: errors of clipping are large, of one sign, and so correlated."""
     source = open_model(MODEL).as_graph("a test")
     Canonicalize().run(source)
     data = FreezeOptions(batch_size=16).open(IMAGES, {"data": ()}, 16)
-    return Trial(source, data, FreezeOptions(calib="naive"), engines.runtime("a test"), images=16)
+    return Trial(source, data, FreezeOptions(), engines.runtime("a test"), images=16)
 
 
 def test_the_budget_agrees_with_leaving_layers_out(trial: Trial) -> None:
     budget = trial.budget()
     assert len(budget.costs) == 9 and budget.noise == pytest.approx(trial.measured, rel=1e-4)
-    assert 0.7 < budget.predicted / budget.noise < 1.4 and 0.7 < sum(map(budget.share, budget.costs)) < 1.4
+    assert 0.85 < budget.predicted / budget.noise < 1.2 and 0.85 < sum(map(budget.share, budget.costs)) < 1.2
     without = {layer: budget.noise - trial.noise(trial.without(layer)) for layer in trial.layers}
     truth = sorted(without, key=lambda layer: -without[layer])
     assert len({*truth[:3]} & {cost.layer for cost in budget.ranked()[:3]}) >= 2
