@@ -16,8 +16,8 @@ SHELL := bash
 
 BIN := .venv/bin
 STAMP := .venv/installed
-# zoo_freeze takes hours; it resumes where it stopped, and takes a part by name
-BENCHMARKS := $(filter-out benchmarks/zoo_freeze.py benchmarks/engines.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
+# these take hours; each takes parts by name
+BENCHMARKS := $(filter-out benchmarks/zoo_freeze.py benchmarks/engines.py benchmarks/tune.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
 HAS_MXNET := $(BIN)/python -W ignore -c 'import mxnet' 2>/dev/null
 export QGRAPH_CASES ?= ../shared/cases
 # engines and tests share the cores between processes, not between threads
