@@ -8,8 +8,9 @@ from qgraph.ir.graph import Graph, Node
 from qgraph.ir.select import named_by
 from qgraph.quant.recipe import IN_FLOAT, LayerChoice, Layers
 from qgraph.quant.spec import shown_granularity
-from qgraph.targets.base import Form, Target
+from qgraph.targets.base import Target
 from qgraph.targets.registry import all_classes
+from qgraph.targets.spec import Form
 
 WHERE = "recipe, layer"
 

@@ -13,8 +13,9 @@ from qgraph.ir.select import select_nodes
 from qgraph.passes._choices import check_choices, layer_choices
 from qgraph.quant.recipe import IN_FLOAT, LayerChoice, Layers
 from qgraph.quant.spec import QSpec, as_granularity
-from qgraph.targets.base import ONLINE_FLAG, Target
+from qgraph.targets.base import Target
 from qgraph.targets.registry import check_legal, get_target
+from qgraph.targets.spec import ONLINE_FLAG
 
 
 def layer_verdicts(g: Graph, target: Target, exclude: tuple[str, ...], layers: Layers = ()) -> dict[Node, str]:

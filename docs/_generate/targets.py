@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from _generate.markdown import code, table
 from qgraph.quant.spec import shown_granularity
-from qgraph.targets.base import Spec, Target
+from qgraph.targets.base import Target
 from qgraph.targets.registry import TARGETS, target_class
+from qgraph.targets.spec import Spec
 
 HEAD = ("`--target`", "what comes out", "weights", "activations", "granularity", "file")
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from qgraph.commands.goal import SIZE
 from qgraph.errors import OptionError
 from qgraph.quant.recipe import IN_FLOAT, LayerChoice
-from qgraph.targets.base import INTEGERS, SIMULATED, Target
+from qgraph.targets.base import Target
+from qgraph.targets.spec import INTEGERS, SIMULATED
 
 FLOAT_BITS = 32
 ACT_BITS = 8

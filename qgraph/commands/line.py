@@ -25,8 +25,8 @@ from qgraph.quant.ranges import method
 from qgraph.quant.recipe import LayerChoice, Layers
 from qgraph.quant.spec import QParams, as_granularity
 from qgraph.quant.table import CalibrationTable
-from qgraph.targets.base import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG
 from qgraph.targets.registry import check_legal, get_target
+from qgraph.targets.spec import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG
 from qgraph.workers import Workers
 
 log = logging.getLogger("qgraph")

@@ -35,8 +35,8 @@ from qgraph.quant.table import CalibrationTable
 from qgraph.quant.weights import weight_params
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import Tensor
-from qgraph.targets.base import Spec
 from qgraph.targets.registry import get_target
+from qgraph.targets.spec import Spec
 
 TARGET = "mxnet-sim"
 IMAGES = 8  # on which outputs are judged

@@ -11,20 +11,9 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.recipe import IN_FLOAT
 from qgraph.quant.spec import QSpec
-from qgraph.targets.base import (
-    BEYOND,
-    KEEP_CODES,
-    KEEP_GRAPH,
-    KEEP_RANGES,
-    SIMULATED,
-    Form,
-    Model,
-    Shapes,
-    Spec,
-    Target,
-    Writing,
-)
+from qgraph.targets.base import KEEP_CODES, KEEP_GRAPH, KEEP_RANGES, Model, Shapes, Target, Writing
 from qgraph.targets.equivalents import is_dense_or_depthwise
+from qgraph.targets.spec import BEYOND, SIMULATED, Form, Spec
 
 _ANY_BITS = tuple(range(2, 17))
 

@@ -10,8 +10,9 @@ from qgraph.analysis.codes import folded_graph
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec
-from qgraph.targets.base import Facts, Model, Shapes, Spec, Target, Writing
+from qgraph.targets.base import Facts, Model, Shapes, Target, Writing
 from qgraph.targets.equivalents import equivalents, is_dense_or_depthwise
+from qgraph.targets.spec import Spec
 
 _SIGNED = ("activations are -127..127 with one scale: ncnn has no unsigned ones, so what is never negative has 127 "
            "codes")

@@ -10,7 +10,8 @@ from qgraph.errors import OptionError
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.recipe import IN_FLOAT
 from qgraph.quant.spec import QSpec
-from qgraph.targets.base import FLOATS, KEEP_CODES, Facts, Form, Model, Shapes, Spec, Target, Writing
+from qgraph.targets.base import KEEP_CODES, Facts, Model, Shapes, Target, Writing
+from qgraph.targets.spec import FLOATS, Form, Spec
 
 ISAS = ("auto", "vnni", "avx2")
 FORMS = (  # onnxruntime has kernels of integers for 8 bits alone

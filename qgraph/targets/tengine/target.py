@@ -9,8 +9,9 @@ from typing import Any
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.spec import QSpec
-from qgraph.targets.base import Facts, Model, Shapes, Spec, Target, Writing
+from qgraph.targets.base import Facts, Model, Shapes, Target, Writing
 from qgraph.targets.equivalents import equivalents, quantized_weights
+from qgraph.targets.spec import Spec
 
 _SIGNED = ("every value is -127..127 with one scale, inputs and outputs too: Tengine's int8 has no unsigned codes, so "
            "what is never negative has 127")
