@@ -26,7 +26,8 @@ import numpy as np  # noqa: E402
 from qgraph import FreezeOptions, Graph  # noqa: E402
 from qgraph.data.open import Data  # noqa: E402
 from qgraph.formats.gluon import from_gluon  # noqa: E402
-from qgraph.formats.mxnet import load, to_mxnet  # noqa: E402
+from qgraph.formats.mxnet import load  # noqa: E402
+from qgraph.formats.mxnet_writer import to_mxnet  # noqa: E402
 
 CASES = Path(os.environ.get("QGRAPH_CASES", ROOT.parent / "shared" / "cases"))
 ISAS = ("native", "AVX2")  # values of DNNL_MAX_CPU_ISA; oneDNN of MXNet 1.9.1 does not know the newer ONEDNN_ name

@@ -23,7 +23,7 @@ from _common import CASES
 from qgraph.commands.doctor import doctor
 from qgraph.data.candidates import Feeding
 from qgraph.data.preprocess import PRESETS
-from qgraph.formats.mxnet import save
+from qgraph.formats.mxnet_writer import save
 from qgraph.formats.ndarray import dump_params
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.options import FreezeOptions

@@ -80,7 +80,7 @@ def make(name: str, folder: Path) -> None:
 
     from qgraph import FreezeOptions, freeze
     from qgraph.files import write_files
-    from qgraph.formats.mxnet import save, to_mxnet
+    from qgraph.formats.mxnet_writer import save, to_mxnet
     from qgraph.targets.ncnn.emit import to_ncnn
 
     found = network(name)

@@ -38,7 +38,7 @@ from qgraph.commands import checks, floatcheck
 from qgraph.commands import freeze as freezing
 from qgraph.commands.timing import ResidentSize
 from qgraph.formats.mxnet import load as load_mxnet
-from qgraph.formats.mxnet import save
+from qgraph.formats.mxnet_writer import save
 from qgraph.ir import rewrite
 from qgraph.targets.onnx.model import load
 from qgraph.targets.onnx.target import Onnx

@@ -35,7 +35,7 @@ import numpy as np
 from _common import table
 
 from qgraph.formats.gluon import from_gluon
-from qgraph.formats.mxnet import to_mxnet
+from qgraph.formats.mxnet_writer import to_mxnet
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.passes import Canonicalize

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
-from qgraph.formats.mxnet import load, save  # noqa: E402
+from qgraph.formats.mxnet import load  # noqa: E402
+from qgraph.formats.mxnet_writer import save  # noqa: E402
 from qgraph.ir.rewrite import PassManager  # noqa: E402
 from qgraph.passes import PIPELINES  # noqa: E402
 

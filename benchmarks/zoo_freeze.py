@@ -53,7 +53,8 @@ from qgraph import FreezeOptions, Graph, engines  # noqa: E402
 from qgraph.analysis.difference import Difference  # noqa: E402
 from qgraph.commands.open_model import end_at  # noqa: E402
 from qgraph.errors import UnsupportedError  # noqa: E402
-from qgraph.formats.mxnet import load, save  # noqa: E402
+from qgraph.formats.mxnet import load  # noqa: E402
+from qgraph.formats.mxnet_writer import save  # noqa: E402
 from qgraph.ir import ops  # noqa: E402
 from qgraph.ir.graph import Node, Port  # noqa: E402
 from qgraph.passes import PIPELINES  # noqa: E402

@@ -23,7 +23,7 @@ _HOME = {
     "Graph": "ir.graph", "Node": "ir.graph", "Port": "ir.graph",
     "P": "ir.pattern", "MatchFail": "ir.pattern",
     "Pass": "ir.rewrite", "RewritePass": "ir.rewrite", "PassManager": "ir.rewrite", "register": "ir.rewrite",
-    "load": "formats.mxnet", "save": "formats.mxnet", "from_gluon": "formats.gluon",
+    "load": "formats.mxnet", "save": "formats.mxnet_writer", "from_gluon": "formats.gluon",
     "QSpec": "quant.spec", "QParams": "quant.spec", "CalibrationTable": "quant.table",
     "Preprocess": "data.preprocess", "open_data": "data.open",
     "FreezeOptions": "options", "freeze": "commands.freeze", "Frozen": "commands.frozen",

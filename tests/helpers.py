@@ -68,7 +68,7 @@ def run_mxnet(g: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """
     import mxnet as mx
 
-    from qgraph.formats.mxnet import to_mxnet
+    from qgraph.formats.mxnet_writer import to_mxnet
 
     sym, arg_params, aux_params = to_mxnet(g)
     before = os.environ.get("MXNET_SUBGRAPH_BACKEND")

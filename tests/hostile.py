@@ -448,7 +448,8 @@ def inspect(path: Path, number: int) -> bool:
 
 
 def inspect_symbol(path: Path, number: int) -> bool:
-    from qgraph.formats.mxnet import load, split_params, to_json
+    from qgraph.formats.mxnet import load
+    from qgraph.formats.mxnet_writer import split_params, to_json
 
     if number % 3 == 0:
         g = load(path)

@@ -22,7 +22,7 @@ from qgraph.calibration.collect import collect
 from qgraph.commands.departure import kernel_departure
 from qgraph.commands.line import bound, pipeline, split
 from qgraph.data.open import open_data
-from qgraph.formats.mxnet import to_mxnet
+from qgraph.formats.mxnet_writer import to_mxnet
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, PassManager

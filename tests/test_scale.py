@@ -12,7 +12,8 @@ from scale import chain
 
 from qgraph.calibration.collect import observed_ports
 from qgraph.commands.line import bound, pipeline, split
-from qgraph.formats.mxnet import load, to_json
+from qgraph.formats.mxnet import load
+from qgraph.formats.mxnet_writer import to_json
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.options import FreezeOptions

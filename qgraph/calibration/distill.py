@@ -200,7 +200,7 @@ class _Match:
         self._bind(twin)
 
     def _bind(self, twin: Graph) -> None:
-        from qgraph.formats.mxnet import to_mxnet
+        from qgraph.formats.mxnet_writer import to_mxnet
 
         mx = self._mx = need_mxnet()
         # a head that is an input itself needs an op, or MXNet gives it no gradient

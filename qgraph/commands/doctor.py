@@ -24,7 +24,8 @@ from qgraph.commands.open_model import end_at, find_symbol, open_model
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
 from qgraph.errors import GraphError, OptionError, QGraphError, suggest
-from qgraph.formats.mxnet import SYMBOL_SUFFIX, load, read_arrays, unmatched
+from qgraph.formats.mxnet import load, read_arrays, unmatched
+from qgraph.formats.mxnet_json import SYMBOL_SUFFIX
 from qgraph.formats.paths import find_params
 from qgraph.ir.graph import Graph
 from qgraph.ir.rewrite import run_pass

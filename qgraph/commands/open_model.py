@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qgraph.errors import OptionError, UnsupportedError, suggest
-from qgraph.formats.mxnet import SYMBOL_SUFFIX, load
+from qgraph.formats.mxnet import load
+from qgraph.formats.mxnet_json import SYMBOL_SUFFIX
 from qgraph.formats.mxnet_marks import is_frozen_op
 from qgraph.formats.paths import close_paths, find_params, missing_file
 from qgraph.ir import ops

@@ -19,6 +19,8 @@ from typing import NamedTuple
 from qgraph.errors import FormatError
 from qgraph.ir import ops
 
+SYMBOL_SUFFIX = "-symbol.json"
+SUBGRAPHS = "__subgraphs__"  # attribute of a fused oneDNN node: its subgraphs as one line of JSON
 VERSION = 10901  # what we write: major * 10000 + minor * 100 + patch
 _OLDEST = 800  # a file that does not say is taken for 0.8, as MXNet does
 _MAX_CHARS = 1 << 28

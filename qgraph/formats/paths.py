@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from qgraph.errors import OptionError, close_names
-from qgraph.formats.mxnet import SYMBOL_SUFFIX
+from qgraph.formats.mxnet_json import SYMBOL_SUFFIX
 
 log = logging.getLogger("qgraph")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from qgraph.files import write_files
 from qgraph.formats.gluon import from_gluon, traced
-from qgraph.formats.mxnet import checkpoint_files
+from qgraph.formats.mxnet_writer import checkpoint_files
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Port
 from qgraph.qat.tracer import OBSERVED, tracing

@@ -257,7 +257,7 @@ def test_an_order_of_other_channels_is_a_format_error() -> None:
 @pytest.mark.parametrize("text", ["[", "[0,0,1,2,3,4,5,6]", "{}", '"x"'])
 def test_compare_refuses_a_file_with_a_wrong_order(text: str, tmp_path: Path) -> None:
     from qgraph.commands.compare import compare
-    from qgraph.formats.mxnet import save
+    from qgraph.formats.mxnet_writer import save
     from qgraph.targets.mxnet.int8 import lower
 
     g, q, feeds = quantized("conv_pool_conv")

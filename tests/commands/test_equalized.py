@@ -14,7 +14,7 @@ from qgraph import FreezeOptions, Graph
 from qgraph.commands.frozen import Frozen
 from qgraph.errors import FormatError, OptionError
 from qgraph.files import write_files
-from qgraph.formats.mxnet import checkpoint_files
+from qgraph.formats.mxnet_writer import checkpoint_files
 
 pytestmark = pytest.mark.mxnet
 

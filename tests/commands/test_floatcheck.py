@@ -13,7 +13,7 @@ from qgraph.cli.main import main
 from qgraph.commands import convert as conversion
 from qgraph.commands.floatcheck import TOLERANCE, relative_error, rounding_bounds, run_checked
 from qgraph.errors import PassError, QGraphError
-from qgraph.formats.mxnet import save
+from qgraph.formats.mxnet_writer import save
 from qgraph.ir.graph import Graph, Port
 from qgraph.ir.rewrite import Pass
 from qgraph.passes import PIPELINES

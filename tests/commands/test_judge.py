@@ -23,7 +23,7 @@ from qgraph.commands.ruin import ruin
 from qgraph.commands.strategies import Strategy
 from qgraph.data.open import Batch
 from qgraph.errors import OptionError
-from qgraph.formats.mxnet import save
+from qgraph.formats.mxnet_writer import save
 from qgraph.ir.graph import Graph
 from qgraph.options import JudgeOptions
 from qgraph.targets.mxnet.model import MxnetModel

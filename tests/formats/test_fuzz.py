@@ -16,7 +16,8 @@ import pytest
 from hostile import KINDS, Kind
 
 from qgraph.errors import FormatError, QGraphError
-from qgraph.formats.mxnet import load, split_params, to_json
+from qgraph.formats.mxnet import load
+from qgraph.formats.mxnet_writer import split_params, to_json
 from qgraph.formats.ndarray import dump_params, read_params
 from qgraph.ir.graph import Fused, Graph, Port
 

@@ -17,7 +17,8 @@ from helpers import CASES, MXNET, run_mxnet
 from qgraph.errors import FormatError, GraphError, MissingDependencyError, OptionError, QGraphError, UnsupportedError
 from qgraph.files import write_files
 from qgraph.formats.gluon import from_gluon
-from qgraph.formats.mxnet import load, lower_float, save, split_params, to_json, to_mxnet
+from qgraph.formats.mxnet import load
+from qgraph.formats.mxnet_writer import lower_float, save, split_params, to_json, to_mxnet
 from qgraph.formats.ndarray import dump_params, read_params, write_params
 from qgraph.ir import ops
 from qgraph.ir.graph import Fused, Graph, Port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qgraph.errors import FormatError, GraphError
-from qgraph.formats.mxnet import lower_float
+from qgraph.formats.mxnet_writer import lower_float
 from qgraph.ir import ops
 from qgraph.ir.graph import Fused, Graph
 

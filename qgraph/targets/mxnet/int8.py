@@ -20,7 +20,7 @@ import numpy as np
 
 from qgraph.analysis.codes import before_quantizer, is_dense, passes_integers
 from qgraph.errors import UnsupportedError
-from qgraph.formats.mxnet import SUBGRAPHS
+from qgraph.formats.mxnet_json import SUBGRAPHS
 from qgraph.ir import ops
 from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.quant.spec import QParams, mxnet_range, quantize

@@ -9,8 +9,8 @@ from typing import Any
 from qgraph.arrays import Array
 from qgraph.errors import OptionError
 from qgraph.files import Content
-from qgraph.formats.mxnet import checkpoint_files, to_mxnet
 from qgraph.formats.mxnet_marks import is_frozen_op, is_quantized_op
+from qgraph.formats.mxnet_writer import checkpoint_files, to_mxnet
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.infer import infer

@@ -87,7 +87,7 @@ class Executor:
 
     def __init__(self, graph: Graph, watch: Sequence[Port] | None = None, fused: bool = False,
                  way_out: Callable[[Graph], str] | None = None) -> None:
-        from qgraph.formats.mxnet import to_mxnet
+        from qgraph.formats.mxnet_writer import to_mxnet
 
         self._mx = import_mxnet("running a model on MXNet")
         wanted = list(graph.heads if watch is None else watch)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from qgraph.analysis.codes import nonnegative
 from qgraph.errors import OptionError
-from qgraph.formats.mxnet import SYMBOL_SUFFIX
+from qgraph.formats.mxnet_json import SYMBOL_SUFFIX
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node
 from qgraph.quant.recipe import IN_FLOAT

@@ -100,7 +100,7 @@ class NcnnModel(Model):
         """Path -> content. A frozen model has its scale table and the float checkpoint beside it."""
         found: dict[str, Content] = {f"{prefix}.param": self.param, f"{prefix}.bin": self.bin}
         if self.folded is not None:
-            from qgraph.formats.mxnet import checkpoint_files
+            from qgraph.formats.mxnet_writer import checkpoint_files
 
             found[f"{prefix}.table"] = scale_table(self.layers)
             found.update(checkpoint_files(self.folded, f"{prefix}-folded"))

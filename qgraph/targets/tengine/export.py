@@ -13,8 +13,8 @@ import numpy as np
 
 from qgraph.errors import UnsupportedError
 from qgraph.files import Content
-from qgraph.formats.mxnet import lower_float
 from qgraph.formats.mxnet_json import JsonGraph, JsonNode, compose
+from qgraph.formats.mxnet_writer import lower_float
 from qgraph.formats.ndarray import dump_params
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port

@@ -21,7 +21,8 @@ from helpers import ROOT, VNNI
 
 from qgraph import passes
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.formats.mxnet import load, save
+from qgraph.formats.mxnet import load
+from qgraph.formats.mxnet_writer import save
 from qgraph.ir.graph import Fused, Graph, Node, Port
 from qgraph.ir.rewrite import PassManager
 from qgraph.quant.spec import QParams

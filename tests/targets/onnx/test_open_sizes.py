@@ -12,7 +12,7 @@ from qgraph.cli.main import main
 from qgraph.commands.convert import convert
 from qgraph.commands.freeze import freeze
 from qgraph.errors import OptionError, UnsupportedError
-from qgraph.formats.mxnet import save
+from qgraph.formats.mxnet_writer import save
 from qgraph.ir.graph import Graph, Port
 from qgraph.options import FreezeOptions
 from qgraph.semantics.interpreter import run
