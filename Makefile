@@ -51,8 +51,10 @@ digits: $(STAMP)
 
 # ---- test -----------------------------------------------------------------------------------------------------------
 
+STYLE := lint types imports
+
 test: $(STAMP)
-	@$(MAKE) --no-print-directory -j 2 lint types imports core-venv
+	@$(MAKE) --no-print-directory -j 2 $(STYLE) core-venv
 	@$(HAS_MXNET) || echo 'MXNet is not in this .venv: the tests that need it are skipped'
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not docs'
 	@$(MAKE) --no-print-directory test-core

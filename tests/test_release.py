@@ -139,8 +139,8 @@ def test_workflows_run_what_ci_runs(config: configparser.ConfigParser) -> None:
 def test_hooks_of_git_are_those_of_make_test() -> None:
     yaml = pytest.importorskip("yaml")
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
-    (before,) = re.findall(r"^test: (.*)$", (ROOT / "Makefile").read_text(), re.M)
-    assert [hook["entry"] for hook in hooks] == [f"make {target}" for target in before.split()]
+    (style,) = re.findall(r"^STYLE := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert [hook["entry"] for hook in hooks] == [f"make {target}" for target in style.split()]
 
 
 def test_the_citation_has_the_version() -> None:

@@ -18,6 +18,7 @@ from qgraph.commands import tune as tuning
 from qgraph.commands.goal import SIZE, Goal
 from qgraph.commands.tune import Tuned, tune
 from qgraph.commands.tune_bench import Bench
+from qgraph.commands.tune_costs import measured_costs
 from qgraph.commands.tune_rows import HOPELESS
 from qgraph.errors import CheckFailed, ClusterError, OptionError
 from qgraph.options import FreezeOptions
@@ -98,6 +99,28 @@ def test_time_is_up(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tuning, "measured_costs", lambda bench, minimize: tuning.Costs(bench.layers, 0))
     with pytest.raises(CheckFailed, match="minutes are over, and of 0 candidates none keeps the goal"):
         tune(MODEL, data, Goal(max_drop=0), OPTIONS, prefix=str(tmp_path / "t"), budget=1e-9)
+
+
+@pytest.mark.mxnet
+def test_without_times_of_operators_they_are_shared_out_by_products(data: str) -> None:
+    options = dataclasses.replace(OPTIONS, target="mxnet", runtime="mxnet")
+    bench = Bench(MODEL, options, Goal(max_drop=1), data)
+    costs = measured_costs(bench, "latency")
+    assert costs.seconds.keys() == bench.layers.keys() and all(min(pair) > 0 for pair in costs.seconds.values())
+    parts = [pair[0] / sum(seconds[0] for seconds in costs.seconds.values()) for pair in costs.seconds.values()]
+    others = [pair[1] / sum(seconds[1] for seconds in costs.seconds.values()) for pair in costs.seconds.values()]
+    assert np.allclose(parts, others)
+    first, dense = costs.seconds["digits_conv0_fwd"][0], costs.seconds["digits_dense_fwd"][0]
+    weights = {name: bench.layers[name] for name in ("digits_conv0_fwd", "digits_dense_fwd")}
+    positions = 24 * 24  # of the first convolution; the dense layer has one
+    assert first / dense == pytest.approx(weights["digits_conv0_fwd"] * positions / weights["digits_dense_fwd"])
+
+
+@pytest.mark.mxnet
+def test_time_is_asked_of_the_engine_that_runs_here(data: str) -> None:
+    bench = Bench(MODEL, dataclasses.replace(OPTIONS, target="mxnet"), Goal(max_drop=1), data)
+    with pytest.raises(OptionError, match="mxnet is not timed here .it runs on mxnet.; --minimize size needs no"):
+        measured_costs(bench, "latency")
 
 
 def test_the_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
