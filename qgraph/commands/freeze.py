@@ -113,7 +113,6 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
     steps.begin("open")
     target = get_target(options.target)
     pipeline(options)  # refuses what cannot be before any work
-    engine = engines.runtime("freezing a model", options.runtime)
     opened = shared.once("model", lambda: open_model(model, options.params, options.epoch,
                                                      block_shapes(options.input_shape)))
     original = opened.float_graph("freezing", options.outputs)
@@ -127,6 +126,7 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         images, shapes = shared.once("images", lambda: find_images(
             opened.prefix, bare, options, data, progress=progress, needed=given is None and options.calib != ONLINE))
     check_carried(network, shapes)
+    engine = engines.runtime("freezing a model", options.runtime)  # importing one takes longer than a refusal
     if images is not None:
         found = images
         images = shared.once("images as taken", lambda: as_the_network_takes_them(found, bare, engine))
