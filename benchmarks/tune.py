@@ -5,7 +5,7 @@
     v1            MobileNet v1, onnx: a drop of 0.5 and 98 % agreement, three splits of 900 images into two halves
     v1-4-bits     the same network with 4-bit weights where they do, for size: a drop of 1, three splits
     retinaface    RetinaFace, 32 dB at every head: 30 are wanted, and a half has 8 images
-    ruined-heads  the same with two heads whose channels have scales that differ 400 times
+    ruined-heads  31 dB, and two heads whose channels have scales that differ 400 times
     damaged       MobileNet v1 with uneven channels in front of two layers, hidden by a sigmoid: 97 % agreement
     det3, lffd    the detectors at 28 and 30 dB at every head
 
@@ -67,7 +67,7 @@ CASES_OF = {
     "v1": Case(Goal(max_drop=0.5, min_agreement=98.0), seeds=SEEDS),
     "v1-4-bits": Case(Goal(max_drop=1.0, minimize="size"), weight_bits=(4,), seeds=SEEDS),
     "retinaface": Case(_decibels(32), "retinaface_mnet025_16"),
-    "ruined-heads": Case(_decibels(32), "retinaface_mnet025_16", ("face_rpn_cls_score_stride16",
+    "ruined-heads": Case(_decibels(31), "retinaface_mnet025_16", ("face_rpn_cls_score_stride16",
                                                                   "face_rpn_bbox_pred_stride16")),
     "damaged": Case(Goal(min_agreement=97.0), damaged=("conv8", "conv22")),
     "det3": Case(_decibels(28), "mtcnn_det3"),

@@ -155,7 +155,8 @@ def test_what_only_mxnet_can_run_says_so_on_one_line(net: Path) -> None:
                  ("eval", "net", "--data", "test.npz", "--runtime", "mxnet")):
         assert 'pip install "qgraph[mxnet]"' in error(net, *args)
     assert "--target onnx" in error(net, "eval", "frozen", "--data", "test.npz")
-    assert 'pip install "qgraph[mxnet]"' in error(net, "freeze", SYMBOL, "--runtime", "mxnet", "--output", "x")
+    asked = ("freeze", SYMBOL, "--runtime", "mxnet", "--calib-data", "calib.npz", "--output", "x")
+    assert 'pip install "qgraph[mxnet]"' in error(net, *asked)
 
 
 def test_in_python(net: Path) -> None:
