@@ -130,7 +130,7 @@ def greedy(bench: Bench, model: Graph, options: FreezeOptions) -> tuple[Recipe |
         if count == len(worst):
             break
         out = (*out, (worst[count]["name"], LayerChoice(in_float=True)))
-    return None, len(out)
+    return None, min(len(worst), MOST)
 
 
 def one_batch(bench: Bench) -> Any:
