@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,13 @@ MOST = 16  # layers that the plain way excludes
 
 @dataclass(frozen=True)
 class Case:
-    """detector: of the cases, else it is MobileNet v1.  damaged: layers whose inputs or outputs are made uneven."""
+    """detector: of the cases, else it is MobileNet v1.  damaged: layers whose inputs are made uneven."""
 
     goal: Goal
     detector: str = ""
     damaged: tuple[str, ...] = ()
     weight_bits: tuple[int, ...] = ()
     seeds: Sequence[int] = (0,)
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _decibels(least: float) -> Goal:
@@ -117,8 +116,7 @@ def setting(case: Case, seed: int, folder: Path) -> dict[str, Any]:
 
 def greedy(bench: Bench, model: Graph, options: FreezeOptions) -> tuple[Recipe | None, int]:
     """The recipe of the plain way, None if nothing holds; and how many layers it excludes."""
-    calibration = {"calib_data": bench.calibration}
-    frozen = qgraph.freeze(model, dataclasses.replace(options, select=None, skip=None), **calibration)
+    frozen = qgraph.freeze(model, dataclasses.replace(options, select=None, skip=None), calib_data=bench.calibration)
     layers = qgraph.compare(model, frozen, one_batch(bench))["layers"]
     worst = sorted((row for row in layers if row["name"] in bench.layers and row["added_noise"] is not None),
                    key=lambda row: -row["added_noise"])

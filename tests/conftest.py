@@ -32,8 +32,8 @@ def reasons(item: pytest.Item) -> Iterator[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first, so that no worker begins one when the others are done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.name == "test_core.py"}
-    items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_core.py"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name != "test_core.py", item.path not in slow))
     for item in items:
         for reason in reasons(item):
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -13,8 +13,8 @@ from qgraph.data.preprocess import Preprocess
 from qgraph.pages.look import SERIES
 from qgraph.tasks.base import Marks
 
-SIDE = 160  # pixels of the longer side, at most
-WITH_MARKS = 320
+_SIDE = 160  # pixels of the longer side, at most
+_WITH_MARKS = 320
 _SHOWN = 0.5  # of a class's colour over a pixel
 _RADIUS = 3  # of a point
 _COLOURS = np.array([[int(colour[at:at + 2], 16) for at in (1, 3, 5)] for colour in SERIES], np.uint8)
@@ -31,7 +31,7 @@ def picture(image: Array, preprocess: Preprocess, marks: Marks | None = None) ->
     pixels = np.clip((image - low) * (255 / ((high - low) or 1)), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     shown = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else
                             np.ascontiguousarray(pixels[:, :, ::-1] if preprocess.bgr else pixels))
-    shown.thumbnail((WITH_MARKS, WITH_MARKS) if marks else (SIDE, SIDE))
+    shown.thumbnail((_WITH_MARKS, _WITH_MARKS) if marks else (_SIDE, _SIDE))
     if marks:
         shown = _marked(shown.convert("RGB"), marks)
     stream = io.BytesIO()

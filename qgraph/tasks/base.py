@@ -58,6 +58,11 @@ class Head:
     def rank(self) -> int:
         return len(self.shape)
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the first input that can be images."""
+        return next(((shape[2], shape[3]) for shape in self.like if len(shape) == 4), None)
+
 
 class Claim(NamedTuple):
     """That these outputs (numbers) are of a task. sure: 0 no .. 1 surely."""

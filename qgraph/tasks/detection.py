@@ -75,7 +75,7 @@ class Detection(Task):
                 for classes in seen]
 
     def marks(self, found: Outputs, number: int) -> Marks | None:
-        if (size := self._input_size()) is None:
+        if (size := self.heads[0].image_size) is None:
             return None
         boxes = self._in_pixels(boxes_of([output[number:number + 1] for output in found])[0], size)
         seen = boxes.scores >= SEEN
@@ -84,16 +84,12 @@ class Detection(Task):
                      classes=tuple(int(each) for each in boxes.classes[seen]))
 
     def score(self, found: Outputs, labels: Labels, where: Sequence[str], first: int) -> Tally:
-        size = self._input_size()
+        size = self.heads[0].image_size
         images = []
         for number, (boxes, label, image) in enumerate(zip(boxes_of(found), labels, where), first):
             truth = _labelled(label, image, size)
             images.append(Image(number, image, match(self._in_pixels(boxes, size), truth)))
         return _Scores({"map50_voc": VOC_50, "map50": COCO_50, "map": COCO}, tuple(images))
-
-    def _input_size(self) -> tuple[int, ...] | None:
-        """Height and width of the first input that can be an image."""
-        return next((shape[2:] for head in self.heads for shape in head.like if len(shape) == 4), None)
 
     def _in_pixels(self, boxes: Boxes, size: tuple[int, ...] | None) -> Boxes:
         """MultiBoxDetection gives parts of the image. Other rows do if no coordinate of an image is larger than 2."""

@@ -155,4 +155,4 @@ def _is_coordinates(head: Head) -> bool:
 
 def _input_size(head: Head) -> tuple[int, int]:
     """Height and width of the first input that is images; (1, 1) without one."""
-    return next(((shape[2], shape[3]) for shape in head.like if len(shape) == 4), (1, 1))
+    return head.image_size or (1, 1)
