@@ -5,12 +5,14 @@
 
 Each run is a process of its own, with one thread per engine; imports and the making of images are not counted.
 
-ours fast, standard   `qgraph freeze --calib kl --runtime onnxruntime`, of --targets, with --effort fast and standard
+ours fast             `qgraph freeze --effort fast --calib naive --runtime onnxruntime`, of --targets: what MinMax does
+ours standard         the same with --effort standard --calib kl, which is what Entropy looks for
 MinMax, Entropy       onnxruntime's `quantize_static`, of the folded network as an ONNX file
 NNCF                  `_nncf.py`, with the interpreter of --nncf-python, where there is one
 
 Steps are exclusive: a pass does not count what the calibration does inside it.  "checks" are the steps that the others
-do not do: the float check of the passes, the agreement with the float model, the kernels, the facts of the file.
+do not do: the float check of the passes, the agreement with the float model, the kernels, the noise of each layer, the
+facts of the file.
 Peak is the resident size in MiB, that of a step since it began; "before" is it when the work begins, images and
 libraries with it.  Prints a Markdown table of the totals, and one of the steps for each model.
 """
@@ -44,7 +46,8 @@ from qgraph.targets.onnx.model import load
 from qgraph.targets.onnx.target import Onnx
 
 WHO = ("ours fast", "ours standard", "MinMax", "Entropy")
-CHECKS = ("float check", "judge", "facts")
+CHECKS = ("float check", "judge", "noise", "facts")
+CALIB = {"fast": "naive", "standard": "kl"}
 BATCH = 4
 
 
@@ -87,9 +90,10 @@ def freeze_ours(folder: Path, effort: str, targets: list[str]) -> dict[str, list
     meter.watch(floatcheck, "run_checked", lambda *_: "float check")
     meter.watch(freezing, "collect_table", lambda *_: "calibration")
     meter.watch(checks, "judge", lambda *_: "judge")
+    meter.watch(freezing, "layer_noise", lambda *_: "noise")
     meter.watch(Onnx, "write", lambda *_: "write")
     meter.watch(Onnx, "check", lambda *_: "facts")
-    wanted = [FreezeOptions(target=target, calib="kl", effort=effort, runtime="onnxruntime", batch_size=BATCH,
+    wanted = [FreezeOptions(target=target, calib=CALIB[effort], effort=effort, runtime="onnxruntime", batch_size=BATCH,
                             calib_data=str(folder / "images.npy")) for target in targets]
     freezing.freeze_all(str(folder / "net"), wanted, str(folder / "ours"))
     meter.settle()

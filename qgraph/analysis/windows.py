@@ -50,17 +50,26 @@ def window(g: Graph, conv: Node) -> Window:
     """
     kernel, pads, dilates = (tuple(ops.attr(conv, key)) for key in ("kernel", "pad", "dilate"))
     weight = _own_weight(g, conv)
-    if weight is None or weight.shape[2:] != kernel or not weight.any():
+    if weight is None or weight.shape[2:] != kernel:
         return whole(conv)
     start, kept, before, behind = [], [], [], []
     for axis, (taps, pad, dilate) in enumerate(zip(kernel, pads, dilates), 2):
-        used = np.flatnonzero(weight.any(axis=tuple(i for i in range(weight.ndim) if i != axis)))
-        front, back = (min(int(zeros), pad // dilate) for zeros in (used[0], taps - 1 - used[-1]))
+        planes = np.moveaxis(weight, axis, 0)
+        front, back = _zeros(planes, pad // dilate), _zeros(planes[::-1], pad // dilate)
+        if front == taps:
+            return whole(conv)
         start.append(front)
         kept.append(taps - front - back)
         before.append(pad - front * dilate)
         behind.append(pad - back * dilate)
+    if kept != list(kernel) and not weight.any():
+        return whole(conv)
     return Window(tuple(start), tuple(kept), tuple(before), tuple(behind))
+
+
+def _zeros(planes: Array, most: int) -> int:
+    """How many of the first planes are zero, `most` at most."""
+    return next((count for count, plane in enumerate(planes[:most]) if plane.any()), min(most, len(planes)))
 
 
 def whole(conv: Node) -> Window:

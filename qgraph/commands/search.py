@@ -105,8 +105,10 @@ class Search:
             assert best is not None
             if best.surely_holds or best.holds and number:
                 return best
-            if best.state == HOPELESS and number + 2 < len(self.rungs):
-                continue
+            if best.state == HOPELESS:  # no other range turns that
+                if number + 2 < len(self.rungs):
+                    continue
+                return best
             others = [whats[method] for method in METHODS[1:]]
             for row in self._rows(others):
                 best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
@@ -142,13 +144,8 @@ class Search:
     def _fewest(self, recipe: Recipe, steps: Sequence[Step]) -> int | None:
         """How many steps it takes; None where all are too few. As many probes at a time as there are workers."""
         low, high = 0, len(steps) + 1  # low does not hold, high is not known to
-        reach = 1
         while high - low > 1:
-            if high > len(steps):  # nothing holds yet: twice as far each time
-                probes = [min(len(steps), reach << number) for number in range(self.width)]
-                reach = probes[-1] * 2
-            else:
-                probes = [low + (high - low) * part // (self.width + 1) for part in range(1, self.width + 1)]
+            probes = [low + (high - low) * part // (self.width + 1) for part in range(1, self.width + 1)]
             probes = sorted({probe for probe in probes if low < probe < high}) or [low + 1]
             rows = zip(probes, self._rows([self._prefix(recipe, steps, probe) for probe in probes]))
             for probe, row in rows:
