@@ -1,12 +1,15 @@
 """The codes of activations in MXNet's ops: whole numbers in float32, of 2 to 16 bits.
 
     y     = x * (1 / s)
-    z     = max(qmax - round(y), 0)              round(y) <= qmax
+    codes = max(min(y + R - R, qmax), qmin)
+
+R = 1.5 * 2^23: the sum is rounded to a whole number, ties to even.  Where convolutions write x and read the codes it is
+written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the same.  There is no minimum per channel:
+
+    z     = max(qmax + R - (y + R), 0)           round(y) <= qmax
     codes = max(qmax - z - qmin, 0) + qmin       qmin <= round(y)
 
-1.5 * 2^23 - y is rounded to a whole number, ties to even.  Where convolutions write x
-and read the codes all this is written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the
-same.  Quantize and dequantize would be fewer passes over memory, but bring tensors into other layouts and back.
+Quantize and dequantize would be fewer passes over memory, but bring tensors into other layouts and back.
 
 online: 1 / s comes from the batch, whose range is the mean over its images of max |x|, or of max x.
 """
@@ -106,19 +109,18 @@ class CodesWriter:
 
             y = (self._op(fq, "broadcast_mul", [x, inverse], "steps", attrs=mark) if isinstance(inverse, Port)
                  else op("mul", x, "steps", float(inverse)))
-            z = op("plus", op("rminus", y, "rounded", ROUNDER), "below", spec.qmax - ROUNDER)
-            z = op("maximum", z, "high", 0)
-            return op("maximum", op("rminus", z, "above", spec.qmax), "codes", spec.qmin)
+            rounded = op("minus", op("plus", y, "up", ROUNDER), "rounded", ROUNDER)
+            return op("maximum", op("minimum", rounded, "below", spec.qmax), "codes", spec.qmin)
 
-        def affine(port: Port, name: str, factor: Step | float, shift: float, relu: bool = False) -> Port:
+        def affine(port: Port, name: str, factor: Step | float, shift: float, relu: bool = False,
+                   first: float = 0.0) -> Port:
             return self.channel_ops.affine(port, channels, factor, shift, f"{fq.name}_{name}", fq.origin, relu=relu,
-                                           attrs=mark)
+                                           attrs=mark, first=first)
 
         if isinstance(inverse, Port):
             ones = self.channel_ops.constant(1.0, channels)
             inverse = self._op(fq, "broadcast_mul", [ones, inverse], "inverses")
-        z = affine(affine(x, "steps", inverse, 0.0), "rounded", -1.0, ROUNDER)
-        z = affine(z, "below", 1.0, spec.qmax - ROUNDER, relu=True)
+        z = affine(affine(x, "steps", inverse, 0.0), "below", -1.0, spec.qmax + ROUNDER, relu=True, first=ROUNDER)
         if not spec.qmin:
             return affine(z, "codes", -1.0, spec.qmax, relu=True)
         return affine(affine(z, "above", -1.0, spec.qmax - spec.qmin, relu=True), "codes", 1.0, spec.qmin)
