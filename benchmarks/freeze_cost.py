@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from _common import TRAINED, calibration_data, noise, stacked, table, zoo_graph
+from _large import LARGE, large
 from _onnx import float_model, theirs
 
 from qgraph import FreezeOptions, Graph
@@ -123,6 +124,8 @@ def network(name: str, count: int) -> tuple[Graph, np.ndarray] | None:
     if name in TRAINED:
         case = TRAINED[name]
         return (case.graph(), stacked(calibration_data(case, count))) if case.found else None
+    if name in LARGE:
+        return large(name, count)
     if os.path.isfile(f"{name}-symbol.json"):
         return load_mxnet(f"{name}-symbol.json", f"{name}-0000.params"), noise(count, 640)
     return zoo_graph(name), noise(count, 224, seed=1)
@@ -136,7 +139,8 @@ def child(command: list[str]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="squeezenet1.1,mobilenetv1_0.75_192_bn,resnet50_v1",
-                        help="by comma; also other names of gluoncv, and prefixes of MXNet's files")
+                        help="by comma; also other names of gluoncv, prefixes of MXNet's files, and "
+                        + ", ".join(LARGE))
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--targets", default="onnx", help="of ours, by comma")
     parser.add_argument("--who", default=",".join(WHO))

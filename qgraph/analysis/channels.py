@@ -175,7 +175,8 @@ def _remembered(node: Node, channels: int) -> Array:
 
 def as_the_users(value: Array, node: Node) -> Array:
     """The output of a node as the user's model has it: passes may have reordered, shifted and scaled its channels."""
-    return unscaled(in_the_users_order(value, node.layout) - np.float32(node.shift), node.scales)
+    found = in_the_users_order(value, node.layout)
+    return unscaled(found - np.float32(node.shift) if node.shift else found, node.scales)
 
 
 def channel_ends(value: Array, images: int, first: int = 0) -> Array:

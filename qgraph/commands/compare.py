@@ -57,10 +57,9 @@ def compare(a: Any, b: Any, data: Any, *, options: JudgeOptions | None = None,
     for batch in opened:
         want, got = (run.run(batch.feeds) for run in runs)
         judge.add(batch.unlabelled(), got[:count], want[:count])
-        got_reals = second.reals(names, got[count:])
-        for name, real in first.reals(names, want[count:]).items():
-            if name in found and real.shape == got_reals[name].shape:
-                found[name].update(real, got_reals[name])
+        for name, real, got_real in zip(names, first.reals(names, want[count:]), second.reals(names, got[count:])):
+            if name in found and real.shape == got_real.shape:
+                found[name].update(real, got_real)
             else:
                 found.pop(name, None)
         if progress:

@@ -324,7 +324,7 @@ def _reals(model: Model, names: Sequence[str], feeds: Feeds) -> list[Array]:
     """The values of tensors of a model, by the user's names."""
     tensors = model.tensors()
     values = model.executor(tensors.watch(names), precise=True).run(feeds)[len(model.outputs):]
-    return [*tensors.reals(names, values).values()]
+    return [*tensors.reals(names, values)]
 
 
 def _first_departure(truth: _Truth, model: Model, feeds: Feeds) -> str:

@@ -84,8 +84,8 @@ class Tensors(ABC):
         """What an executor must return: the outputs, then what `reals` reads."""
 
     @abstractmethod
-    def reals(self, names: Sequence[str], values: Sequence[Array]) -> dict[str, Array]:
-        """Name -> real values. values: those of `watch` without the outputs."""
+    def reals(self, names: Sequence[str], values: Sequence[Array]) -> Iterator[Array]:
+        """The real values of each, made as they are asked for. values: those of `watch` without the outputs."""
 
     @abstractmethod
     def op(self, name: str) -> str:

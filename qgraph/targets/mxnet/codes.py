@@ -4,7 +4,8 @@
     codes = max(min(y + R - R, qmax), qmin)
 
 R = 1.5 * 2^23: the sum is rounded to a whole number, ties to even.  Where convolutions write x and read the codes it is
-written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the same.  There is no minimum per channel:
+written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the same.  Per channel there is no
+minimum:
 
     z     = max(qmax + R - (y + R), 0)           round(y) <= qmax
     codes = max(qmax - z - qmin, 0) + qmin       qmin <= round(y)

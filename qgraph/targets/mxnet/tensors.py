@@ -41,9 +41,10 @@ class MxnetTensors(Tensors):
         return [*self.graph.heads,
                 *(Port(self.nodes[name], i) for name in names for i in range(1 if self._is_float(name) else 3))]
 
-    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         rest = iter(values)
-        return {name: as_the_users(self._real(name, rest), self.nodes[name]) for name in names}
+        for name in names:
+            yield as_the_users(self._real(name, rest), self.nodes[name])
 
     def _is_float(self, name: str) -> bool:
         return not is_quantized_op(self.nodes[name])

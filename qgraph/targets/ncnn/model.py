@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -168,10 +168,10 @@ class NcnnTensors(Tensors):
     def watch(self, names: Sequence[str]) -> list[Hashable]:
         return [*self.model.outputs, *(self.layers[name].outputs[0] for name in names)]
 
-    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """What an int8 layer writes in codes is divided by its output scale."""
-        return {name: unscaled(value / output_scale(self.layers[name]), self.model.factors.get(name))
-                for name, value in zip(names, values)}
+        for name, value in zip(names, values):
+            yield unscaled(value / output_scale(self.layers[name]), self.model.factors.get(name))
 
 
 def load(path: str) -> NcnnModel:

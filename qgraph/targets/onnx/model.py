@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,15 +262,13 @@ class OnnxTensors(Tensors):
         tensors = [self.names[name] for name in names]
         return [*self.model.outputs, *(self.codes[t].tensor if t in self.codes else t for t in tensors)]
 
-    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        found = {}
+    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         for name, value in zip(names, values):
             tensor = self.names[name]
             if tensor in self.codes:
                 known = self.codes[tensor]
                 value = (value.astype(np.float32) - known.zero_point) * np.float32(known.scale)
-            found[name] = unscaled(in_the_users_order(value, self.orders.get(tensor)), self.scales.get(tensor))
-        return found
+            yield unscaled(in_the_users_order(value, self.orders.get(tensor)), self.scales.get(tensor))
 
 
 def load(path: str | os.PathLike[str]) -> OnnxModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -172,8 +172,9 @@ class TengineTensors(Tensors):
             found = readers[0]
         return Port(found)
 
-    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: unscaled(value, self.factors.get(name)) for name, value in zip(names, values)}
+    def reals(self, names: Sequence[str], values: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        for name, value in zip(names, values):
+            yield unscaled(value, self.factors.get(name))
 
 
 def check_read_back(g: Graph, model: TengineModel, feeds: Feeds) -> None:
