@@ -42,6 +42,7 @@ from qgraph.targets.registry import get_target
 
 KEPT_BYTES = 1 << 30  # of decoded images; what is beyond is decoded again
 LOOKS = (8, 4, 2)  # a candidate is looked at behind an eighth of the images, a fourth, a half
+LEAST_SEEN = 8  # batches: of fewer all may have lost as much by chance, and tell of no doubt
 CALIBRATION_IMAGES = 100  # of the tuning half, where there is nothing else
 HALVES = 2
 
@@ -210,6 +211,7 @@ class Bench:
         """(standing by bound, how many images were judged). early: what is hopeless is not judged to the end."""
         outputs, truth = self.truth(images)
         looks = {math.ceil(len(truth) / part) for part in LOOKS} if early and not self.goal.seeks_accuracy else set()
+        looks = {look for look in looks if look >= LEAST_SEEN}
         found: list[Judge] = []
         for batch, want in zip(images, outputs):
             found.append(self._judge(batch, run.run(batch.feeds), want))
