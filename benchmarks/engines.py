@@ -9,11 +9,12 @@ openvino      the same file               FOLDER/NETWORK.xml or .onnx, made by N
 ncnn          folded                      (its quantizer is on no package index)               --target ncnn
 mxnet         as MXNet binds it, fused    contrib.quantization (naive, channel-wise)           --target mxnet
 
-All are calibrated on the same images.  Networks of the zoo have weights from a script (`zoo_coverage.randomize`); the
-trained ones are in QGRAPH_CASES.  Each network, engine and batch size has a process of its own, with one thread; in it
-the forms run in a random order in every round.  Times are medians over the rounds, ratios medians of the ratios within
-a round, and the spread is half of the interquartile range of ours / its own (or ours / float) in percent of it.  Load
-is from the files to the end of the first inference.  The clock is the CPU time of the process.
+All are calibrated on the same images.  Classifiers of the zoo have random weights and take noise of 224, the SSD has
+weights of `zoo_coverage.randomize`; the trained ones are in QGRAPH_CASES.  Each network, engine and batch size has a
+process of its own, with one thread; in it the forms run in a random order in every round.  Times are medians over the
+rounds, ratios medians of the ratios within a round, and the spread is half of the interquartile range of ours / its own
+(or ours / float) in percent of it.  Load is from the files to the end of the first inference.  The clock is the CPU
+time of the process.
 
 FOLDER keeps the models and `results.jsonl`, a line for each part; the same command goes on where it was stopped, and
 --only takes the parts with this in their name (NETWORK/ENGINE/BATCH).  A part that fails has its error in the table.
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import CASES, CLOCKS, TRAINED, module, mxnet_int8, stacked, table
+from _common import CASES, CLOCKS, TRAINED, module, mxnet_int8, noise, stacked, table, zoo_graph
 from speed import times
 
 NETWORKS = ("squeezenet1.1", "mobilenetv1_0.75_192_bn", "mobilenetv2_1.0", "resnet18_v1", "resnet50_v1", "densenet121",
@@ -59,14 +60,17 @@ def network(name: str) -> tuple[Any, dict[str, np.ndarray]] | None:
         with np.load(folder / "input.npz") as images:
             return (load(str(folder / f"{name}-symbol.json"), str(folder / f"{name}-0000.params")),
                     {"data": images["data"][:IMAGES].astype(np.float32)})
-    from zoo_coverage import build, noise, randomize
+    if not name.startswith("ssd"):
+        return zoo_graph(name), {"data": noise(IMAGES, 224, seed=1)}
+    from zoo_coverage import build, randomize
+    from zoo_coverage import noise as noise_like
     from zoo_freeze import SHIFT, judged
 
     from qgraph.formats.gluon import from_gluon
 
     rng = np.random.default_rng(0)
     net, shape = build(name)
-    feeds = {"data": noise(rng, (IMAGES, *shape), smooth=True).astype(np.float32)}
+    feeds = {"data": noise_like(rng, (IMAGES, *shape), smooth=True).astype(np.float32)}
     g = from_gluon(net, {"data": (4, *shape)})
     g.heads = judged(g)
     g.prune()

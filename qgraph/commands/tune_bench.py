@@ -210,8 +210,9 @@ class Bench:
     def judged(self, run: Executor, images: Images, early: bool) -> tuple[dict[str, Standing], int]:
         """(standing by bound, how many images were judged). early: what is hopeless is not judged to the end."""
         outputs, truth = self.truth(images)
-        looks = {math.ceil(len(truth) / part) for part in LOOKS} if early and not self.goal.seeks_accuracy else set()
-        looks = {look for look in looks if look >= LEAST_SEEN}
+        looks = {look for part in LOOKS if (look := math.ceil(len(truth) / part)) >= LEAST_SEEN}
+        if not early or self.goal.seeks_accuracy:
+            looks = set()
         found: list[Judge] = []
         for batch, want in zip(images, outputs):
             found.append(self._judge(batch, run.run(batch.feeds), want))
