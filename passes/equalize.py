@@ -20,7 +20,6 @@ weights come first, s = sqrt(largest of the reader's column / largest of the wri
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Callable, Optional
 
@@ -54,7 +53,7 @@ class Equalize(Pass):
     """Scale channels between the layers that write and read them, so that one range fits a tensor. Free at run time.
 
     act_bits, weight_bits, granularity: what is quantized later.  between: whether the operands of sums and
-    activations are quantized, too.  signed_input_limit: as of `calibrate`.
+    activations are quantized, too.  symmetric: whether without a zero point.  signed_input_limit: as of `calibrate`.
     factors: layer -> factors of its output channels, of an earlier run; nothing is measured then.
     feeds: some calibration images.  sweep: runs all of them [default: those in feeds, by the reference].
     run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
@@ -67,6 +66,7 @@ class Equalize(Pass):
     weight_bits: int = 8
     granularity: str = "channel"
     between: bool = False
+    symmetric: bool = True
     signed_input_limit: int = 0
     factors: Optional[Mapping[str, Sequence[float]]] = None
     feeds: Optional[Mapping[str, np.ndarray]] = None
@@ -95,7 +95,8 @@ class Equalize(Pass):
         else:
             self.sweep(g, ports, look)
         ranges, act = look.ranges, QSpec(self.act_bits, True)
-        readings = read_sample(g, layers, dataclasses.replace(act, signed=None), look, self.signed_input_limit)
+        reads = QSpec(self.act_bits, None, symmetric=self.symmetric)
+        readings = read_sample(g, layers, reads, look, self.signed_input_limit)
         search = _Search(readings, orders, shared=self.granularity != "channel")
         search.steps = {order: [np.abs(ranges[port][CHOOSING, :, part]).max(axis=0) / act.qmax for port, part in found
                                 if port in ranges] for order, found in operands.items()}

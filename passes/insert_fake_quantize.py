@@ -80,8 +80,7 @@ class InsertFakeQuantize(Pass):
         check_legal(target, granularity, self.weight_bits, self.act_bits, self.act_signed,
                     (ONLINE_FLAG,) if self.online else ())
         weight = dataclasses.replace(target.spec.weight, bits=self.weight_bits, granularity=granularity)
-        act = dataclasses.replace(target.spec.act, bits=self.act_bits, signed=target.spec.signed(self.act_signed),
-                                  online=self.online)
+        act = target.spec.act_spec(self.act_bits, self.act_signed, self.online)
         default = LayerChoice(self.weight_bits, self.act_bits if self.activations else IN_FLOAT, granularity)
         check_choices(g, target, self.layers, default)
         said = layer_choices(g, self.layers)

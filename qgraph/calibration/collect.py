@@ -34,12 +34,12 @@ class Asked(NamedTuple):
 
 
 def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, act_signed: bool | None = None,
-            progress: Progress | None = None, runtime: str = "auto", ports: Iterable[Port] = (),
+            symmetric: bool = True, progress: Progress | None = None, runtime: str = "auto", ports: Iterable[Port] = (),
             wanted: Iterable[str] | None = None, asked: Mapping[str, Asked] | None = None,
             workers: Workers | None = None) -> CalibrationTable:
     """The calibration table of a float graph: one or two sweeps over `data`, in memory that does not grow with it.
 
-    method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed: what the ranges are for.
+    method: a key of `qgraph.quant.ranges.METHODS`.  act_bits, act_signed, symmetric: what the ranges are for.
     runtime: of `qgraph.engines`.  ports: more tensors to observe.  wanted: names of those that are quantized [default:
     all]; of the others one that has no range, such as one with Inf, is left out.
     asked: tensor -> what is not as `method` and `act_bits` say.
@@ -80,7 +80,7 @@ def collect(g: Graph, data: Data, method: str = "naive", *, act_bits: int = 8, a
     entries, histograms = {}, {}
     for port, stat in [*stats.items()]:
         way = ways[port]
-        spec = QSpec(bits=way.bits, signed=act_signed)
+        spec = QSpec(bits=way.bits, signed=act_signed, symmetric=symmetric)
         try:
             low, high = choose_range(way.method, stat, spec)
             entries[port.key] = _entry(first[port], low, high, way.method, way.bits if way.bits != act_bits else None)

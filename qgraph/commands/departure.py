@@ -10,7 +10,7 @@ import numpy as np
 from qgraph.arrays import Array
 from qgraph.ir.graph import Graph, Port
 from qgraph.quant.shown import SHOWN_BINS
-from qgraph.quant.spec import QParams
+from qgraph.quant.spec import QParams, per_axis
 from qgraph.semantics.interpreter import Executor as Reference
 from qgraph.semantics.interpreter import RunOp, Tensor
 from qgraph.targets.base import Executor, Feeds, Model
@@ -41,6 +41,8 @@ def kernel_departure(g: Graph, model: Model, feeds: Feeds, rounding: str, open_e
     for node, _, outputs in Reference(g, rounding=rounding, run_op=run_op).walk(feeds):
         if node in carriers and isinstance(node.quant, QParams):
             kernel = codes[carriers[node]].astype(np.int32)
+            if model.centered:
+                kernel += per_axis(node.quant.zero_point, node.quant, kernel.shape).astype(np.int32)
             if node.quant.granularity == "tensor" and node.quant.bits <= MOST_BITS:
                 used[g.inputs(node)[0].key] = _used(kernel, node.quant)
             if outputs and kernel.shape == outputs[0].codes.shape:

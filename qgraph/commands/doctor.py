@@ -208,7 +208,7 @@ def _of_saturation(source: Graph, seen: Survey, images: Data, options: FreezeOpt
         for step in float_steps:
             run_pass(step, g)
         float_graph = g.copy()
-        _, after = quantize(g, quantizing, lambda placed: collect_table(float_graph, images, wanted, None, None, ()),
+        _, after = quantize(g, quantizing, lambda placed: collect_table(float_graph, images, wanted, None, ()),
                             feeds=few, run_op=engine.run_op, original=float_graph, trained=frozenset())
     except QGraphError as error:
         log.info("sums of 16 bits were not measured: %s", error)

@@ -10,7 +10,7 @@ from typing import Any
 from qgraph.analysis.budget import decibels
 from qgraph.analysis.importance import channel_importance
 from qgraph.commands.history import carriers, history, told
-from qgraph.commands.line import bound, pipeline, split
+from qgraph.commands.line import bound, pipeline, range_spec, split
 from qgraph.commands.open_model import open_model
 from qgraph.commands.report import quantized_layers
 from qgraph.commands.trial import Trial, open_trial
@@ -21,7 +21,7 @@ from qgraph.options import FreezeOptions, Progress, block_shapes
 from qgraph.passes.insert_fake_quantize import layer_verdicts
 from qgraph.quant.observers import Histogram
 from qgraph.quant.ranges import METHODS, choose_range, method
-from qgraph.quant.spec import QParams, QSpec
+from qgraph.quant.spec import QParams
 from qgraph.quant.table import CalibrationTable
 from qgraph.semantics.infer import infer
 from qgraph.targets.registry import get_target
@@ -158,7 +158,7 @@ def _ranges(trial: Trial, tensor: str) -> Mapping[str, tuple[float, float]]:
                 if Port(node, index).key == tensor)
     run = trial.engine(g, watch=[port])
     seen = [(batch.ids, values[0]) for batch, values in run.stream(trial.data) if len(values[0]) == len(batch)]
-    spec = QSpec(bits=trial.options.act_bits, signed=trial.spec.signed(trial.options.act_signed))
+    spec = range_spec(trial.options)
     try:
         shapes = infer(g, {name: x.shape for name, x in trial.feeds.items()})
     except GraphError:

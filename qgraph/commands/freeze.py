@@ -21,7 +21,7 @@ from qgraph.commands import checks, floatcheck, report
 from qgraph.commands.carried import check_carried
 from qgraph.commands.frozen import Frozen
 from qgraph.commands.judge import Judge
-from qgraph.commands.line import asked_ranges, collect_table, pipeline, quantize, scaling
+from qgraph.commands.line import asked_ranges, collect_table, pipeline, quantize, range_spec, scaling
 from qgraph.commands.network import FloatNetwork
 from qgraph.commands.noise import layer_noise
 from qgraph.commands.open_model import open_model
@@ -39,6 +39,7 @@ from qgraph.options import ONLINE, FreezeOptions, Progress, block_shapes, parse_
 from qgraph.passes._choices import check_choices
 from qgraph.quant.ranges import method
 from qgraph.quant.recipe import LayerChoice, Recipe
+from qgraph.quant.spec import QSpec
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.base import Shapes, Target, Writing
 from qgraph.targets.mxnet.model import MxnetModel
@@ -61,7 +62,7 @@ def freeze(model: Any, options: FreezeOptions | None = None, *, calib_data: Any 
     workers: who looks at the calibration images; the result does not depend on them.
     """
     options = with_recipe(options or FreezeOptions())
-    return _freeze(model, options, _signed(options), calib_data, calib_table, progress, Shared(options), workers)
+    return _freeze(model, options, range_spec(options), calib_data, calib_table, progress, Shared(options), workers)
 
 
 @one_for_linear_algebra()
@@ -80,8 +81,8 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
         if writers.setdefault(suffix, options.target) != options.target:
             raise OptionError(f"--target {options.target}: writes {prefix}{suffix}, as another target does; freeze it "
                               "on its own with another --output")
-    kinds = {_signed(options) for options in wanted}
-    signed = kinds.pop() if len(kinds) == 1 else None
+    kinds = {range_spec(options) for options in wanted}
+    codes = kinds.pop() if len(kinds) == 1 else QSpec(wanted[0].act_bits)
     frozen: list[Frozen] = []
     files: dict[str, Content] = {}
     table: CalibrationTable | None = None
@@ -90,7 +91,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
         shared = next((one for one in common if one.fits(options)), None)
         if shared is None:
             common.append(shared := Shared(options))
-        frozen.append(_freeze(model, options, signed, None, table, progress, shared, workers))
+        frozen.append(_freeze(model, options, codes, None, table, progress, shared, workers))
         table = frozen[-1].table
         for path, content in frozen[-1].files(prefix).items():
             if path.startswith(f"{prefix}.report.") and len(wanted) > 1:
@@ -101,12 +102,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
     return frozen, list(files)
 
 
-def _signed(options: FreezeOptions) -> bool | None:
-    """For which codes ranges are chosen; None is for those that a tensor's signs allow."""
-    return get_target(options.target).spec.signed(options.act_signed)
-
-
-def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data: Any,
+def _freeze(model: Any, options: FreezeOptions, codes: QSpec, calib_data: Any,
             calib_table: CalibrationTable | str | None, progress: Progress | None, shared: Shared,
             workers: Workers | None) -> Frozen:
     steps = Steps()
@@ -152,8 +148,8 @@ def _freeze(model: Any, options: FreezeOptions, signed: bool | None, calib_data:
         def observe() -> CalibrationTable:
             network.need(images)
             assert images is not None
-            return collect_table(float_graph, images.data, options, signed, progress, wanted_ranges(quantized),
-                                 asked_ranges(quantized, options), workers)
+            return collect_table(float_graph, images.data, options, progress, wanted_ranges(quantized),
+                                 asked_ranges(quantized, options), workers, codes)
 
         found = network.ranges(quantized, float_graph, given, observe)
         steps.begin("quantize")

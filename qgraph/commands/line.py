@@ -23,7 +23,7 @@ from qgraph.passes.equalize import Equalize
 from qgraph.passes.winograd_weights import NONE, check_domain
 from qgraph.quant.ranges import method
 from qgraph.quant.recipe import LayerChoice, Layers
-from qgraph.quant.spec import QParams, as_granularity
+from qgraph.quant.spec import QParams, QSpec, as_granularity
 from qgraph.quant.table import CalibrationTable
 from qgraph.targets.registry import check_legal, get_target
 from qgraph.targets.spec import APART_FLAG, ONLINE_FLAG, WINOGRAD_FLAG
@@ -61,9 +61,11 @@ def pipeline(options: FreezeOptions) -> tuple[Pass, ...]:
             raise OptionError(f"recipe, layer {pattern}: calib {said.calib} needs ranges that are observed, and "
                               f"--calib {ONLINE} has none")
     rounding = target.spec.rounding
+    act = target.spec.act_spec(act_bits, options.act_signed, online)
     given: dict[str, dict[str, Any]] = {
         Equalize.name: {"weight_bits": weight_bits, "act_bits": act_bits, "granularity": granularity,
-                        "between": target.quantizes_between, "signed_input_limit": target.spec.signed_input_limit},
+                        "between": target.quantizes_between, "symmetric": act.symmetric,
+                        "signed_input_limit": target.spec.signed_input_limit},
         FIRST_QUANTIZING: {
             "target": target.name, "granularity": granularity, "exclude": options.exclude, "weight_bits": weight_bits,
             "act_bits": act_bits, "act_signed": options.act_signed, "online": online,
@@ -159,15 +161,22 @@ def scaling(images: CalibrationImages | None, given: CalibrationTable | None, op
     return {"feeds": images.sample, "sweep": sweep, "run_op": engine.run_op}
 
 
-def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, signed: bool | None,
-                  progress: Progress | None, wanted: Iterable[str], asked: Mapping[str, Asked] | None = None,
-                  workers: Workers | None = None) -> CalibrationTable:
-    """The ranges of a float graph. signed: for which codes they are chosen, None is for those that the signs allow.
+def range_spec(options: FreezeOptions) -> QSpec:
+    """For which codes the ranges of these options are chosen."""
+    return get_target(options.target).spec.range_spec(options.act_bits, options.act_signed)
 
-    wanted: the tensors that must have one.  asked: of `asked_ranges`.
+
+def collect_table(float_graph: Graph, data: Data, options: FreezeOptions, progress: Progress | None,
+                  wanted: Iterable[str], asked: Mapping[str, Asked] | None = None, workers: Workers | None = None,
+                  codes: QSpec | None = None) -> CalibrationTable:
+    """The ranges of a float graph. wanted: the tensors that must have one.  asked: of `asked_ranges`.
+
+    codes: for which they are chosen [default: of `range_spec`].
     """
-    table = collect(float_graph, data, options.calib, act_bits=options.act_bits, act_signed=signed, progress=progress,
-                    runtime=options.runtime, wanted=wanted, asked=asked, workers=workers)
+    codes = codes or range_spec(options)
+    table = collect(float_graph, data, options.calib, act_bits=options.act_bits, act_signed=codes.signed,
+                    symmetric=codes.symmetric, progress=progress, runtime=options.runtime, wanted=wanted, asked=asked,
+                    workers=workers)
     log.info("calibrated %d tensors with %s on %d images (%s)", len(table.entries), table.method, table.images,
              table.data)
     return table

@@ -19,7 +19,16 @@ from qgraph.analysis.observed import wanted_ranges
 from qgraph.calibration.images import find_images, sample_count
 from qgraph.commands import floatcheck
 from qgraph.commands.evaluate import open_for, runnable
-from qgraph.commands.line import asked_ranges, bound, collect_table, pipeline, scaling, split, split_at_table
+from qgraph.commands.line import (
+    asked_ranges,
+    bound,
+    collect_table,
+    pipeline,
+    range_spec,
+    scaling,
+    split,
+    split_at_table,
+)
 from qgraph.commands.open_model import open_model
 from qgraph.commands.rows import Job, Rows, computed_row
 from qgraph.commands.strategies import Simulation, Strategy
@@ -206,12 +215,12 @@ class _Bench:
         return Job(strategy, number, table)
 
     def _table(self, quantized: Graph, variant: int, options: FreezeOptions) -> CalibrationTable:
-        how, signed = method(options.calib), get_target(TARGET).spec.signed(options.act_signed)
+        how, codes = method(options.calib), range_spec(options)
         asked = asked_ranges(quantized, options)
         key = (variant, how.name, options.act_bits if how.per_bits or asked else 0,
-               signed if how.bound or asked else None, tuple(sorted(asked.items())))
+               (codes.signed, codes.symmetric) if how.bound or asked else None, tuple(sorted(asked.items())))
         if key not in self._tables:
             assert self.calib is not None
-            self._tables[key] = collect_table(self._float_graphs[variant], self.calib, options, signed, self.progress,
+            self._tables[key] = collect_table(self._float_graphs[variant], self.calib, options, self.progress,
                                               wanted_ranges(quantized), asked, self.workers)
         return self._tables[key]

@@ -18,7 +18,7 @@ from qgraph import engines
 from qgraph.analysis.budget import Account, Budget, judged_ports, noise_of, with_noise_inputs
 from qgraph.arrays import Array
 from qgraph.calibration.images import find_images
-from qgraph.commands.line import bound, collect_table, pipeline, split
+from qgraph.commands.line import bound, collect_table, pipeline, range_spec, split
 from qgraph.commands.open_model import Opened
 from qgraph.commands.trained import is_trained
 from qgraph.data.open import Data
@@ -66,7 +66,7 @@ class Trial:
         if not self.quantized.nodes("fake_quantize"):
             raise OptionError("nothing is quantized: every layer is excluded or stays in float")
         self.table = table if table is not None and table.graph_hash == self.float_graph.digest() else \
-            collect_table(self.float_graph, data, self.options, None, progress, ())
+            collect_table(self.float_graph, data, self.options, progress, ())
         run_pass(bound(Calibrate(), table=self.table), self.quantized)
         self.feeds: Mapping[str, Array] = _first(data, images)
         self.images = len(next(iter(self.feeds.values())))
@@ -181,9 +181,10 @@ class Trial:
     def with_range(self, tensor: str, low: float, high: float) -> Graph:
         """A tensor in another range, for all its readers."""
         g = self.quantized.copy()
+        codes = range_spec(self.options)
         for fq in g.nodes("fake_quantize"):
             if g.inputs(fq)[0].key == tensor:
-                fq.quant = with_range(dataclasses.replace(_spec(fq), signed=self.spec.signed(self.options.act_signed)),
+                fq.quant = with_range(dataclasses.replace(_spec(fq), signed=codes.signed, symmetric=codes.symmetric),
                                       low, high)
         return g
 

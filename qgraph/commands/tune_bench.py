@@ -166,14 +166,13 @@ class Bench:
         """(the graph with fake_quantize nodes, the model that the target makes of it)"""
         options = self.with_recipe(recipe)
         images, float_graph = self.images(options), self.float_graph(options)
-        signed = self.target.spec.signed(options.act_signed)
 
         def ranges(quantized: Graph) -> CalibrationTable:
             asked = asked_ranges(quantized, options)
             wanted = wanted_ranges(quantized)
             key = (float_graph.digest(), options.calib, options.act_bits, tuple(sorted(asked.items())))
             if key not in self._tables or not self._tables[key].entries.keys() >= set(wanted):
-                self._tables[key] = collect_table(float_graph, self.calibration, options, signed, None, wanted, asked)
+                self._tables[key] = collect_table(float_graph, self.calibration, options, None, wanted, asked)
             return self._tables[key]
 
         g = float_graph.copy()

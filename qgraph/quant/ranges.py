@@ -23,7 +23,7 @@ import numpy as np
 from qgraph.arrays import Array
 from qgraph.errors import CalibrationError, OptionError, suggest
 from qgraph.quant.observers import Ema, Histogram, MinMax
-from qgraph.quant.spec import QSpec
+from qgraph.quant.spec import QSpec, with_range
 
 Stats = Union[MinMax, Ema, Histogram]
 _CANDIDATES = 1024  # most bounds that kl tries
@@ -145,16 +145,15 @@ def squared_errors(hist: Histogram, bounds: Array, spec: QSpec, weighted: bool =
     it would vanish where the step is a multiple of the bin's width.  With u = x / step and k = clip(round(u)):
         integral of (u - k)^2 from 0 to u = k / 12 + (u - k)^3 / 3
     """
-    spec = _resolve(spec, hist.low)
     edges = np.append(hist.centres - hist.width / 2, hist.centres[-1] + hist.width / 2)
     weight = (hist.weighted if weighted else hist.counts).astype(np.float64)
     result = np.empty(len(bounds))
     code, rest, cube = np.empty_like(edges), np.empty_like(edges), np.empty_like(edges)
     for i, bound in enumerate(bounds):  # row by row, which stays in the cache: faster than all rows at once
-        step = bound / spec.qmax
+        step, least, most = _grid(hist, spec, float(bound))
         np.divide(edges, step, out=rest)
         np.rint(rest, out=code)
-        np.clip(code, spec.qmin, spec.qmax, out=code)
+        np.clip(code, least, most, out=code)
         np.subtract(rest, code, out=rest)
         np.multiply(rest, rest, out=cube)
         np.multiply(cube, rest, out=cube)
@@ -163,6 +162,16 @@ def squared_errors(hist: Histogram, bounds: Array, spec: QSpec, weighted: bool =
         result[i] = (np.diff(cube) * weight).sum() * (step / 3) * (step * (step / hist.width))
     means: Array = result / (weight.sum() + (0 if weighted else hist.zeros))
     return means
+
+
+def _grid(hist: Histogram, spec: QSpec, bound: float) -> tuple[float, int, int]:
+    """(step, lowest code, highest code) for a range that is cut to this bound; codes less the zero point."""
+    if spec.symmetric:
+        spec = _resolve(spec, hist.low)
+        return bound / spec.qmax, spec.qmin, spec.qmax
+    found = with_range(spec, max(hist.low, -bound), min(hist.high, bound))
+    zero = int(found.zero_point)
+    return float(found.scale), found.qmin - zero, found.qmax - zero
 
 
 def mse_bound(hist: Histogram, spec: QSpec) -> float:

@@ -42,7 +42,8 @@ class QSpec:
     bits: 2..16 for activations and weights, 32 for a bias.
     signed: None means "auto": unsigned if nothing negative was observed.
     narrow: the lowest code is left out, so that the range is symmetric (-127..127).
-    symmetric: zero_point is 0; else it is chosen so that the codes cover just [low, high], zero among them.
+    symmetric: zero_point is 0; else it is chosen so that the codes cover just [low, high], zero among them. With signed
+        None that is so where something negative was observed; else the codes are unsigned, and zero_point is 0.
     limit: largest magnitude of a code, if less than the bits allow (64: two products with u8 fit int16); 0: no limit.
     granularity: one scale per tensor, per convolution group, or per channel along `axis`.
     whole: the whole observed range is covered, though the calibration method would clip it.
@@ -217,13 +218,15 @@ def fake_quantize(x: Array, qp: QParams, rounding: str = "half-even") -> Array:
 def with_range(spec: QSpec, low: Array | float, high: Array | float) -> QParams:
     """`spec` with the smallest step whose codes cover [low, high].
 
-    symmetric:  scale = max(low / qmin, high / qmax), zero_point = 0
+    symmetric:  scale = max(low / qmin, high / qmax), zero_point = 0; also with signedness "auto" and no `low` < 0
     else:       scale = (high - low) / (qmax - qmin), zero_point = qmin + round(-low / scale), with zero in [low, high]
 
     low, high: real values, shape () or (n,). Signedness "auto" becomes unsigned if no `low` is negative. A range of
     zero width gets step 1 (all codes are zero then, and a finite scale is what the engines want).
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    if spec.signed is None and not (low < 0).any():
+        spec = replace(spec, symmetric=True)
     if not spec.symmetric:
         return _affine(spec, np.minimum(low, 0), np.maximum(high, 0))
     spec = replace(spec, signed=bool((low < 0).any())) if spec.signed is None else spec

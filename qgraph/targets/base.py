@@ -152,6 +152,11 @@ class Model(ABC):
         return {}
 
     @property
+    def centered(self) -> bool:
+        """Whether these codes are less their zero points."""
+        return False
+
+    @property
     def ir(self) -> Graph | None:
         """The graph of MXNet's ops that this model is, for passes to rewrite; None for another engine's model."""
         return None

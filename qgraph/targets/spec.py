@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qgraph.quant.spec import QSpec
 
@@ -59,6 +59,19 @@ class Spec:
         """The form that a layer with these bits has, None if there is none."""
         return next((form for form in self.forms if weight_bits in form.weight_bits and act_bits in form.act_bits),
                     None)
+
+    def act_spec(self, bits: int, choice: str, online: bool = False) -> QSpec:
+        """How an activation is quantized, with so many bits and this choice of `--act-signed`.
+
+        A sign that is chosen, and a range of the running batch, have no zero point.
+        """
+        signed = self.act.signed if choice == "auto" else self.signed(choice)
+        return replace(self.act, bits=bits, signed=signed, online=online,
+                       symmetric=self.act.symmetric or choice != "auto" or online)
+
+    def range_spec(self, bits: int, choice: str) -> QSpec:
+        """For which codes the ranges of activations are looked for; the sign may be found by what is observed."""
+        return QSpec(bits, self.signed(choice), symmetric=self.act_spec(bits, choice).symmetric)
 
     def signed(self, choice: str) -> bool | None:
         """What `--act-signed` means here: None is decided per tensor, or by its zero point."""

@@ -1,7 +1,7 @@
 """The codes of activations in MXNet's ops: whole numbers in float32, of 2 to 16 bits.
 
     y     = x * (1 / s)
-    codes = max(min(y + R - R, qmax), qmin)
+    codes = max(min(y + R - R, qmax), qmin)      less the zero point, as are qmin and qmax here
 
 R = 1.5 * 2^23: the sum is rounded to a whole number, ties to even.  Where convolutions write x and read the codes it is
 written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the same.  Per channel there is no
@@ -104,6 +104,8 @@ class CodesWriter:
         planar = layer is not None and len(ops.attr(layer, "kernel")) == 2  # BatchNormWithReLU is for images alone
         channels = _channels(self.out, fq) if planar and _has_own_layout(x.node, self.out) else None
         mark = {MARK: AS_IS} if self.marked else {}
+        zero = int(spec.zero_point) if isinstance(spec, QParams) else 0
+        qmin, qmax = spec.qmin - zero, spec.qmax - zero
         if channels is None:
             def op(kind: str, port: Port, name: str, scalar: float) -> Port:
                 return self._op(fq, f"_{kind}_scalar", [port], name, scalar=scalar, attrs=mark)
@@ -111,7 +113,7 @@ class CodesWriter:
             y = (self._op(fq, "broadcast_mul", [x, inverse], "steps", attrs=mark) if isinstance(inverse, Port)
                  else op("mul", x, "steps", float(inverse)))
             rounded = op("minus", op("plus", y, "up", ROUNDER), "rounded", ROUNDER)
-            return op("maximum", op("minimum", rounded, "below", spec.qmax), "codes", spec.qmin)
+            return op("maximum", op("minimum", rounded, "below", qmax), "codes", qmin)
 
         def affine(port: Port, name: str, factor: Step | float, shift: float, relu: bool = False,
                    first: float = 0.0) -> Port:
@@ -121,18 +123,18 @@ class CodesWriter:
         if isinstance(inverse, Port):
             ones = self.channel_ops.constant(1.0, channels)
             inverse = self._op(fq, "broadcast_mul", [ones, inverse], "inverses")
-        z = affine(affine(x, "steps", inverse, 0.0), "below", -1.0, spec.qmax + ROUNDER, relu=True, first=ROUNDER)
-        if not spec.qmin:
-            return affine(z, "codes", -1.0, spec.qmax, relu=True)
-        return affine(affine(z, "above", -1.0, spec.qmax - spec.qmin, relu=True), "codes", 1.0, spec.qmin)
+        z = affine(affine(x, "steps", inverse, 0.0), "below", -1.0, qmax + ROUNDER, relu=True, first=ROUNDER)
+        if not qmin:
+            return affine(z, "codes", -1.0, qmax, relu=True)
+        return affine(affine(z, "above", -1.0, qmax - qmin, relu=True), "codes", 1.0, qmin)
 
     # ---- ranges -----------------------------------------------------------------------------------------------------
 
     def _offline(self, fq: Node, qp: QParams) -> tuple[Step, Step]:
         """(step, its reciprocal as MXNet's quantize computes it)"""
-        if qp.granularity != "tensor" or qp.bits > 16 or qp.zero_point.any():
-            raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 16 bits, without "
-                                   f"zero point; found {qp.granularity}, {qp.bits} bits")
+        if qp.granularity != "tensor" or qp.bits > 16 or self.marked and qp.zero_point.any():
+            raise UnsupportedError(f"{fq.name}: MXNet quantizes activations per tensor, to at most 16 bits, and in a "
+                                   f"network to train without zero point; found {qp.granularity}, {qp.bits} bits")
         return qp.scale, np.float32(127.5 if qp.signed else 255.5) / mxnet_range(qp.scale, bool(qp.signed))
 
     def _online(self, fq: Node, source: Port, spec: QSpec) -> tuple[Step, Step]:

@@ -19,14 +19,17 @@ from qgraph.targets.base import Description, Executor, Model, Shapes, Tensors, c
 
 
 class MxnetModel(Model):
-    """graph: its ops.  codes: in a model that was just written, where the integers of quantizers are."""
+    """graph: its ops.  codes: in a model that was just written, where the integers of quantizers are.
+
+    centered: whether these are less their zero points.
+    """
 
     kind = "an MXNet model"
     engine = "mx.mod.Module"
     float_engine = "mxnet"
 
-    def __init__(self, graph: Graph, codes: Mapping[Node, Port] | None = None) -> None:
-        self.graph, self._codes = graph, codes or {}
+    def __init__(self, graph: Graph, codes: Mapping[Node, Port] | None = None, centered: bool = False) -> None:
+        self.graph, self._codes, self._centered = graph, codes or {}, centered
 
     @property
     def ir(self) -> Graph:
@@ -61,6 +64,10 @@ class MxnetModel(Model):
     @property
     def codes(self) -> Mapping[Node, Hashable]:
         return self._codes
+
+    @property
+    def centered(self) -> bool:
+        return self._centered
 
     @property
     def frozen(self) -> bool:

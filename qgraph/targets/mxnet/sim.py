@@ -37,7 +37,7 @@ def lower(g: Graph, marked: bool = False) -> Graph:
 
 
 def lower_with_codes(g: Graph) -> tuple[Graph, dict[Node, Port]]:
-    """`lower`, and activation quantizer of `g` -> the tensor of the copy that holds its codes."""
+    """`lower`, and activation quantizer of `g` -> the tensor of the copy that holds its codes, less the zero point."""
     lowering = _Lowering(g, marked=False)
     twins = dict(zip(g.toposort(), lowering.out.toposort()))
     out = lowering.run()

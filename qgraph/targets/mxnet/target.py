@@ -89,7 +89,8 @@ class MxnetSim(Target):
     help = "simulated in float on MXNet: any bit width and granularity, anywhere"
     suffix = SYMBOL_SUFFIX
     extra = "mxnet"
-    spec = Spec(rounding="mxnet", weight=QSpec(bits=8, signed=True, narrow=True), act=QSpec(bits=8, signed=None),
+    spec = Spec(rounding="mxnet", weight=QSpec(bits=8, signed=True, narrow=True),
+                act=QSpec(bits=8, signed=None, symmetric=False),
                 granularities=("tensor", "group", "channel"), weight_bits=_ANY_BITS, act_bits=_ANY_BITS,
                 bias_limit=2**22,  # floats add whole numbers exactly below 2**24
                 beyond=BEYOND,
@@ -106,4 +107,4 @@ class MxnetSim(Target):
         from qgraph.targets.mxnet.model import MxnetModel
         from qgraph.targets.mxnet.sim import lower_with_codes
 
-        return MxnetModel(*lower_with_codes(g))
+        return MxnetModel(*lower_with_codes(g), centered=True)

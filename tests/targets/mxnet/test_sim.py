@@ -66,14 +66,15 @@ def test_codes_and_accumulators_of_one_layer(layer: str, granularity: str) -> No
         lowered = mxnet_sim.lower(q)
         node = next(n for n in q.nodes() if n.op in ("Convolution", "Deconvolution", "FullyConnected"))
         x_fq, w_fq = (p.node for p in q.inputs(node)[:2])
-        assert x_fq.quant.signed == (signed != "unsigned") and x_fq.quant.bits == act_bits
+        assert x_fq.quant.signed == (signed == "signed") and x_fq.quant.bits == act_bits
+        assert (x_fq.quant.zero_point != 0) == (signed == "auto")  # its values have both signs
         assert w_fq.quant.granularity == {"layer": "tensor", "group": "channel" if "dense" in layer else "group",
                                           "channel": "channel"}[granularity]
         found = {n.name: n for n in lowered.nodes()}
         codes, sums, output = Executor(lowered, [
             Port(found["data_q_codes"]), Port(found[f"{node.name}_sums"]), Port(found[node.name])]).run(feeds)
         want = quantize(feeds["data"], x_fq.quant, "mxnet")
-        assert np.array_equal(codes, want)
+        assert np.array_equal(codes, want - x_fq.quant.zero_point)
         assert len(np.unique(want)) > 2 ** act_bits * (0.4 if signed == "auto" else 0.3)
 
         inputs = next(i for n, i, _ in Reference(q).walk(feeds) if n is node)
@@ -120,7 +121,7 @@ def test_whole_networks_compute_what_the_reference_computes(name: str, strategy:
     read = [fq for fq in q.nodes("fake_quantize") if q.param(q.inputs(fq)[0]) is None]
     wanted = {node: out[0] for node, _, out in Reference(q, rounding="mxnet").walk(feeds)}
     for fq, codes in zip(read, Executor(lowered, [Port(found[f"{fq.name}_codes"]) for fq in read]).run(feeds)):
-        assert np.array_equal(codes, wanted[fq].codes), fq.name
+        assert np.array_equal(codes, wanted[fq].centered), fq.name
     assert read and len(np.unique(wanted[read[-1]].real)) > 3
     want, got = wanted[q.heads[0].node].real, Executor(lowered).run(feeds)[0]
     assert np.abs(got - want).max() < 1e-6 * np.abs(want).max()
@@ -205,7 +206,7 @@ def test_excluded_layers_compute_in_float(exclude: tuple[str, ...]) -> None:
     out = Executor(lowered).run(feeds)
     assert same(out, run_block(lowered, feeds))
     assert np.allclose(run_module(lowered, feeds)[0], out[0], rtol=1e-5, atol=1e-5)
-    model = MxnetModel(*mxnet_sim.lower_with_codes(q))
+    model = MxnetModel(*mxnet_sim.lower_with_codes(q), centered=True)
     assert kernel_departure(q, model, feeds, "mxnet", lambda m, watch: m.executor(watch))["within_one"] == 100
 
 
@@ -228,12 +229,18 @@ def quantized(quant: QSpec) -> Graph:
 @pytest.mark.parametrize(("quant", "message"), [
     (QSpec(8, True), "q: not calibrated, so it cannot be written"),
     (QParams(32, True, scale=1), "q: MXNet quantizes activations per tensor, to at most 16 bits"),
-    (QParams(8, False, scale=1, zero_point=128), "without zero point"),
     (QParams(8, True, granularity="channel", scale=[1, 2, 3]), "found channel, 8 bits"),
 ])
 def test_what_it_cannot_carry(quant: QSpec, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         mxnet_sim.lower(quantized(quant))
+
+
+def test_what_is_trained_has_no_zero_point() -> None:
+    g = quantized(QParams(8, False, scale=1, zero_point=128))
+    mxnet_sim.lower(g)
+    with pytest.raises(UnsupportedError, match="in a network to train without zero point"):
+        mxnet_sim.lower(g, marked=True)
 
 
 def test_the_graph_itself_is_left_alone() -> None:
@@ -270,4 +277,4 @@ def test_the_codes_of_each_quantizer_are_where_it_says(name: str) -> None:
     assert set(codes) == {fq for fq in q.nodes("fake_quantize") if q.param(q.inputs(fq)[0]) is None}
     want = Reference(q, [Port(fq) for fq in codes]).run_tensors(feeds)
     for fq, exact, found in zip(codes, want, Executor(lowered, watch=list(codes.values())).run(feeds)):
-        assert np.array_equal(exact.codes, found), fq
+        assert np.array_equal(exact.centered, found), fq
