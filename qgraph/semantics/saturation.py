@@ -21,7 +21,7 @@ from qgraph.semantics.interpreter import Executor, RunOp, Tensor
 from qgraph.semantics.sampling import draw_windows, patches
 
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
-POSITIONS = 1024  # sampled output positions a layer
+IMAGES, POSITIONS = 16, 1024  # sampled: images, and output positions of a layer
 WIDEST = 8  # bits that kernels of integers read
 
 
@@ -107,6 +107,7 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
                   mlas: bool = False, run_op: RunOp | None = None) -> list[Layer]:
     """Every layer of a graph with scales that `vpmaddubsw` can saturate, with what it reads on these images.
 
+    feeds: of which the first `IMAGES` are looked at.
     mlas: as onnxruntime does it; a convolution with groups is one layer per group then.
     run_op: see `qgraph.semantics.interpreter`; a layer whose input is unknown is left out.
     """
@@ -115,7 +116,8 @@ def sample_layers(g: Graph, feeds: Mapping[str, np.ndarray], rounding: str, seed
     for node in numbers:
         readers.setdefault(g.inputs(node)[0], []).append(node)
     found: dict[Node, list[Layer]] = {}
-    for source, _, outputs in Executor(g, list(readers), rounding, run_op).walk(feeds):
+    few = {name: x[:IMAGES] for name, x in feeds.items()}
+    for source, _, outputs in Executor(g, list(readers), rounding, run_op).walk(few):
         for index, tensor in enumerate(outputs):
             for node in readers.get(Port(source, index), ()):
                 if tensor.qp is not None and not tensor.qp.signed and tensor.qp.bits <= WIDEST:
