@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 @click.option("--weight-bits", type=int, default=8, show_default=True, metavar="N",
               help="2 to 8, or what the target has; mxnet-sim: 2 to 16.")
 @click.option("--act-bits", type=int, default=8, show_default=True, metavar="N", help="The same.")
-@click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True)
+@click.option("--act-signed", type=click.Choice(["auto", "signed", "unsigned"]), default="auto", show_default=True,
+              help="Codes of activations. auto: as their signs need it, with a zero point where the target has one; "
+              "the others have none (mxnet-sim).")
 @click.option("--calib", type=click.Choice(["naive", "ema", "kl", "percentile", "mse", "auto", "minmax", "entropy",
                                              "online"]), default="auto", show_default=True,
               help="How ranges are chosen (minmax is naive, entropy is kl; online: from each batch as it runs, "

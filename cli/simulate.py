@@ -56,7 +56,8 @@ _BITS = _Several(*map(str, range(2, 17)))
               help="A ready table instead of the lists below. original: the 19 rows of Quantization on MXNet.")
 @click.option("--granularity", type=_Several("layer", "group", "channel"), default="channel", show_default=True)
 @click.option("--act-signed", type=_Several("auto", "signed", "unsigned", true="signed", false="unsigned"),
-              default="auto", show_default=True)
+              default="auto", show_default=True, help="Codes of activations. auto: as their signs need it, with a zero "
+              "point; the others have none.")
 @click.option("--calib", type=_Several("naive", "ema", "kl", "percentile", "mse", "auto", "online", minmax="naive",
               entropy="kl"), default="auto", show_default=True, help="online: ranges of the batch that is being run.")
 @click.option("--weight-bits", type=_BITS, default="8", show_default=True)
