@@ -421,7 +421,11 @@ def quantize(g: Graph, table: CalibrationTable | None, target: str = "mxnet", **
 def trained(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
     """(network with quantizers that have their numbers, as `qgraph.qat` leaves one, a batch for it)"""
     g, feeds = build(name)
-    PassManager((InsertFakeQuantize(target="mxnet-sim"), Calibrate(table=calibrated(g, feeds)))).run(g)
+    table = calibrated(g, feeds)
+    PassManager((InsertFakeQuantize(target="mxnet-sim"),)).run(g)
+    for fq in g.nodes("fake_quantize"):
+        fq.quant = dataclasses.replace(fq.quant, symmetric=True)  # what is trained has no zero point
+    Calibrate(table=table).run(g)
     return g, feeds
 
 

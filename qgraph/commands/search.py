@@ -23,7 +23,7 @@ from qgraph.quant.recipe import LayerChoice, Recipe
 log = logging.getLogger("qgraph")
 
 METHODS = ("auto", "kl", "mse", "naive", "percentile")  # in the order of what they have shown
-MOST = "best"  # effort
+LEAST, MOST = "fast", "best"  # efforts
 ALIKE = 0.02  # two costs that differ by less are one
 PATIENCE = 4  # steps in a row that could not be taken back end the backtracking
 Measure = Callable[[Sequence[Candidate]], Iterator[Row]]  # each as it is asked for; stops where time is up
@@ -105,16 +105,15 @@ class Search:
             assert best is not None
             if best.surely_holds or best.holds and number:
                 return best
-            if best.state == HOPELESS:  # no other range turns that
-                if number + 2 < len(self.rungs):
-                    continue
-                return best
-            others = [whats[method] for method in METHODS[1:]]
+            hopeless = best.state == HOPELESS
+            if hopeless and number + 2 < len(self.rungs):
+                continue
+            others = [] if hopeless else [whats[method] for method in METHODS[1:]]  # no other range turns that
             for row in self._rows(others):
                 best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
                 if best.surely_holds or best.holds and number:
                     return best
-            if not best.holds and self.base.effort != MOST:
+            if not best.holds and self.base.effort in ((LEAST,) if hopeless else (LEAST, "standard")):
                 more = replace(best.recipe, effort=MOST)
                 for row in self._rows([self.candidate(more, chosen, f"{best.what}, effort {MOST}")]):
                     best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))

@@ -1,8 +1,8 @@
-"""(x + first) * factor + shift per channel, as the one op that oneDNN has for it: a BatchNorm without a variance.
+"""x * factor + shift per channel, as the one op that oneDNN has for it: a BatchNorm without mean and variance.
 
 oneDNN keeps it in the layout that convolutions write; MXNet's own elementwise ops would bring the tensor into the plain
-one and back, which takes longer than the arithmetic.  `first` is added, and rounded, before all else.  A product
-without a shift, and a sum with a factor of 1 or -1, are rounded once whatever the kernel; both together depend on it.
+one and back, which takes longer than the arithmetic.  A product without a shift, and a sum with a factor of 1 or -1,
+are rounded once whatever the kernel; both together depend on it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class ChannelOps:
         self._constants: dict[tuple[float, int, str], Port] = {}
 
     def affine(self, x: Port, channels: int, factor: Numbers, shift: Union[float, np.ndarray], name: str,
-               origin: Iterable[str], axis: int = 1, relu: bool = False, attrs: Mapping[str, object] | None = None,
-               first: float = 0.0) -> Port:
-        """(x + first) * factor + shift. factor, shift: one number, or (channels,).  relu: 0 where that is less."""
+               origin: Iterable[str], axis: int = 1, relu: bool = False, attrs: Mapping[str, object] | None = None
+               ) -> Port:
+        """factor, shift: one number, or (channels,).  relu: max(x * factor + shift, 0)."""
         inputs = [x, self._vector(factor, channels, f"{name}_factor"), self._vector(shift, channels, f"{name}_shift"),
-                  self.constant(-first, channels, "mean"), self.constant(1 - _EPS, channels, "var")]
+                  self.constant(0.0, channels, "mean"), self.constant(1 - _EPS, channels, "var")]
         op = "_contrib_BatchNormWithReLU" if relu else "BatchNorm"
         return Port(self.out.add(op, inputs, name, origin=origin, attrs={
             **(attrs or {}), "fix_gamma": "False", "use_global_stats": "True", "eps": repr(_EPS), "axis": str(axis)}))
@@ -47,6 +47,6 @@ class ChannelOps:
         """(channels,) times the same value. slot: auxiliary states are no arguments, so their constants are others."""
         key = (value, channels, slot)
         if key not in self._constants:
-            name = f"{slot and f'{slot}_'}{value:g}_x{channels}"
+            name = f"{slot or f'{value:g}'}_x{channels}"
             self._constants[key] = Port(self.out.add_param(name, np.full(channels, value, np.float32)))
         return self._constants[key]

@@ -3,11 +3,11 @@
     y     = x * (1 / s)
     codes = max(min(y + R - R, qmax), qmin)      less the zero point, as are qmin and qmax here
 
-R = 1.5 * 2^23: the sum is rounded to a whole number, ties to even.  Where convolutions write x and read the codes it is
-written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the same.  Per channel there is no
-minimum:
+R = 1.5 * 2^23: a sum with it is rounded to a whole number, ties to even.  Where convolutions write x and read the codes
+it is written per channel (`channel_ops`), elsewhere as elementwise ops; the codes are the same.  Per channel there is
+no minimum:
 
-    z     = max(qmax + R - (y + R), 0)           round(y) <= qmax
+    z     = max(qmax - R + (R - y), 0)           round(y) <= qmax
     codes = max(qmax - z - qmin, 0) + qmin       qmin <= round(y)
 
 Quantize and dequantize would be fewer passes over memory, but bring tensors into other layouts and back.
@@ -115,15 +115,15 @@ class CodesWriter:
             rounded = op("minus", op("plus", y, "up", ROUNDER), "rounded", ROUNDER)
             return op("maximum", op("minimum", rounded, "below", qmax), "codes", qmin)
 
-        def affine(port: Port, name: str, factor: Step | float, shift: float, relu: bool = False,
-                   first: float = 0.0) -> Port:
+        def affine(port: Port, name: str, factor: Step | float, shift: float, relu: bool = False) -> Port:
             return self.channel_ops.affine(port, channels, factor, shift, f"{fq.name}_{name}", fq.origin, relu=relu,
-                                           attrs=mark, first=first)
+                                           attrs=mark)
 
         if isinstance(inverse, Port):
             ones = self.channel_ops.constant(1.0, channels)
             inverse = self._op(fq, "broadcast_mul", [ones, inverse], "inverses")
-        z = affine(affine(x, "steps", inverse, 0.0), "below", -1.0, qmax + ROUNDER, relu=True, first=ROUNDER)
+        z = affine(affine(x, "steps", inverse, 0.0), "rounded", -1.0, ROUNDER)
+        z = affine(z, "below", 1.0, qmax - ROUNDER, relu=True)
         if not qmin:
             return affine(z, "codes", -1.0, qmax, relu=True)
         return affine(affine(z, "above", -1.0, qmax - qmin, relu=True), "codes", 1.0, qmin)

@@ -199,8 +199,8 @@ class _Lowering:
         qp = fq.quant
         halved = qp is not None and qp.limit == 127 and source.node.op == "elemwise_add"  # see signed-residual
         if not (isinstance(qp, QParams) and qp.granularity == "tensor"
-                and (halved or (qp.qmin, qp.qmax) in _RANGES)):
-            raise UnsupportedError(f"{fq.name}: MXNet's int8 tensors are 8 bits with one scale; "
+                and not qp.zero_point.any() and (halved or (qp.qmin, qp.qmax) in _RANGES)):
+            raise UnsupportedError(f"{fq.name}: MXNet's int8 tensors are 8 bits with one scale and no zero point; "
                                    "--target mxnet-sim carries others")
         waits = source not in self.floats and source not in self.codes
         if waits and self._reader(source.node) is fq and (ops.kind(source.node) != ops.COMPUTE
