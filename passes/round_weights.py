@@ -29,17 +29,18 @@ _DOUBT = 4.0  # squared standard errors that a mean error must exceed to be beli
 class RoundWeights(Pass):
     """Round weights adaptively: minimize the squared error of the layer's output. Free at run time.
 
-        conv(fq(x), fq(w), b)  ->  the same with other codes, and with coarse weights another scale and bias
+        conv(fq(x), fq(w), b)  ->  the same with other codes and bias, and with coarse weights another scale
 
     One walk along the graph: each layer is measured on what the rounded layers before it give on the sample images, see
     `qgraph.quant.adaptive`.  Neighbouring pixels are alike, so what rounding mostly finds is that the errors of a
     kernel should add up to zero.
 
-    Weights are coarse with fewer than 8 bits, or where channels share a scale.  Their scale is then searched; they are
-    rounded so that the output is that of the float network for its own inputs, as far as that can be; and the mean
-    error of each output channel that is left goes into the bias: with m the mean over images of the error's mean per
-    image, and v the variance of that mean, m * max(0, 1 - 4 v / m^2), so that what so few images do not show for sure
-    is left alone.
+    Weights are coarse with fewer than 8 bits, or where channels share a scale.  Their scale is then searched, and they
+    are rounded so that the output is that of the float network for its own inputs, as far as that can be.
+
+    The mean error of each output channel that is left, also that of its inputs, goes into the bias: with m the mean
+    over images of the error's mean per image, and v the variance of that mean, m * max(0, 1 - 4 v / m^2), so that what
+    so few images do not show for sure is left alone.
 
     feeds: some calibration images; without them the pass does nothing.  original: the float network, with the same
     names; without it, layers are thought to read there what they read here.
@@ -68,9 +69,8 @@ class RoundWeights(Pass):
         def windows(node: Node, shape: tuple[int, ...]) -> np.ndarray:  # the same in both networks
             return draw_windows(node, shape, np.random.default_rng(seeds[node.name]), _POSITIONS)
 
-        coarse = {node.name for node in layers if _is_coarse(g.inputs(node)[1].node.quant)}
         float_reads = None if self.original is None else FloatReads(
-            self.original, coarse, self.feeds, self.run_op,
+            self.original, seeds, self.feeds, self.run_op,
             lambda node, value: patches(node, value, windows(node, value.shape)))
         read: dict[Node, _Reading] = {}
         changed: set[Node] = set()
@@ -79,7 +79,7 @@ class RoundWeights(Pass):
                 for node in readers.get(Port(source, index), ()):
                     at = windows(node, tensor.shape)
                     x, step = _in_steps(node, tensor, at)
-                    wanted = float_reads.of(node.name) if float_reads is not None and node.name in coarse else None
+                    wanted = float_reads.of(node.name) if float_reads is not None else None
                     if wanted is not None and source.layout is not None:
                         wanted = wanted[:, list(source.layout)]
                     read[node] = _Reading(node, x, wanted, step,
@@ -164,7 +164,7 @@ def _settle(g: Graph, node: Node, read: _Reading) -> bool:
         codes[:, :, part] = lattice.round(own, qp.qmin, qp.qmax)
     rounded = (codes.reshape(weight.shape) * _steps(qp, weight)).astype(np.float32)
     fq.quant, g.params[name] = qp, rounded
-    if coarse and _has_own_bias(g, node):
+    if _has_own_bias(g, node):
         lacking = np.matmul(read.wanted, exact.swapaxes(1, 2)) - np.matmul(read.x, codes.swapaxes(1, 2))
         lacking = lacking.swapaxes(1, 2).reshape(len(weight), -1).T * (
             _steps(qp, weight).reshape(len(weight), -1)[:, 0] * np.float32(read.step))

@@ -90,21 +90,21 @@ def test_weights_are_on_their_grid(layer: str) -> None:
     assert (qp.scale < 1.41 * before).all() and (qp.scale < before).any()
 
 
-def test_with_8_bits_a_channel_scales_and_biases_stay() -> None:
+def test_with_8_bits_a_channel_scales_stay() -> None:
     original, g, feeds = quantized(8)
     before = {layer: codes(g, layer)[1].key for layer in LAYERS}
     RoundWeights("half-even", feeds, original).run(g)
     assert {layer: codes(g, layer)[1].key for layer in LAYERS} == before
-    assert all(np.array_equal(g.params[name], original.params[name]) for name in ("b0", "b1", "b2", "b3"))
 
 
-def test_mean_errors_leave() -> None:
-    original, g, feeds = quantized(3)
+@pytest.mark.parametrize(("bits", "left"), [(3, 0.1), (8, 0.2)])
+def test_mean_errors_leave(bits: int, left: float) -> None:
+    original, g, feeds = quantized(bits)
     plain = g.copy()
     BakeWeights().run(plain)
     RoundWeights("half-even", feeds, original).run(g)
     want, before, after = (run(graph, feeds)[0].mean(axis=0) for graph in (original, plain, g))
-    assert np.abs(after - want).max() < 0.1 * np.abs(before - want).max()
+    assert np.abs(after - want).max() < left * np.abs(before - want).max()
 
 
 def test_one_image_shows_no_mean_error_for_sure() -> None:
