@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -53,7 +53,10 @@ def open_workers(scheduler: str | None = None, count: int | None = None) -> Iter
 
 
 class Cluster:
-    """The workers of a Dask client; their number is that at the start."""
+    """The workers of a Dask client; their number is that at the start.
+
+    What is asked for while another map waits for its items is computed before these.
+    """
 
     apart = True
 
@@ -62,21 +65,24 @@ class Cluster:
 
         self._client, self._config = client, dask.config
         self.count = len(client.nthreads())
+        self._open = 0  # maps that are not at their end
 
     def map(self, run: Callable[[Item], Result], items: Iterable[Item], what: str) -> Iterator[Result]:
         packed = pickle.dumps(run)
-        submit, of_this_map = self._client.submit, uuid.uuid4().hex
+        submit, of_this_map = partial(self._client.submit, priority=self._open, pure=False), uuid.uuid4().hex
         with self._config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
-            job = submit(_itself, packed, key=f"{what} (sent)-{of_this_map}", pure=False)
+            job = submit(_itself, packed, key=f"{what} (sent)-{of_this_map}")
         waiting: deque[Any] = deque()
+        self._open += 1
         try:
             for number, item in enumerate(items):
-                waiting.append(submit(_call, job, item, key=f"{what}-{of_this_map}-{number}", pure=False))
+                waiting.append(submit(_call, job, item, key=f"{what}-{of_this_map}-{number}"))
                 if len(waiting) >= _AHEAD * self.count:
                     yield _result(waiting.popleft(), what)
             while waiting:
                 yield _result(waiting.popleft(), what)
         finally:  # the caller may leave early
+            self._open -= 1
             for future in (job, *waiting):
                 future.release()
 

@@ -109,7 +109,7 @@ def simulate(model: Any, data: Any, strategies: Iterable[Strategy] = (Strategy()
     rounds = len(todo) + todo_float
     jobs: Iterator[Job] = chain([Job()] if todo_float else [], map(bench.job, todo))
     if bench.workers.apart:
-        jobs = iter(list(jobs))  # what is counted over images, once for several rows, comes before all of them
+        bench.fold(todo)  # float graphs travel together, in front of all rows; ranges are looked for beside them
     images = None if bench.data.num_items is None else rounds * bench.data.num_items
     computed = run_all(partial(computed_row, bench.rows), jobs, bench.workers, "simulating", images, progress)
 
@@ -192,10 +192,14 @@ class _Bench:
                 "recipe": options.recipe.to_dict() if isinstance(options.recipe, Recipe) else None,
                 "runtime": self.engine.name}
 
-    def job(self, strategy: Strategy) -> Job:
-        """The row of a strategy, with what it shares with others: its float graph and its ranges."""
-        options = strategy.apply(self.options)
-        float_steps, quant_steps = split(pipeline(options))
+    def fold(self, strategies: Sequence[Strategy]) -> None:
+        """Make the float graphs of all these."""
+        for strategy in strategies:
+            self._variant(strategy.apply(self.options))
+
+    def _variant(self, options: FreezeOptions) -> int:
+        """The number of a float graph, which is made once."""
+        float_steps, _ = split(pipeline(options))
         variant = tuple(float_steps)
         if variant not in self._variants:
             g = self.source.copy()
@@ -205,11 +209,16 @@ class _Bench:
             floatcheck.run_checked(steps, g, self.feeds, self.engine, check=self.options.float_check)
             self._variants[variant] = len(self._float_graphs)
             self._float_graphs.append(g)
-        number = self._variants[variant]
+        return self._variants[variant]
+
+    def job(self, strategy: Strategy) -> Job:
+        """The row of a strategy, with what it shares with others: its float graph and its ranges."""
+        options = strategy.apply(self.options)
+        number = self._variant(options)
         if options.calib == ONLINE:
             return Job(strategy, number)
         quantized = self._float_graphs[number].copy()
-        for step in split_at_table(quant_steps)[0]:
+        for step in split_at_table(split(pipeline(options))[1])[0]:
             step.run(quantized)
         table = self._table(quantized, number, options) if quantized.nodes("fake_quantize") else None
         return Job(strategy, number, table)
