@@ -4,6 +4,9 @@
     2. the fewest steps up, in the order of promise, with which all bounds hold: by bisection
     3. of these each one back down, the dearest first, as long as all bounds hold
 
+In 2 and 3 the best of many is taken, and what it shows is partly luck: there bounds hold where they are kept by one
+standard error, as far as that is known.
+
 Every candidate is measured once; a run that goes on finds its finished rows, and so takes the same way.
 """
 
@@ -77,7 +80,12 @@ class Search:
         return self.max_size is None or row.size <= self.max_size
 
     def _is_better(self, row: Row, best: Row) -> bool:
-        """Cheaper; of two that are as cheap as the other, as far as times can tell, the smaller one."""
+        """Cheaper; of two that are as cheap as the other, as far as times can tell, the smaller one.
+
+        What keeps its bounds by an error bar is better than what only holds them.
+        """
+        if row.keeps != best.keeps:
+            return row.keeps
         own, other = row.cost(self.minimize), best.cost(self.minimize)
         if abs(own - other) > ALIKE * max(own, other):
             return own < other
@@ -148,7 +156,7 @@ class Search:
             probes = sorted({probe for probe in probes if low < probe < high}) or [low + 1]
             rows = zip(probes, self._rows([self._prefix(recipe, steps, probe) for probe in probes]))
             for probe, row in rows:
-                if row.holds:
+                if row.keeps:
                     high = probe
                     break
                 low = probe
@@ -168,7 +176,7 @@ class Search:
             up = sum(at > 0 for at in fewer.values())
             what = f"{up} layers up, {layer} back to {self.rungs[fewer[layer]]}"
             for row in self._rows([self.candidate(recipe, self._chosen(fewer), what)]):
-                level, failed = (fewer, 0) if row.holds else (level, failed + 1)
+                level, failed = (fewer, 0) if row.keeps else (level, failed + 1)
             if failed == PATIENCE:
                 return
 

@@ -51,6 +51,12 @@ class Row:
         """Whether it keeps all bounds by an error bar or more."""
         return self.holds and all(found.beyond <= -found.error for found in self.standings.values())
 
+    @property
+    def keeps(self) -> bool:
+        """The same, as far as error bars are known."""
+        return self.holds and all(found.beyond <= (0 if found.error == float("inf") else -found.error)
+                                  for found in self.standings.values())
+
     def cost(self, minimize: str) -> float:
         return float(self.size) if minimize == "size" else self.ms
 

@@ -95,13 +95,13 @@ def test_noise_counts_by_what_it_costs_to_take_away() -> None:
 class Network:
     """Layers a to h with a noise each; a bound holds where the noise of the layers in integers is at most `allowed`.
 
-    methods: what one adds.  asked: all candidates, in order.
+    methods: what one adds.  error: of every measurement.  asked: all candidates, in order.
     """
 
     noise = dict(zip("abcdefgh", (1, 16, 2, 8, 1, 4, 1, 1)))
 
-    def __init__(self, allowed: float, **methods: float) -> None:
-        self.allowed, self.methods = allowed, methods
+    def __init__(self, allowed: float, error: float = 0.0, **methods: float) -> None:
+        self.allowed, self.error, self.methods = allowed, error, methods
         self.asked: list[Candidate] = []
 
     def measure(self, candidates: Sequence[Candidate]) -> Iterator[Row]:
@@ -111,7 +111,7 @@ class Network:
             noise = sum(value for layer, value in self.noise.items() if layer not in raised)
             beyond = noise + self.methods.get(candidate.recipe.calib or "", 0) - self.allowed
             state = HOLDS if beyond <= 0 else HOPELESS if beyond > 20 else FAILS
-            yield Row(candidate.recipe, candidate.what, state, 10, {"drop": Standing(beyond, beyond, 0.5)},
+            yield Row(candidate.recipe, candidate.what, state, 10, {"drop": Standing(beyond, beyond, self.error)},
                       candidate.size, candidate.ms, 8 - len(raised))
 
     def search(self, **more: Any) -> Search:
@@ -176,6 +176,13 @@ def test_nothing_holds() -> None:
     network = Network(-1)
     assert network.search().run() is None
     assert in_float(list(network.measure(network.asked[-1:]))[0]) == set(network.noise)
+
+
+@pytest.mark.parametrize(("error", "raised"), [(0.0, {"b"}), (0.5, {"b"}), (2.5, {"b", "d"}),
+                                               (float("inf"), {"b"})])
+def test_what_is_the_best_of_many_holds_by_an_error_bar(error: float, raised: set[str]) -> None:
+    network = Network(20, error)  # without b the noise is 18
+    assert in_float(network.search().run()) == raised
 
 
 def test_backtracking_gives_up() -> None:

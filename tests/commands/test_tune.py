@@ -52,7 +52,7 @@ def test_it_is_smaller_than_in_8_bits_and_keeps_the_bound(small: tuple[Tuned, st
     assert tuned.row.standings["sqnr_db"].value >= 33 and tuned.judged["sqnr_db"].compatible
     choices = [choice for _, choice in tuned.row.recipe.layers]
     assert {choice.weight_bits for choice in choices} >= {4} and len(choices) < 9
-    assert tuned.row.size == min(row.size for row in tuned.rows.found.values() if row.holds)
+    assert tuned.row.size == min(row.size for row in tuned.rows.found.values() if row.keeps)
     assert len(sizes) < 40 and tuned.ended == "done" and tuned.judged_images == 64
     written = Recipe.load(f"{prefix}.recipe.yaml")
     assert written.layers == tuned.row.recipe.layers and written.graph
