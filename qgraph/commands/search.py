@@ -21,7 +21,7 @@ from qgraph.commands.ladder import Costs, Rung
 from qgraph.commands.sensitivity import Step
 from qgraph.commands.tune_bench import Candidate
 from qgraph.commands.tune_rows import HOPELESS, Row
-from qgraph.quant.recipe import LayerChoice, Recipe
+from qgraph.quant.recipe import IN_FLOAT, LayerChoice, Recipe
 
 log = logging.getLogger("qgraph")
 
@@ -116,12 +116,13 @@ class Search:
             hopeless = best.state == HOPELESS
             if hopeless and number + 2 < len(self.rungs):
                 continue
-            others = [] if hopeless else [whats[method] for method in METHODS[1:]]  # no other range turns that
+            vain = hopeless or rung.act_bits == IN_FLOAT  # no other range turns that, or there are none
+            others = [] if vain else [whats[method] for method in METHODS[1:]]
             for row in self._rows(others):
                 best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
                 if best.surely_holds or best.holds and number:
                     return best
-            if not best.holds and self.base.effort in ((LEAST,) if hopeless else (LEAST, "standard")):
+            if not best.holds and self.base.effort in ((LEAST,) if vain else (LEAST, "standard")):
                 more = replace(best.recipe, effort=MOST)
                 for row in self._rows([self.candidate(more, chosen, f"{best.what}, effort {MOST}")]):
                     best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
