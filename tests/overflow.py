@@ -48,7 +48,7 @@ def one_layer(kind: str, channels: int, out: int = 16, size: int = 6) -> tuple[G
         y = g.add("Convolution", inputs, "y", kernel=kernel, num_filter=out, pad=(kernel[0] // 2,) * 2, stride=(1, 2))
     else:
         y = g.add("FullyConnected", inputs, "y", num_hidden=out)
-    shape = (4, channels, size, size) if kernel else (64, channels)
+    shape = (4, channels, size, size) if kernel else (saturation.IMAGES, channels)
     feeds = {"data": (rng.integers(60, 256, shape) * np.float32(0.02)).astype(np.float32)}
     g.heads = [Port(y)]
     step = np.abs(run(g, feeds)[0]).max() / 127

@@ -158,7 +158,8 @@ def _freeze(model: Any, options: FreezeOptions, codes: QSpec, calib_data: Any,
     steps.begin("calibrate")
     table, after = quantize(g, network.quantizing, ranges, dump, records,
                             feeds=None if images is None else images.sample, run_op=engine.run_op,
-                            original=float_graph, trained=frozenset(network.entries))
+                            original=None if is_trained(original) else float_graph,  # that lacks what was trained
+                            trained=frozenset(network.entries))
     steps.begin("write")
     writing = _writing(options, target, shapes, table, images)
     written = target.write(g, writing)
