@@ -288,7 +288,7 @@ U8, S8 = QParams(8, False, scale=0.1), QParams(8, True, scale=0.1)
     (one_layer(S8), "conv:Convolution: MXNet's kernel writes u8 here, found s8"),
     (one_layer(U8, act=""), "conv:Convolution: MXNet's kernel writes s8 here, found u8"),
     (one_layer(U8, act="clip"), "conv:Convolution: behind a fused clip the range must end at a_max"),
-    (one_layer(QParams(7, False, scale=0.1)), "y: MXNet's int8 tensors are 8 bits with one scale and no zero point; --target mxnet-sim"),
+    (one_layer(QParams(7, False, scale=0.1)), "y: MXNet's int8 tensors are 8 bits with one scale and no"),
     (one_layer(U8, data=QParams(4, False, scale=0.1)), "x: MXNet's int8 tensors are 8 bits with one scale"),
 ], ids=lambda v: v[:40] if isinstance(v, str) else "")
 def test_what_it_cannot_write(g: Graph, message: str) -> None:
