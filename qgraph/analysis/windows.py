@@ -56,8 +56,6 @@ def window(g: Graph, conv: Node) -> Window:
     for axis, (taps, pad, dilate) in enumerate(zip(kernel, pads, dilates), 2):
         planes = np.moveaxis(weight, axis, 0)
         front, back = _zeros(planes, pad // dilate), _zeros(planes[::-1], pad // dilate)
-        if front == taps:
-            return whole(conv)
         start.append(front)
         kept.append(taps - front - back)
         before.append(pad - front * dilate)

@@ -122,7 +122,8 @@ class Search:
                 best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
                 if best.surely_holds or best.holds and number:
                     return best
-            if not best.holds and self.base.effort in ((LEAST,) if vain else (LEAST, "standard")):
+            effort = self.base.effort
+            if not best.holds and (effort == LEAST or effort != MOST and not vain):
                 more = replace(best.recipe, effort=MOST)
                 for row in self._rows([self.candidate(more, chosen, f"{best.what}, effort {MOST}")]):
                     best = min(best, row, key=lambda row: (row.state == HOPELESS, row.beyond))
@@ -153,8 +154,8 @@ class Search:
         """How many steps it takes; None where all are too few. As many probes at a time as there are workers."""
         low, high = 0, len(steps) + 1  # low does not hold, high is not known to
         while high - low > 1:
-            probes = [low + (high - low) * part // (self.width + 1) for part in range(1, self.width + 1)]
-            probes = sorted({probe for probe in probes if low < probe < high}) or [low + 1]
+            parts = range(1, self.width + 1)
+            probes = sorted({low + (high - low) * part // (self.width + 1) for part in parts} - {low})
             rows = zip(probes, self._rows([self._prefix(recipe, steps, probe) for probe in probes]))
             for probe, row in rows:
                 if row.keeps:

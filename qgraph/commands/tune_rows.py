@@ -49,7 +49,7 @@ class Row:
     @property
     def surely_holds(self) -> bool:
         """Whether it keeps all bounds by an error bar or more."""
-        return self.holds and all(found.beyond <= -found.error for found in self.standings.values())
+        return self.keeps and all(found.error < float("inf") for found in self.standings.values())
 
     @property
     def keeps(self) -> bool:

@@ -151,10 +151,8 @@ class Model(ABC):
         """fake_quantize node -> what to watch for its integer codes; {} if the model came from a file."""
         return {}
 
-    @property
-    def centered(self) -> bool:
-        """Whether these codes are less their zero points."""
-        return False
+    centered: bool = False
+    """Whether these codes are less their zero points."""
 
     @property
     def ir(self) -> Graph | None:

@@ -65,15 +65,15 @@ class Spec:
 
         A sign that is chosen, and a range of the running batch, have no zero point.
         """
-        signed = self.act.signed if choice == "auto" else self.signed(choice)
+        signed = self.act.signed if choice == "auto" else self._signed(choice)
         return replace(self.act, bits=bits, signed=signed, online=online,
                        symmetric=self.act.symmetric or choice != "auto" or online)
 
     def range_spec(self, bits: int, choice: str) -> QSpec:
         """For which codes the ranges of activations are looked for; the sign may be found by what is observed."""
-        return QSpec(bits, self.signed(choice), symmetric=self.act_spec(bits, choice).symmetric)
+        return QSpec(bits, self._signed(choice), symmetric=self.act_spec(bits, choice).symmetric)
 
-    def signed(self, choice: str) -> bool | None:
+    def _signed(self, choice: str) -> bool | None:
         """What `--act-signed` means here: None is decided per tensor, or by its zero point."""
         chosen = {"auto": None, "signed": True, "unsigned": False}[choice]
         return self.act.signed if chosen is None and self.act.symmetric else chosen

@@ -29,7 +29,7 @@ class MxnetModel(Model):
     float_engine = "mxnet"
 
     def __init__(self, graph: Graph, codes: Mapping[Node, Port] | None = None, centered: bool = False) -> None:
-        self.graph, self._codes, self._centered = graph, codes or {}, centered
+        self.graph, self._codes, self.centered = graph, codes or {}, centered
 
     @property
     def ir(self) -> Graph:
@@ -64,10 +64,6 @@ class MxnetModel(Model):
     @property
     def codes(self) -> Mapping[Node, Hashable]:
         return self._codes
-
-    @property
-    def centered(self) -> bool:
-        return self._centered
 
     @property
     def frozen(self) -> bool:
