@@ -27,7 +27,10 @@ log = logging.getLogger("qgraph")
 
 ANSWER_SECONDS = 8  # in which a scheduler, and a first worker of it, must be there
 _CONNECT_SECONDS = 3  # in which another process of this machine must take a connection, or counts as dead
+_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"  # of Dask's settings: of a worker's process
+_TRIMMED = "MALLOC_TRIM_THRESHOLD_"  # Dask sets it, and glibc gives each larger array new pages then: a third slower
 _AHEAD = 4  # items of each worker that wait or run
+_OPEN = 4  # functions that a worker keeps, with what they opened: of a map, and of those asked for in its middle
 
 
 @contextmanager
@@ -110,9 +113,9 @@ def _call(packed: bytes, item: Any) -> Any:
         return _Refused(error)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=_OPEN)
 def _unpacked(packed: bytes) -> Callable[[Any], Any]:
-    """The function; it keeps what it opens for its next item."""
+    """The function; it keeps what it opens for its next items."""
     try:
         run: Callable[[Any], Any] = pickle.loads(packed)
     except ImportError as error:
@@ -180,7 +183,8 @@ def _local(distributed: Any, count: int) -> Iterator[Any]:
     """A client of so many new processes of this machine, of one thread each, that nobody else reaches."""
     import dask
 
-    with dask.config.set({"distributed.comm.timeouts.connect": f"{_CONNECT_SECONDS}s"}), \
+    variables = {name: value for name, value in dask.config.get(_ENVIRONMENT).items() if name != _TRIMMED}
+    with dask.config.set({"distributed.comm.timeouts.connect": f"{_CONNECT_SECONDS}s", _ENVIRONMENT: variables}), \
             distributed.LocalCluster(n_workers=count, threads_per_worker=1, processes=True, memory_limit=0,
                                      host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster, \
             distributed.Client(cluster, set_as_default=False) as client:

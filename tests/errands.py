@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from qgraph.errors import MissingInputError
 
@@ -20,3 +21,19 @@ def process(item: int) -> int:
 
 def thousand(item: int) -> bytes:
     return bytes(1000)
+
+
+def variable(name: str) -> str | None:
+    """Of this process's environment."""
+    return os.environ.get(name)
+
+
+@dataclass
+class Counting:
+    """Tells (this process, how many items it was given here before)."""
+
+    items: int = 0
+
+    def __call__(self, item: int) -> tuple[int, int]:
+        self.items += 1
+        return os.getpid(), self.items - 1

@@ -62,6 +62,21 @@ def test_items_are_asked_for_as_results_are_taken(two: Workers) -> None:
     results.close()
 
 
+def test_what_a_worker_opened_outlasts_a_map_in_the_middle(two: Workers) -> None:
+    told = []
+    for number, found in enumerate(two.map(errands.Counting(), range(40), "counting")):
+        told.append(found)
+        if number == 8:  # as ranges are looked for while rows run
+            list(two.map(errands.thousand, range(8), "ranges"))
+            list(two.map(errands.process, range(8), "histograms"))
+    assert len(set(told)) == 40
+
+
+def test_arrays_of_workers_keep_their_memory(two: Workers) -> None:
+    assert set(two.map(errands.variable, ["MALLOC_TRIM_THRESHOLD_"] * 8, "variables")) == {None}
+    assert set(two.map(errands.variable, ["OMP_NUM_THREADS"] * 8, "variables")) == {"1"}
+
+
 def test_an_error_of_the_input_is_the_same_here(two: Workers) -> None:
     results = two.map(errands.refuse, range(3), "refusing")
     assert next(results) == 0
