@@ -11,7 +11,7 @@ import numpy as np
 from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
-from qgraph.passes._float_reads import FloatReads
+from qgraph.passes._float_reads import FloatReads, KeptReads
 from qgraph.quant.adaptive import Lattice, damped, nearest_factors, second_moment, shifted
 from qgraph.quant.spec import QParams, QSpec, per_axis, quantize
 from qgraph.semantics.interpreter import Executor, RunOp, Tensor
@@ -44,6 +44,7 @@ class RoundWeights(Pass):
 
     feeds: some calibration images; without them the pass does nothing.  original: the float network, with the same
     names; without it, layers are thought to read there what they read here.
+    kept_reads: what other targets' runs, on the same images, read in the float network.
     run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 
@@ -52,6 +53,7 @@ class RoundWeights(Pass):
     rounding: str = "mxnet"
     feeds: Optional[Mapping[str, np.ndarray]] = None
     original: Optional[Graph] = None
+    kept_reads: Optional[KeptReads] = None
     run_op: Optional[RunOp] = None
 
     def run(self, g: Graph) -> int:
@@ -69,9 +71,18 @@ class RoundWeights(Pass):
         def windows(node: Node, shape: tuple[int, ...]) -> np.ndarray:  # the same in both networks
             return draw_windows(node, shape, np.random.default_rng(seeds[node.name]), _POSITIONS)
 
+        def images(node: Node, shape: tuple[int, ...], at: np.ndarray) -> np.ndarray:
+            return at // (window_count(node, shape) // shape[0])
+
+        def wanted(node: Node, value: np.ndarray) -> np.ndarray:
+            at = windows(node, value.shape)
+            found = patches(node, value, at)
+            return found if coarse[node.name] else _image_means(found, images(node, value.shape, at))
+
+        coarse = {node.name: _is_coarse(g.inputs(node)[1].node.quant) for node in layers}
         float_reads = None if self.original is None else FloatReads(
-            self.original, seeds, self.feeds, self.run_op,
-            lambda node, value: patches(node, value, windows(node, value.shape)))
+            self.original, {name: (seed, coarse[name]) for name, seed in seeds.items()}, self.feeds, self.run_op,
+            wanted, self.kept_reads)
         read: dict[Node, _Reading] = {}
         changed: set[Node] = set()
         for source, _, outputs in Executor(g, [*map(Port, layers)], self.rounding, self.run_op).walk(self.feeds):
@@ -79,11 +90,11 @@ class RoundWeights(Pass):
                 for node in readers.get(Port(source, index), ()):
                     at = windows(node, tensor.shape)
                     x, step = _in_steps(node, tensor, at)
-                    wanted = float_reads.of(node.name) if float_reads is not None else None
-                    if wanted is not None and source.layout is not None:
-                        wanted = wanted[:, list(source.layout)]
-                    read[node] = _Reading(node, x, wanted, step,
-                                          at // (window_count(node, tensor.shape) // tensor.shape[0]))
+                    in_float = float_reads.of(node.name) if float_reads is not None else None
+                    if in_float is not None and source.layout is not None:
+                        in_float = in_float[:, list(source.layout)]
+                    read[node] = _Reading(node, x, in_float, step, images(node, tensor.shape, at),
+                                          coarse[node.name])
             if (layer := params.get(source)) is not None:
                 if layer in read and _settle(g, layer, read.pop(layer)):
                     changed.add(layer)
@@ -119,19 +130,33 @@ def _is_coarse(spec: QSpec | None) -> bool:
 class _Reading:
     """What a layer reads at some positions of its output.
 
-    x: (groups, positions, inputs), in steps of what it reads.  wanted: the same in the float network.
+    x: (groups, positions, inputs), in steps of what it reads.  wanted: the same in the float network, where weights are
+    coarse.  means, wanted_means: their means over each image, (groups, images, inputs).
+    in_float: what the float network reads, or for fine weights the means of that; None for the same.
     images: of which image each position is.
     """
 
-    def __init__(self, node: Node, x: np.ndarray, wanted: np.ndarray | None, step: float, images: np.ndarray) -> None:
-        self.x, self.step, self.images = _by_group(node, x), step, images
-        self.wanted = self.x if wanted is None else _by_group(node, wanted) / np.float32(step)
+    def __init__(self, node: Node, x: np.ndarray, in_float: np.ndarray | None, step: float, images: np.ndarray,
+                 coarse: bool) -> None:
+        self.step = step
+        self.x, self.means = _by_group(node, x), _by_group(node, _image_means(x, images))
+        self.wanted, self.wanted_means = self.x, self.means
+        if in_float is not None and coarse:
+            self.wanted = _by_group(node, in_float) / np.float32(step)
+            in_float = _image_means(in_float, images)
+        if in_float is not None:
+            self.wanted_means = _by_group(node, in_float) / step
+
+
+def _image_means(x: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(positions, ...) -> (images that have any, ...) float64"""
+    return np.stack([x[images == image].mean(axis=0, dtype=np.float64) for image in np.unique(images)])
 
 
 def _by_group(node: Node, x: np.ndarray) -> np.ndarray:
     """(positions, C, taps) -> (groups, positions, inputs)"""
     groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
-    return np.ascontiguousarray(x.reshape(len(x), groups, -1).swapaxes(0, 1), dtype=np.float32)
+    return np.ascontiguousarray(x.reshape(len(x), groups, -1).swapaxes(0, 1))
 
 
 def _settle(g: Graph, node: Node, read: _Reading) -> bool:
@@ -165,11 +190,9 @@ def _settle(g: Graph, node: Node, read: _Reading) -> bool:
     rounded = (codes.reshape(weight.shape) * _steps(qp, weight)).astype(np.float32)
     fq.quant, g.params[name] = qp, rounded
     if _has_own_bias(g, node):
-        lacking = np.matmul(read.wanted, exact.swapaxes(1, 2)) - np.matmul(read.x, codes.swapaxes(1, 2))
-        lacking = lacking.swapaxes(1, 2).reshape(len(weight), -1).T * (
-            _steps(qp, weight).reshape(len(weight), -1)[:, 0] * np.float32(read.step))
-        added = _sure_part(np.stack([lacking[read.images == image].mean(axis=0, dtype=np.float64)
-                                     for image in np.unique(read.images)]))
+        lacking = np.matmul(read.wanted_means, exact.swapaxes(1, 2)) - np.matmul(read.means, codes.swapaxes(1, 2))
+        added = _sure_part(lacking.swapaxes(1, 2).reshape(len(weight), -1).T
+                           * (_steps(qp, weight).reshape(len(weight), -1)[:, 0] * read.step))
         bias = g.inputs(node)[2].node.name
         g.params[bias] = g.params[bias] + added
     return True

@@ -90,7 +90,7 @@ def freeze_all(model: Any, wanted: Sequence[FreezeOptions], prefix: str,
     for options in wanted:
         shared = next((one for one in common if one.fits(options)), None)
         if shared is None:
-            common.append(shared := Shared(options))
+            common.append(shared := Shared(options, several=len(wanted) > 1))
         frozen.append(_freeze(model, options, codes, None, table, progress, shared, workers))
         table = frozen[-1].table
         for path, content in frozen[-1].files(prefix).items():
@@ -159,6 +159,7 @@ def _freeze(model: Any, options: FreezeOptions, codes: QSpec, calib_data: Any,
     table, after = quantize(g, network.quantizing, ranges, dump, records,
                             feeds=None if images is None else images.sample, run_op=engine.run_op,
                             original=None if is_trained(original) else float_graph,  # that lacks what was trained
+                            kept_reads=shared.reads if network.shares_float else None,
                             trained=frozenset(network.entries))
     steps.begin("write")
     writing = _writing(options, target, shapes, table, images)

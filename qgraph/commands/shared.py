@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from qgraph.arrays import Array
 from qgraph.data.open import Batch
 from qgraph.options import FreezeOptions
+from qgraph.passes._float_reads import KeptReads
 from qgraph.targets.base import Executor
 
 KEPT_BYTES = 1 << 28  # of outputs of the float model; what is beyond is computed again
@@ -16,10 +17,14 @@ Made = TypeVar("Made")
 
 
 class Shared:
-    """Values by name. What makes one must not depend on the target, and nobody changes what is made."""
+    """Values by name. What makes one must not depend on the target, and nobody changes what is made.
 
-    def __init__(self, options: FreezeOptions) -> None:
+    reads: what rounding reads in the float network, None where one target alone is wanted.
+    """
+
+    def __init__(self, options: FreezeOptions, several: bool = False) -> None:
         self._options = _without_target(options)
+        self.reads = KeptReads() if several else None
         self._made: dict[str, Any] = {}
 
     def fits(self, options: FreezeOptions) -> bool:

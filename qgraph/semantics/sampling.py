@@ -30,11 +30,13 @@ def patches(node: Node, value: np.ndarray, windows: np.ndarray, zero: int = 0) -
     kernel, stride, dilate, pad = spatial_attrs(node, value.ndim - 2)
     image, *at = np.unravel_index(windows, (len(value), *conv_output(node, value.shape[2:])))
     found = np.empty((len(windows), value.shape[1], int(np.prod(kernel))), value.dtype)
-    channels = np.arange(value.shape[1])
     for number in np.unique(image):  # one image is padded at a time
         here = image == number
-        padded = np.pad(value[number], [(0, 0), *((p, p) for p in pad)], constant_values=zero)
+        padded = value[number]
+        if any(pad):
+            padded = np.pad(padded, [(0, 0), *((p, p) for p in pad)], constant_values=zero)
+        first = np.ravel_multi_index([place[here] * s for place, s in zip(at, stride)], padded.shape[1:])
         for column, tap in enumerate(np.ndindex(*kernel)):
-            places = [(place[here] * s + t * d)[:, None] for place, s, t, d in zip(at, stride, tap, dilate)]
-            found[here, :, column] = padded[(channels, *places)]
+            beyond = np.ravel_multi_index([t * d for t, d in zip(tap, dilate)], padded.shape[1:])
+            found[here, :, column] = padded.reshape(len(padded), -1)[:, first + beyond].T
     return found

@@ -12,6 +12,8 @@ from qgraph import Graph
 from qgraph.calibration.collect import collect
 from qgraph.data.open import open_data
 from qgraph.ir.graph import Port
+from qgraph.passes import _float_reads, round_weights
+from qgraph.passes._float_reads import KeptReads
 from qgraph.passes.bake_weights import BakeWeights
 from qgraph.passes.calibrate import Calibrate
 from qgraph.passes.insert_fake_quantize import InsertFakeQuantize
@@ -157,6 +159,30 @@ def test_it_holds_what_is_alive_not_what_all_layers_read() -> None:
     tracemalloc.stop()
     one = feeds["data"].nbytes  # of a layer
     assert peak < 30 * one, peak / one
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_targets_share_what_the_float_network_reads(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, g, feeds = quantized(bits)
+    walks: list[int] = []
+
+    def rounded(kept: KeptReads | None) -> dict[str, np.ndarray]:
+        taken: list[np.ndarray] = []
+        patches = round_weights.patches
+        again = g.copy()
+        with monkeypatch.context() as patched:
+            patched.setattr(round_weights, "patches", lambda *args: taken.append(patches(*args)) or taken[-1])
+            RoundWeights(feeds=feeds, original=original, kept_reads=kept).run(again)
+        walks.append(len(taken) // len(LAYERS))
+        return again.params
+
+    kept = KeptReads()
+    with monkeypatch.context() as patched:
+        patched.setattr(_float_reads, "KEPT_BYTES", 0)
+        full = KeptReads()
+    found = [rounded(each) for each in (None, kept, kept, full, full)]
+    assert walks == [2, 2, 1, 2, 2]  # the quantized network and the float one
+    assert all(np.array_equal(found[0][name], each[name]) for each in found for name in found[0])
 
 
 def test_a_bias_that_is_computed_stays_as_it_is() -> None:
