@@ -3,8 +3,8 @@
     float, measured keep the outputs in float: PIPELINES says which run, in which order
     quantizing      decide, place quantizers, calibrate, round: `qgraph.targets.base.Target.passes` says which run
     of one target   integer_flow, share_scales, signed_dense, signed_residual, limit_saturation (mxnet),
-                    winograd_weights, absorb_bn, wide_sums (mxnet-sim), quantize_between, limit_weights (onnx),
-                    quantize_everything, fit_bias (tengine)
+                    winograd_weights, absorb_bn, wide_sums (mxnet-sim), quantize_between, limit_weights,
+                    subsample_codes (onnx), quantize_everything, fit_bias (tengine)
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from qgraph.passes import (  # noqa: F401  (the import registers them)
     share_scales,
     signed_dense,
     signed_residual,
+    subsample_codes,
     wide_sums,
     winograd_weights,
 )

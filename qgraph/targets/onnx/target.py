@@ -33,7 +33,7 @@ class Onnx(Target):
                 forms=FORMS)
     # a quantizer behind every op; the engine fuses each op with those around it
     passes = ("insert-fake-quantize", "quantize-between", "calibrate", "pair-channels", "limit-weights",
-              "round-weights", "quantize-bias", "bake-weights")
+              "round-weights", "quantize-bias", "bake-weights", "subsample-codes")
     float_passes = "canonical"
     keeps_simulation = True
     quantizes_between = True

@@ -18,7 +18,10 @@ from qgraph.cli.main import main
 from qgraph.commands.departure import kernel_departure
 from qgraph.errors import DataError, MissingDependencyError, OptionError
 from qgraph.formats.mxnet import load as load_mxnet
+from qgraph.ir.rewrite import PassManager
 from qgraph.options import JudgeOptions
+from qgraph.passes import PIPELINES
+from qgraph.semantics.interpreter import run
 from qgraph.targets.onnx import openvino_runtime
 from qgraph.targets.onnx.emit import to_onnx
 from qgraph.targets.onnx.model import load
@@ -45,6 +48,30 @@ def test_codes_are_those_of_exact_arithmetic(name: str) -> None:
     for want, output in zip(OnnxRuntime(model, exact=True).run(feeds), Executor(model).run(feeds)):
         assert np.ptp(want) > 0
         assert np.abs(want - output).max() <= 0.01 * np.abs(want).max()  # ties, which fused kernels break otherwise
+
+
+@pytest.mark.openvino
+@pytest.mark.parametrize("subsampled", [True, False])
+def test_strided_shortcuts_stay_integer(subsampled: bool) -> None:
+    """As where a stage of a ResNet ends: without the pass OpenVINO moves strides, and finds no integers."""
+    n = networks.Net(3)
+    x = n.act(n.op("elemwise_add", n.conv(n.x, 16, act=""), n.conv(n.x, 16, 1, act="")), "relu")
+    main = n.conv(n.conv(x, 16, 1, stride=2), 16, act="")
+    g = n.done(n.head(n.act(n.op("elemwise_add", main, n.conv(x, 16, 1, "", stride=2)), "relu")))
+    feeds = {"data": n.rng.normal(size=(2, *n.shape)).astype(np.float32)}
+    PassManager(PIPELINES["float"]).run(g)
+    table = networks.table_of(g, feeds)
+    line = [step for step in networks.steps("onnx", table) if subsampled or step.name != "subsample-codes"]
+    q = g.copy()
+    PassManager(tuple(line)).run(q)
+    model = to_onnx(q, {"data": feeds["data"].shape})
+    compiled = Executor(model)._compile({"data": feeds["data"].shape})
+    told = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    kernels = [info["runtimePrecision"].astype(str) for info in told if info["layerType"].astype(str) == "Convolution"]
+    assert len(kernels) == 5
+    assert (set(kernels) <= {"u8", "i8"}) == subsampled, kernels
+    for want, codes in zip(run(g, feeds), OnnxRuntime(model, exact=True).run(feeds)):
+        assert np.abs(want - codes).max() < 0.05 * np.abs(want).max()
 
 
 @pytest.fixture(scope="module")
