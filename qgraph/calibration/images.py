@@ -26,7 +26,7 @@ log = logging.getLogger("qgraph")
 
 DISTILLED = "distilled"  # how the name of such data begins
 DISTILLED_IMAGES = 32
-SAMPLE_IMAGES = {"fast": 16, "standard": 16, "best": 64}  # on which passes may measure, for each effort
+SAMPLE_IMAGES = {"fast": 8, "standard": 16, "best": 64}  # on which passes may measure, for each effort
 CHECK_IMAGES = 4
 
 
