@@ -9,7 +9,7 @@ import numpy as np
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.semantics.interpreter import Executor, RunOp
 
-KEPT_BYTES = 1 << 28
+KEPT_BYTES = 1 << 28  # what is beyond is walked for again
 Take = Callable[[Node, np.ndarray], np.ndarray]  # (layer, the tensor that it reads) -> what is wanted of that
 
 
@@ -47,11 +47,11 @@ class FloatReads:
     def of(self, layer: str) -> np.ndarray | None:
         """What this layer reads, or None if it is unknown. Each is given once."""
         known = self._known(layer)
-        while known is None and layer not in self._ready:
-            if next(self._ahead, None) is None:
-                return None
         if known is not None:
             return known
+        while layer not in self._ready:
+            if next(self._ahead, None) is None:
+                return None
         found = self._ready.pop(layer)
         if self._kept is not None:
             self._kept.put((layer, self._keys[layer]), found)

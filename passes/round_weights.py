@@ -44,7 +44,7 @@ class RoundWeights(Pass):
 
     feeds: some calibration images; without them the pass does nothing.  original: the float network, with the same
     names; without it, layers are thought to read there what they read here.
-    kept_reads: what other targets' runs, on the same images, read in the float network.
+    kept_reads: what runs for other targets, on the same images, read in the float network.
     run_op: runs the ops that the reference lacks; a layer that nothing can measure stays as it is.
     """
 

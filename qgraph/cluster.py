@@ -28,7 +28,7 @@ log = logging.getLogger("qgraph")
 ANSWER_SECONDS = 8  # in which a scheduler, and a first worker of it, must be there
 _CONNECT_SECONDS = 3  # in which another process of this machine must take a connection, or counts as dead
 _ENVIRONMENT = "distributed.nanny.pre-spawn-environ"  # of Dask's settings: of a worker's process
-_TRIMMED = "MALLOC_TRIM_THRESHOLD_"  # Dask sets it, and glibc gives each larger array new pages then: a third slower
+_TRIMMED = "MALLOC_TRIM_THRESHOLD_"  # Dask sets it, and glibc fetches new pages for each larger array then
 _AHEAD = 4  # items of each worker that wait or run
 _OPEN = 4  # functions that a worker keeps, with what they opened: of a map, and of those asked for in its middle
 
