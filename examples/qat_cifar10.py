@@ -181,8 +181,12 @@ def first_convolution(net: Any) -> Any:
     return found[0]
 
 
-def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_step: int | None) -> Any:
-    """The network, converted; the first convolution (and the BatchNorm behind it) stays as it is."""
+def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_step: int | None,
+              equalize: np.ndarray | None) -> Any:
+    """The network, converted; the first convolution (and the BatchNorm behind it) stays as it is.
+
+    equalize: calibration images, or None.
+    """
     from mxnet.gluon import nn
 
     from qgraph.qat import convert_model, gen_conv2d_converter, gen_dense_converter
@@ -190,7 +194,7 @@ def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_ste
     width = {"in_width": bits, "wt_width": bits, "quant_type": quant_type}
     return convert_model(net, exclude=[first_convolution(net)], convert_fn={
         nn.Conv2D: gen_conv2d_converter(fake_bn=fake_bn, freeze_bn_step=freeze_bn_step, **width),
-        nn.Dense: gen_dense_converter(**width)})
+        nn.Dense: gen_dense_converter(**width)}, equalize=equalize)
 
 
 @click.command()
@@ -205,6 +209,8 @@ def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_ste
               type=click.Choice(["layer", "group", "channel"]))
 @click.option("--bits", default=4, show_default=True, type=click.IntRange(2, 8), help="Of inputs and weights.")
 @click.option("--fake-bn/--no-fake-bn", default=True, show_default=True, help="Fold BatchNorms while training.")
+@click.option("--equalize/--no-equalize", default=False, show_default=True,
+              help="Scale channels between layers first, so that few bits fit them.")
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(0))
 @click.option("--lr", default=0.02, show_default=True, help="At the start; falls to zero along a cosine.")
 @click.option("--float-epochs", default=20, show_default=True, type=click.IntRange(1), help="Without --params.")
@@ -216,8 +222,8 @@ def quantized(net: Any, quant_type: str, bits: int, fake_bn: bool, freeze_bn_ste
 @click.option("--gpu/--no-gpu", default=False)
 @click.option("--output", default="qat-cifar10", show_default=True, metavar="PREFIX")
 def main(data: Path, model: str, zoom: int, params: str | None, quant_types: tuple[str, ...], bits: int, fake_bn: bool,
-         epochs: int, lr: float, float_epochs: int, float_lr: float, batch_size: int, train_images: int | None,
-         test_images: int | None, kvstore: str, gpu: bool, output: str) -> None:
+         equalize: bool, epochs: int, lr: float, float_epochs: int, float_lr: float, batch_size: int,
+         train_images: int | None, test_images: int | None, kvstore: str, gpu: bool, output: str) -> None:
     """Quantization-aware training on CIFAR-10, with the table of results."""
     import mxnet as mx
 
@@ -239,7 +245,8 @@ def main(data: Path, model: str, zoom: int, params: str | None, quant_types: tup
         kind = (f"uint{bits}/int{bits}", quant_type, "yes" if fake_bn else "")
         steps = epochs * (len(train[1]) // batch_size)
         for method in ("kl", "naive"):  # the last one is what the training starts from
-            net = quantized(build(model, params, ctx), quant_type, bits, fake_bn, max(steps * 3 // 4, 1))
+            net = quantized(build(model, params, ctx), quant_type, bits, fake_bn, max(steps * 3 // 4, 1),
+                            calib if equalize else None)
             qparams_init(net, calib_data=calib, calib=method)
             net.quantize_offline()
             rows.append((*kind, method, f"{accuracy(net, test, ctx, zoom):.2f}"))

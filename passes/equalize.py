@@ -15,7 +15,7 @@ the images.  With these ranges the noise has to be less than without the pass, b
 the channels are left as they are.  h is HEADROOM there, and in the end times what the halves differ by.
 
 Where neighbouring channels share a scale of their weights (granularity layer and group), the factors that balance the
-weights come first, s = sqrt(largest of the reader's column / largest of the writer's row), for all layers together.
+weights come first, for all layers together.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from qgraph.ir import ops
 from qgraph.ir.graph import Graph, Node, Port
 from qgraph.ir.rewrite import Pass, register
 from qgraph.passes._affine import out_channels, own_weights, per_input, scale_outputs, set_weights
+from qgraph.passes._balance import MOST, balanced, on_grid, places_of
 from qgraph.passes._readings import CHOOSING, HALVES, JUDGING, Look, Reading, on_the_reference, read_sample
 from qgraph.passes.insert_fake_quantize import weight_spec
 from qgraph.quant.spec import QSpec
@@ -41,11 +42,8 @@ Sweep = Callable[[Graph, Sequence[Port], Look], None]
 
 HEADROOM = 1.4  # of what the calibration shows of a channel
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-MOST = 256.0  # of a factor, against channels that the calibration hardly shows
 GAIN = 0.8  # of the noise may be left
 WORSE = 1.05  # times the noise may become in the output of one reader
-_STEPS = 8  # factors are powers of 2 ** (1 / 8), so that a last bit of a range is not seen in them
-_SWEEPS = 20  # of the balance of weights, whose layers depend on each other
 
 
 @register
@@ -129,14 +127,13 @@ class _Search:
         self.inputs = {node: np.ones(reading.columns) for node, reading in readings.items()}
         self.outputs = {node: np.ones(out_channels(node, reading.weight)) for node, reading in readings.items()}
         self.steps: Mapping[Order, Sequence[np.ndarray]] = {}
-        self.totals = {node: total for order in orders for node, _, total in order.nodes}
         self.orders = [order for order in orders if all(node in readings for node, _ in order.readers)
                        and (not shared or all(node in readings for node in order.writers))]
 
     def run(self, g: Graph) -> list[tuple[Order, np.ndarray]]:
         """Orders with the factors of their channels, without those that are left as they are."""
-        self.places = {order: [(node, self._place(g, order, node, start)) for node, start in order.readers]
-                       for order in self.orders}
+        columns = {node: reading.columns for node, reading in self.readings.items()}
+        self.places = {order: places_of(g, order, columns) for order in self.orders}
         self.now = {order: np.ones(order.count) for order in self.orders}
         before = self._total() if self.shared else 0.0
         balanced = self._balanced() if self.shared else {}
@@ -146,11 +143,6 @@ class _Search:
         if self.shared and self._total() >= before:  # each was judged with the others as they were then
             return []
         return [(order, factors) for order, factors in chosen.items() if (factors != 1).any()]
-
-    def _place(self, g: Graph, order: Order, node: Node, start: int) -> tuple[slice, int]:
-        """(the columns of a reader that are these channels, how many belong to each)"""
-        repeats = self.readings[node].columns // self.totals[g.inputs(node)[0].node]
-        return slice(start * repeats, (start + order.count) * repeats), repeats
 
     def _set(self, order: Order, factors: np.ndarray) -> None:
         self.now[order] = factors
@@ -192,7 +184,7 @@ class _Search:
     def _chosen(self, order: Order, balanced: np.ndarray | None) -> np.ndarray:
         """The best factors of an order, which are set; ones if they are not better by a margin."""
         ones = np.ones(order.count)
-        bases = [ones] if balanced is None else [ones, _on_grid(np.sqrt(balanced)), balanced]
+        bases = [ones] if balanced is None else [ones, on_grid(np.sqrt(balanced)), balanced]
         self._set(order, ones)
         before = self._noises(order, JUDGING)
         best, least = (ones, 0.0), float(self._noises(order, CHOOSING).sum())
@@ -213,7 +205,7 @@ class _Search:
         """base * min(1, h r) ** -alpha with the ranges of one half of the images, or of both."""
         shares = self._shares(order, base)[:halves]
         room = HEADROOM * shares.max(axis=0) / shares.min(axis=0)
-        return _on_grid(base * np.clip(room * shares.max(axis=0), 1 / MOST, 1) ** -alpha)
+        return on_grid(base * np.clip(room * shares.max(axis=0), 1 / MOST, 1) ** -alpha)
 
     def _shares(self, order: Order, base: np.ndarray) -> np.ndarray:
         """(halves, channels): the largest magnitude, times `base`, over that of the tensor; the most of all readers.
@@ -229,55 +221,15 @@ class _Search:
         return np.where((shares > 0).all(axis=0), shares, 1.0)
 
     def _balanced(self) -> dict[Order, np.ndarray]:
-        """Factors with which the weights that write a channel are as large as those that read it."""
-        sizes = {node: _without_taps(node, np.abs(reading.weight)) for node, reading in self.readings.items()}
-        total = {order: np.ones(order.count) for order in self.orders}
-        for _ in range(_SWEEPS):
-            for order in self.orders:
-                written = np.max([_largest_written(node, sizes[node]) for node in order.writers], axis=0)
-                read = np.max([_largest_read(node, sizes[node])[columns].reshape(order.count, repeats).max(axis=1)
-                               for node, (columns, repeats) in self.places[order]], axis=0)
-                live = (written > 0) & (read > 0)
-                step = np.sqrt(np.where(live, read, 1) / np.where(live, written, 1))
-                step = np.clip(total[order] * step, 1 / MOST, MOST) / total[order]
-                total[order] = total[order] * step
-                for node in order.writers:
-                    sizes[node] = scale_outputs(node, sizes[node], step)
-                for node, (columns, repeats) in self.places[order]:
-                    inverse = np.ones(self.readings[node].columns)
-                    inverse[columns] = 1 / np.repeat(step, repeats)
-                    sizes[node] = sizes[node] * per_input(node, sizes[node], inverse)
-        return {order: _on_grid(factors / self._growth(order, factors)) for order, factors in total.items()}
+        """Factors that balance the weights, with which no tensor gets larger as a whole."""
+        weights = {node: reading.weight for node, reading in self.readings.items()}
+        return {order: on_grid(factors / self._growth(order, factors))
+                for order, factors in balanced(self.places, weights).items()}
 
     def _growth(self, order: Order, factors: np.ndarray) -> float:
         """How much larger these channels get as a whole."""
         peaks = self._shares(order, np.ones(order.count)).max(axis=0)
         return float((peaks * factors).max() / peaks.max())
-
-
-def _on_grid(factors: np.ndarray) -> np.ndarray:
-    """The next powers of 2 ** (1 / 8), to four digits."""
-    return np.array([float(f"{2 ** (k / _STEPS):.4g}") for k in np.rint(np.log2(factors) * _STEPS)])
-
-
-def _without_taps(node: Node, sizes: np.ndarray) -> np.ndarray:
-    return sizes if sizes.ndim == 2 else sizes.max(axis=tuple(range(2, sizes.ndim)))
-
-
-def _largest_written(node: Node, sizes: np.ndarray) -> np.ndarray:
-    """(output channels,) of (rows, columns)"""
-    if node.op != "Deconvolution":
-        return sizes.max(axis=1)
-    groups = ops.attr(node, "num_group")
-    return sizes.reshape(groups, -1, sizes.shape[1]).max(axis=1).ravel()
-
-
-def _largest_read(node: Node, sizes: np.ndarray) -> np.ndarray:
-    """(input channels,) of (rows, columns)"""
-    if node.op == "Deconvolution":
-        return sizes.max(axis=1)
-    groups = 1 if node.op == "FullyConnected" else ops.attr(node, "num_group")
-    return sizes.reshape(groups, -1, sizes.shape[1]).max(axis=1).ravel()
 
 
 # ---- the rewrite ----------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Graph:
         self._next_suffix: dict[str, int] = {}
         self._order: list[Node] = []  # of the last toposort, for these heads; any rewired edge drops it
         self._order_heads: list[Port] = []
+        self._inputs: dict[Node, list[Port]] = {}  # of nodes that were asked for them; a rewired edge drops its reader
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -66,8 +67,12 @@ class Graph:
 
     def inputs(self, node: Node) -> list[Port]:
         """What the node reads, in slot order."""
-        by_slot = {slot: Port(u, data["out"]) for u, edges in self._pred[node].items() for slot, data in edges.items()}
-        return list(by_slot.values()) if len(by_slot) < 2 else [by_slot[slot] for slot in sorted(by_slot)]
+        known = self._inputs.get(node)
+        if known is None:
+            by_slot = {slot: Port(u, data["out"])
+                       for u, edges in self._pred[node].items() for slot, data in edges.items()}
+            known = self._inputs[node] = [by_slot[slot] for slot in sorted(by_slot)]
+        return list(known)
 
     def uses(self, value: Value) -> list[tuple[Node, int]]:
         """(reader, slot) of every edge that reads this output, by reader's name and slot."""
@@ -196,10 +201,15 @@ class Graph:
         self._names.add(name)
         node.name = name
 
+    def _rewired(self, node: Node) -> None:
+        """Forget what a reader's old edges said."""
+        self._order = []
+        self._inputs.pop(node, None)
+
     def set_input(self, node: Node, slot: int, value: Value) -> None:
         """Let input `slot` of `node` read another value; ``slot == number of inputs`` appends one."""
         port = as_port(value)
-        self._order = []
+        self._rewired(node)
         for u, edges in list(self._pred[node].items()):
             if slot in edges:
                 self.dag.remove_edge(u, node, key=slot)
@@ -208,7 +218,7 @@ class Graph:
     def set_inputs(self, node: Node, values: Sequence[Value]) -> None:
         """Let `node` read exactly these values."""
         ports = [as_port(v) for v in values]
-        self._order = []
+        self._rewired(node)
         self.dag.remove_edges_from(list(self.dag.in_edges(node, keys=True)))
         for slot, port in enumerate(ports):
             self.dag.add_edge(port.node, node, key=slot, out=port.index)
@@ -216,10 +226,10 @@ class Graph:
     def replace_uses(self, old: Value, new: Value, keep: Iterable[Node] = ()) -> int:
         """Every reader (and head) of `old`, but those in `keep`, reads `new` instead. Returns how many did."""
         old, new = as_port(old), as_port(new)
-        self._order = []
         kept = set(keep)
         uses = [(v, slot) for v, slot in self.uses(old) if v not in kept]
         for v, slot in uses:
+            self._rewired(v)
             self.dag.remove_edge(old.node, v, key=slot)
             self.dag.add_edge(new.node, v, key=slot, out=new.index)
         heads = sum(h == old for h in self.heads)
@@ -255,6 +265,7 @@ class Graph:
         if readers or any(h.node is node for h in self.heads):
             raise GraphError(f"{node}: cannot be removed, still read by {', '.join(readers[:5]) or 'a head'}")
         self.dag.remove_node(node)
+        self._inputs.pop(node, None)
         self._names.discard(node.name)
         if node.op == "null":
             self.params.pop(node.name, None)
@@ -265,6 +276,7 @@ class Graph:
         dead = [n for n in self.dag if n not in alive]
         self.dag.remove_nodes_from(dead)
         for node in dead:
+            self._inputs.pop(node, None)
             self._names.discard(node.name)
             if node.op == "null":
                 self.params.pop(node.name, None)

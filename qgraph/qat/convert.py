@@ -10,9 +10,10 @@ from types import MethodType
 from typing import Protocol, TypeVar, Union, cast
 
 from qgraph.errors import OptionError, UnsupportedError, close_names
-from qgraph.formats.gluon import flatten
+from qgraph.formats.gluon import flatten, from_gluon
 from qgraph.qat.control import METHODS, Control, Trained
 from qgraph.qat.converters import DEFAULT_CONVERT_FN, STAYS, Converter, bypass_bn, is_converter, nn
+from qgraph.qat.equalize import equalized
 from qgraph.qat.fake_bn import PairedBN
 from qgraph.qat.layer import Converted, Quantizer, decide_sign, is_converted
 from qgraph.qat.network import Network, examine
@@ -26,13 +27,15 @@ log = logging.getLogger("qgraph")
 
 
 def convert_model(net: Block, exclude: Iterable[Named] = (), convert_fn: Mapping[type, Converter | None] | None = None,
-                  custom_fn: Mapping[Named, Converter | None] | None = None) -> Trained:
+                  custom_fn: Mapping[Named, Converter | None] | None = None, equalize: object = None) -> Trained:
     """Let a network train with fake quantization, in place; returns it.
 
     exclude: blocks, their names (with or without the network's prefix) or globs; what lies inside an excluded block
         is left alone, too.
     convert_fn: type of block -> converter, in addition to `converters.DEFAULT_CONVERT_FN`; None leaves a type alone.
     custom_fn: block, name or glob -> converter, for single layers: other bit widths, for example.
+    equalize: calibration images, what `qgraph.open_data` takes: channels are scaled between layers first, so that these
+        bits fit them; what the network computes in float stays.  Its parameters need values then.
     The network gets the methods of `control.Control`.  ``net.qat_control.reasons`` says what was not done, and why.
     Make the Trainer afterwards, where ranges are learned.
     Raises OptionError for an exclusion that matches nothing and for a network that is converted already, and what the
@@ -53,6 +56,7 @@ def convert_model(net: Block, exclude: Iterable[Named] = (), convert_fn: Mapping
     _checked(custom_fn, "custom_fn")
     table = {**DEFAULT_CONVERT_FN, **_checked(convert_fn, "convert_fn")}
     network = examine(net)
+    before = None if equalize is None else from_gluon(net)
     norms = {b.gamma.name: b for b in blocks if isinstance(b, nn.BatchNorm)}
     chosen = [(b, custom.get(id(b), _converter(b, table))) for b in blocks if id(b) not in excluded]
     folds = any(getattr(getattr(fn, "args", None), "fake_bn", False) for _, fn in chosen)
@@ -69,6 +73,9 @@ def convert_model(net: Block, exclude: Iterable[Named] = (), convert_fn: Mapping
             raise OptionError(f"{net.name}: no layer to quantize among its {len(blocks)} blocks; want a network of "
                               "Gluon layers (a SymbolBlock, as imported from files, has none)")
         _check_shared(blocks)
+        scaled = {} if before is None else equalized(before, [state.args for state in states], equalize)
+    for name, array in scaled.items():
+        net.collect_params()[name].set_data(mx.nd.array(array))
     for block in blocks:
         for why in (why for cls, why in STAYS.items() if isinstance(block, cls) and id(block) not in excluded):
             reasons[block.name] = f"it stays in float: {why}"

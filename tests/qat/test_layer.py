@@ -792,6 +792,73 @@ def test_an_excluded_batchnorm_is_not_folded() -> None:
     assert net[0].qat.bn is None and "is excluded" in net.qat_control.reasons[net[0].name]
 
 
+def uneven_net(norm: bool) -> Any:
+    """Channels of very different sizes behind its first layer, and weights that make up for them in the next one."""
+    mx.random.seed(0)
+    net = nn.HybridSequential(prefix="net_")
+    sizes = np.geomspace(0.05, 1, 16).astype(np.float32)
+    with net.name_scope():
+        net.add(nn.Conv2D(16, 3, padding=1, in_channels=3, use_bias=not norm))
+        if norm:
+            net.add(nn.BatchNorm(in_channels=16))
+        net.add(nn.Activation("relu"), nn.Conv2D(16, 3, padding=1, groups=16, in_channels=16), nn.LeakyReLU(0.1),
+                nn.MaxPool2D(), nn.Dense(5, in_units=16 * 16))
+    net.initialize(mx.init.Xavier(magnitude=2.0))
+    if norm:
+        net[1].gamma.set_data(nd.array(sizes))
+        net[1].running_mean.set_data(nd.random.normal(scale=0.1, shape=16))
+    else:
+        net[0].weight.set_data(net[0].weight.data() * nd.array(sizes.reshape(-1, 1, 1, 1)))
+    depthwise = net[3 if norm else 2].weight
+    depthwise.set_data(depthwise.data() / nd.array(sizes.reshape(-1, 1, 1, 1)))
+    return net
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_channels_are_equalized_before_training(norm: bool) -> None:
+    few = {nn.Conv2D: CONV(in_width=4, wt_width=4, fake_bn=norm), nn.Dense: gen_dense_converter(in_width=4, wt_width=4)}
+    want = uneven_net(norm)(images()).asnumpy()
+    errors = []
+    for equalize in (None, images(64).asnumpy()):
+        net = convert_model(uneven_net(norm), convert_fn=few, exclude=["conv0"], equalize=equalize)
+        qparams_init(net, calib_data=images(64).asnumpy())
+        net.quantize_offline()
+        errors.append(np.square(net(images()).asnumpy() - want).mean())
+        net.disable_quantize()
+        np.testing.assert_allclose(net(images()).asnumpy(), want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_channels_of_other_batchnorms_are_not_equalized(place: int) -> None:
+    """place 1: without a gamma.  2: behind the relu, so that it is folded into the layer that reads it."""
+    def build() -> Any:
+        net = uneven_net(norm=True)
+        norm = nn.BatchNorm(in_channels=16, scale=place == 2)
+        norm.initialize()
+        norm.running_mean.set_data(nd.random.normal(scale=0.1, shape=16))
+        layers, sizes = list(net), np.geomspace(0.05, 1, 16)
+        if place == 2:
+            layers[0].weight.set_data(layers[0].weight.data() * nd.array(sizes.reshape(-1, 1, 1, 1)))
+            layers[1:3] = [layers[2], norm]
+            layers[3] = nn.Conv2D(16, 1, in_channels=16)
+            layers[3].initialize()
+            layers[3].weight.set_data(nd.array(np.random.RandomState(0).randn(16, 16, 1, 1)
+                                               / sizes.reshape(1, -1, 1, 1)))
+        else:
+            norm.running_var.set_data(nd.array(np.geomspace(400, 1, 16)))
+            layers[1] = norm
+        other = nn.HybridSequential(prefix="other_")
+        other.add(*layers)
+        return other
+
+    want = build()(images()).asnumpy()
+    net = convert_model(build(), convert_fn={nn.Conv2D: CONV(in_width=4, wt_width=4)}, equalize=images(64).asnumpy())
+    qparams_init(net)
+    net.disable_quantize()
+    np.testing.assert_allclose(net(images()).asnumpy(), want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
 def test_two_inputs_are_calibrated_exported_and_frozen(tmp_path: Any) -> None:
     class Two(gluon.HybridBlock):
         def __init__(self) -> None:
@@ -855,7 +922,9 @@ def test_layers_that_read_floats_are_frozen_for_every_target(target: str) -> Non
     (lambda: convert_model(len), "want a Gluon block"), (lambda: qparams_init(small_net()), "is not converted"),
     (lambda: CONV(in_width=4.0), "in_width"), (lambda: CONV(start_step=-1), "start_step"),
     (lambda: CONV(freeze_bn_step="1"), "freeze_bn_step"), (lambda: converted(False).update_ema("0.9"), "momentum"),
-    (lambda: converted(False).update_ema(), "not called under autograd.record")])
+    (lambda: converted(False).update_ema(), "not called under autograd.record"),
+    (lambda: convert_model(nn.Conv2D(8, 3, in_channels=3), equalize=images().asnumpy()), r"initialize\(\)"),
+    (lambda: convert_model(small_net(), equalize=True), "equalize: found True, want calibration images")])
 def test_more_mistakes_are_named(mistake: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         mistake()
