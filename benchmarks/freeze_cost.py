@@ -3,7 +3,8 @@
     python benchmarks/freeze_cost.py [--models squeezenet1.1,resnet50_v1] [--images 32] [--targets onnx]
                                      [--nncf-python nncf/bin/python]
 
-Each run is a process of its own, with one thread per engine; imports and the making of images are not counted.
+Each run is a process of its own, with one thread per engine, and with the kernels of linear algebra that the command
+line chooses for NumPy; imports and the making of images are not counted.
 
 ours fast             `qgraph freeze --effort fast --calib naive --runtime onnxruntime`, of --targets: what MinMax does
 ours standard         the same with --effort standard --calib kl, which is what Entropy looks for
@@ -30,6 +31,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from qgraph.processor import choose_kernels
+
+choose_kernels()  # before NumPy is imported
 
 import numpy as np
 from _common import TRAINED, calibration_data, noise, stacked, table, zoo_graph

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import qgraph
+from qgraph.processor import units
 
 PACKAGES = ("numpy", "networkx", "Pillow", "onnx", "onnxruntime", "mxnet", "ncnn", "openvino", "distributed")
 _VECTORS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
@@ -41,10 +42,7 @@ def _version(package: str) -> str:
 
 def _processor() -> str:
     """x86_64 with avx2, avx_vnni; without the units where the system does not tell them."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
-        flags = set()
+    flags = units()
     return " with ".join(part for part in (platform.machine(), ", ".join(v for v in _VECTORS if v in flags)) if part)
 
 

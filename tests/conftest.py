@@ -6,6 +6,10 @@ import gc
 import logging
 from collections.abc import Iterator
 
+from qgraph.processor import choose_kernels
+
+choose_kernels()  # as the command line does, which some tests run in a process of its own
+
 import pytest
 from helpers import CASES, MXNET, NCNN, OPENVINO
 from hypothesis import HealthCheck, settings

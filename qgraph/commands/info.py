@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import qgraph
+from qgraph.processor import units
 
 ENGINES = ("mxnet", "gluoncv", "onnxruntime", "openvino", "ncnn")
 PACKAGES = ("numpy", "onnx", "networkx", "click")
-_CPU = Path("/proc/cpuinfo")
-_MOST = 1 << 16  # characters of it that are read: the first processor
 
 
 def installed(packages: tuple[str, ...] = (*ENGINES, *PACKAGES)) -> dict[str, str]:
@@ -34,12 +32,8 @@ def info() -> dict[str, str]:
 
 def _vnni() -> str:
     """Whether the processor adds products of codes in 32 bits, where the system tells: without, sums saturate."""
-    try:
-        with _CPU.open(encoding="utf-8", errors="replace") as stream:
-            text = stream.read(_MOST)
-    except OSError:
-        return "unknown"
-    return "yes" if "vnni" in text else "no" if "flags" in text else "unknown"
+    found = units()
+    return "yes" if any("vnni" in unit for unit in found) else "no" if "flags" in found else "unknown"
 
 
 def version_line() -> str:

@@ -14,6 +14,7 @@ import pytest
 from helpers import ROOT
 
 import qgraph
+from qgraph import processor
 from qgraph.cli.main import COMMANDS, main
 from qgraph.commands import info as module
 
@@ -55,7 +56,7 @@ def test_the_processor(text: str | None, vnni: str, tmp_path: Path, monkeypatch:
     path = tmp_path / "cpuinfo"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setattr(module, "_CPU", path)
+    monkeypatch.setattr(processor, "_CPU", path)
     assert module.info()["vnni"] == vnni
 
 
