@@ -136,10 +136,10 @@ class _Search:
         self.places = {order: places_of(g, order, columns) for order in self.orders}
         self.now = {order: np.ones(order.count) for order in self.orders}
         before = self._total() if self.shared else 0.0
-        balanced = self._balanced() if self.shared else {}
-        for order, factors in balanced.items():
+        start = self._balanced() if self.shared else {}
+        for order, factors in start.items():
             self._set(order, factors)
-        chosen = {order: self._chosen(order, balanced.get(order)) for order in self.orders}
+        chosen = {order: self._chosen(order, start.get(order)) for order in self.orders}
         if self.shared and self._total() >= before:  # each was judged with the others as they were then
             return []
         return [(order, factors) for order, factors in chosen.items() if (factors != 1).any()]
@@ -181,10 +181,10 @@ class _Search:
 
     # ---- candidates -------------------------------------------------------------------------------------------------
 
-    def _chosen(self, order: Order, balanced: np.ndarray | None) -> np.ndarray:
+    def _chosen(self, order: Order, start: np.ndarray | None) -> np.ndarray:
         """The best factors of an order, which are set; ones if they are not better by a margin."""
         ones = np.ones(order.count)
-        bases = [ones] if balanced is None else [ones, on_grid(np.sqrt(balanced)), balanced]
+        bases = [ones] if start is None else [ones, on_grid(np.sqrt(start)), start]
         self._set(order, ones)
         before = self._noises(order, JUDGING)
         best, least = (ones, 0.0), float(self._noises(order, CHOOSING).sum())

@@ -46,7 +46,8 @@ def equalized(g: Graph, args: Sequence[QuantizeArgs], calib_data: object, num_ca
         raise OptionError(f"equalize: found {calib_data}, want calibration images: an array, or what open_data takes")
     folded = g.copy()
     PassManager(PIPELINES["float"]).run(folded)
-    data = FreezeOptions(num_calib=num_calib).open(calib_data, {node.name: () for node in g.data_inputs()}, num_calib)
+    options = FreezeOptions(num_calib=num_calib, batch_size=SAMPLED)
+    data = options.open(calib_data, {node.name: () for node in g.data_inputs()}, num_calib)
     batch = next(iter(data), None)
     if batch is None:
         raise CalibrationError(f"equalize: {data.name}: no image was read")
@@ -59,7 +60,7 @@ def equalized(g: Graph, args: Sequence[QuantizeArgs], calib_data: object, num_ca
                                                   ).most_common(1)[0]
     tried = folded.copy()
     Equalize().with_fields(act_bits=in_width, weight_bits=wt_width, granularity=as_granularity(quant_type), sweep=sweep,
-                           feeds={name: values[:SAMPLED] for name, values in batch.feeds.items()}).run(tried)
+                           feeds=batch.feeds).run(tried)
     factors = factors_of(tried)
     return _scaled(g, folded, {order: np.array(factors[order.writers[0].name]) for order in channel_scalings(folded)
                                if order.writers[0].name in factors})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import VNNI
 
 mx = pytest.importorskip("mxnet")  # the networks are blocks of Gluon
 from mxnet.gluon import nn  # noqa: E402
@@ -167,7 +168,7 @@ def test_files_that_are_far_from_what_was_trained_say_so(caplog: pytest.LogCaptu
 
 
 def test_overflow_at_a_trained_range_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    """The range stays; the layer is left in float, or with `fast` overflows."""
+    """The range stays; the layer is left in float, or with `fast` overflows where a processor has no VNNI."""
     net, want = trained("plain", "auto", "channel", 0.25)
     end = float(next(p for n, p in net.collect_params().items() if n == "net_last_input_max").data().asscalar())
     caplog.set_level(logging.WARNING)
@@ -177,7 +178,7 @@ def test_overflow_at_a_trained_range_is_said(caplog: pytest.LogCaptureFixture) -
         found, = report["saturation"]
         assert found["layer"] == "net_last_fwd" and found["why"].endswith(why) and found["chosen"] == 1
         assert any(abs(tensor["high"] - end) < 1e-5 * end for tensor in report["tensors"].values())
-        assert (db >= 30) == ("fast" not in target)
+        assert (db >= 30) == ("fast" not in target or VNNI)
 
 
 @pytest.mark.parametrize("target", ["mxnet", "onnx", NCNN, "tengine"])
