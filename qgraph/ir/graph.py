@@ -11,6 +11,7 @@ import copy
 import gc
 import hashlib
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -341,6 +342,13 @@ class Graph:
             h.update(f"{name}{dtype_name(array.dtype)}{array.shape}".encode())
             h.update(array.data if array.size else b"")
         return h.hexdigest()
+
+    def fingerprint(self) -> int:
+        """Tells the graph from what it was before, as `digest` does, but in this process alone: large arrays are hashed
+        several times as fast."""
+        arrays = [np.ascontiguousarray(self.params[name]) for name in sorted(self.params)]
+        return hash((self.text(), *((dtype_name(array.dtype), array.shape, zlib.crc32(array.data) if array.size else 0)
+                                    for array in arrays)))
 
     # ---- text -------------------------------------------------------------------------------------------------------
 

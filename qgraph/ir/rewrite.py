@@ -150,7 +150,7 @@ class PassManager(Pass):
         g.verify()
         if not self.records:
             self._dump(g, 0, "input")
-        digest, done = g.digest(), set(r.name for r in self.records)
+        known, done = g.fingerprint(), set(r.name for r in self.records)
         for number, step in enumerate(self.passes, len(self.records) + 1):
             missing = [name for name in step.requires if name not in done]
             if missing:
@@ -163,13 +163,13 @@ class PassManager(Pass):
                 g.verify()
             except QGraphError as error:
                 raise PassError(f"pass {step.name} left an invalid graph: {error}") from error
-            after = g.digest()
+            after = g.fingerprint()
             if isinstance(changed, bool) or not isinstance(changed, int):
                 raise PassError(f"pass {step.name} returned {changed!r}, want the number of changes it made")
-            if (changed == 0) != (after == digest):
+            if (changed == 0) != (after == known):
                 raise PassError(f"pass {step.name} reported {changed} changes, but the graph "
-                                f"{'changed' if after != digest else 'did not change'}")
-            digest = after
+                                f"{'changed' if after != known else 'did not change'}")
+            known = after
             done.add(step.name)
             counts = _op_counts(g)
             grown = {op: counts[op] - before[op] for op in sorted({*before, *counts}) if counts[op] != before[op]}
