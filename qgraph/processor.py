@@ -28,7 +28,7 @@ def choose_kernels() -> None:
     """Let the linear algebra of a NumPy that this process has not imported yet compute with all that Intel's have.
 
     The OpenBLAS in NumPy before 2 does not know the newest of Intel's processors, takes each for a Pentium 4, and
-    multiplies matrices at a quarter of the speed.  On those that it knows these are the kernels that it takes itself.
+    multiplies matrices without wide vectors.  On those that it knows these are the kernels that it takes itself.
     What is set already stays.  Child processes inherit it.
     """
     if KERNELS in os.environ or "numpy" in sys.modules or platform.machine() not in ("x86_64", "AMD64"):

@@ -71,4 +71,4 @@ print([found["architecture"] for found in threadpool_info() if found["internal_a
 def test_the_command_line_computes_with_wide_vectors():
     env = {key: value for key, value in os.environ.items() if key != KERNELS} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", ARCHITECTURE], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]" or "Prescott" not in done.stdout
+    assert "Prescott" not in done.stdout

@@ -355,8 +355,9 @@ def test_a_network_without_layers_is_copied() -> None:
 def test_the_codes_of_each_quantizer_are_where_it_says(name: str) -> None:
     """Of the same shape and type, and near those of the reference, which adds up no differences as kernels do.
 
-    With VNNI, layers that read signed codes take a weight of 64 for 63.5.
+    With VNNI, layers that read signed codes take a weight of 64 for 63.5, which shows in two of these networks.
     """
+    near = 12 if VNNI and name in ("residual_linear", "squeeze_excite") else 2
     g, feeds = networks.build(name)
     q = networks.quantize(g, networks.calibrated(g, feeds))
     lowered, codes = mxnet_int8.lower_with_codes(q)
@@ -365,4 +366,4 @@ def test_the_codes_of_each_quantizer_are_where_it_says(name: str) -> None:
     want = Reference(q, [Port(fq) for fq in codes]).run_tensors(feeds)
     for fq, exact, found in zip(codes, want, networks.Executor(lowered, watch=list(codes.values())).run(feeds)):
         assert found.dtype == (np.int8 if fq.quant.signed else np.uint8) and found.shape == exact.codes.shape, fq
-        assert (np.abs(exact.codes - found.astype(np.int32)) <= (12 if VNNI else 2)).mean() > 0.99, fq
+        assert (np.abs(exact.codes - found.astype(np.int32)) <= near).mean() > 0.99, fq
